@@ -1,0 +1,1 @@
+"""PHD-Transformers: pretraining length scaling on stock Megatron-Core."""

@@ -1,0 +1,166 @@
+"""What a PHD model costs, by formula: training FLOPs, model FLOPs utilisation, bytes of KV cache.
+
+Conventions, the same for every variant and for the vanilla baseline:
+  - a multiply-add is two FLOPs; only matrix products are counted; backward costs twice forward;
+  - activation recomputation is not counted (model FLOPs, not hardware FLOPs);
+  - attention counts the (query, key) pairs that may see each other, so causal attention counts half of the
+    square (s (s + 1) / 2 pairs), whatever the kernel really multiplies;
+  - "per token" is per original token: the K copies are work done for one token, never K tokens.
+
+Symbols: K copies, W window, C chunk, s sequence length (positions).
+"""
+
+from typing import Literal
+
+# Dense peaks (no structured sparsity) in FLOP/s of one device with bf16 or fp16 inputs and fp32 sums, from
+# NVIDIA's data sheets. Matched against the device's name, the first hit wins, so longer names come first.
+_BF16_PEAKS = (
+    ("GB200", 2.5e15),
+    ("B200", 2.25e15),
+    ("GH200", 989.4e12),
+    ("H200 NVL", 835.5e12),
+    ("H200", 989.4e12),
+    ("H100 PCIe", 756.5e12),
+    ("H100 NVL", 835.5e12),
+    ("H100", 989.4e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+)
+
+
+def visible_pairs(
+    seq_length: int, *, copies: int, window: int, chunk: int | None = None, naive: bool = False
+) -> int:
+    """Number of (query, key) pairs of one sequence and one head that the attention rule lets see each other.
+
+    Equals the sum of ``phd.attention.rule.can_see`` (or ``can_see_naive``) over all K s queries and K s keys.
+
+    Raises:
+        ValueError: ``seq_length``, ``copies``, ``window`` or ``chunk`` is below 1.
+    """
+    _check_rule(seq_length, copies, window, chunk)
+    if naive:
+        return copies * seq_length * (copies * seq_length + 1) // 2
+    originals = copies * seq_length * (seq_length + 1) // 2
+    chunk = min(chunk or seq_length, seq_length)
+    whole_chunks, rest = divmod(seq_length, chunk)
+    # Pairs of positions at distance 1..W-1 within a chunk: all K-1 hidden queries see all K-1 hidden keys.
+    earlier = whole_chunks * _band_pairs(chunk, window) + _band_pairs(rest, window)
+    # At a hidden query's own position copy j sees the hidden copies 1..j.
+    own = seq_length * copies * (copies - 1) // 2
+    return originals + (copies - 1) ** 2 * earlier + own
+
+
+def flops_per_token(
+    *,
+    num_layers: int,
+    hidden_size: int,
+    ffn_hidden_size: int,
+    num_attention_heads: int,
+    num_query_groups: int,
+    kv_channels: int,
+    vocab_size: int,
+    seq_length: int,
+    gated_linear_unit: bool,
+    copies: int = 1,
+    window: int = 1,
+    chunk: int | None = None,
+    naive: bool = False,
+) -> float:
+    """Training FLOPs (forward and backward) per original token of a dense GPT, Megatron's names for its sizes.
+
+    Linear layers run K times; attention over the visible pairs; the output layer once, on the last copy.
+
+    Args:
+        num_query_groups: number of key/value heads (equal to ``num_attention_heads`` without grouping).
+        kv_channels: size of one head.
+        vocab_size: rows of the output layer, padding included.
+        seq_length: positions per sample.
+        gated_linear_unit: True for SwiGLU and its like, whose first MLP layer is twice as wide.
+
+    Raises:
+        ValueError: see :func:`visible_pairs`.
+    """
+    pairs = visible_pairs(seq_length, copies=copies, window=window, chunk=chunk, naive=naive)
+    query_size = num_attention_heads * kv_channels
+    key_value_size = 2 * num_query_groups * kv_channels
+    attention_weights = hidden_size * (2 * query_size + key_value_size)
+    mlp_weights = hidden_size * ffn_hidden_size * (3 if gated_linear_unit else 2)
+    # One dot product and one weighted sum of length kv_channels for each pair and head.
+    attention_products = 2 * query_size * pairs / seq_length
+    per_layer = copies * (attention_weights + mlp_weights) + attention_products
+    forward = 2 * (num_layers * per_layer + hidden_size * vocab_size)
+    return 3 * forward
+
+
+def peak_flops(device_name: str, precision: Literal["bf16", "fp16", "fp8"] = "bf16") -> float | None:
+    """Dense peak of one device in FLOP/s, or None where it is not known (a CPU, an unlisted GPU).
+
+    Args:
+        device_name: as ``torch.cuda.get_device_name()`` gives it, for example "NVIDIA H100 80GB HBM3".
+    """
+    for name, peak in _BF16_PEAKS:
+        if name in device_name:
+            if precision != "fp8":
+                return peak
+            # Ampere has no FP8; on every later device of the table it doubles the rate.
+            return None if name == "A100" else 2 * peak
+    return None
+
+
+def mfu(*, tokens_per_second: float, flops_per_token: float, peak_flops: float) -> float:
+    """Model FLOPs utilisation as a fraction: FLOPs really needed over what the devices could do.
+
+    Args:
+        tokens_per_second: original tokens, of all devices together.
+        peak_flops: FLOP/s of all devices together.
+
+    Raises:
+        ValueError: ``peak_flops`` is not positive.
+    """
+    if peak_flops <= 0:
+        raise ValueError(f"peak_flops must be positive, got {peak_flops}")
+    return tokens_per_second * flops_per_token / peak_flops
+
+
+def kv_cache_bytes(
+    seq_length: int,
+    *,
+    num_layers: int,
+    num_query_groups: int,
+    kv_channels: int,
+    bytes_per_element: int,
+    copies: int = 1,
+    window: int = 1,
+    chunk: int | None = None,
+    naive: bool = False,
+) -> int:
+    """Bytes of keys and values that one sequence keeps once ``seq_length`` positions have been decoded.
+
+    Originals: every position, as in a vanilla model. Hidden copies (paper section 3.3): only those that the
+    next position can see, so none with W = 1, at most (W - 1) (K - 1) entries with a window, and with chunks
+    none right after a chunk's end. Naive repetition keeps all K copies.
+
+    Raises:
+        ValueError: see :func:`visible_pairs`.
+    """
+    _check_rule(seq_length, copies, window, chunk)
+    if naive:
+        entries = copies * seq_length
+    else:
+        position_in_chunk = seq_length % chunk if chunk else seq_length
+        entries = seq_length + min(window - 1, position_in_chunk) * (copies - 1)
+    return 2 * num_layers * num_query_groups * kv_channels * bytes_per_element * entries
+
+
+def _band_pairs(length: int, window: int) -> int:
+    """Pairs of positions at distance 1..window-1 among ``length`` positions."""
+    full = max(length - window, 0)
+    growing = min(length, window)
+    return growing * (growing - 1) // 2 + full * (window - 1)
+
+
+def _check_rule(seq_length: int, copies: int, window: int, chunk: int | None) -> None:
+    for name, value in (("seq_length", seq_length), ("copies", copies), ("window", window), ("chunk", chunk)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,1 @@
+"""Megatron meets PHD: config, layer spec, core attention, model and builder."""

@@ -1,0 +1,46 @@
+"""The command line: Megatron's flags plus ours, CPU defaults where there is no GPU, checks before anything starts."""
+
+import dataclasses
+import os
+from argparse import ArgumentParser, Namespace
+
+from megatron.training.argument_utils import ArgumentGroupFactory
+from megatron.training.arguments import parse_args, validate_args
+from megatron.training.checkpointing import load_args_from_checkpoint
+from megatron.training.global_vars import set_global_variables
+
+from phd.config import PHDConfig
+from phd.model import cpu
+from phd.model.support import refuse_unsupported
+
+
+def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
+    """Add the PHD flags; without a CUDA device also change the defaults that a CPU cannot run with."""
+    ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer")
+    if cpu.needed():
+        parser.set_defaults(**cpu.CPU_DEFAULTS)
+    return parser
+
+
+def phd_config_from_args(args: Namespace) -> PHDConfig:
+    """The PHD flags as a validated PHDConfig. Raises ValueError that names the flag."""
+    return PHDConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(PHDConfig)})
+
+
+def parse_and_validate_args() -> Namespace:
+    """sys.argv -> checked arguments, set as Megatron's global ones (tokenizer, writers and timers with them).
+
+    Raises:
+        ValueError: a PHD flag is bad, or a flag does not run with PHD; names the flag and the remedy.
+    """
+    if "RANK" not in os.environ:  # started without torchrun: a world of one, on a port of the system's choice
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    args = parse_args(add_phd_arguments)
+    refuse_unsupported(args)
+    config = phd_config_from_args(args)
+    if args.use_checkpoint_args:
+        load_args_from_checkpoint(args)
+    args.wandb_exp_name = args.wandb_exp_name or config.variant
+    validate_args(args)
+    set_global_variables(args)
+    return args

@@ -1,0 +1,146 @@
+"""Every touch of Megatron's internals, each with its reason. Megatron-Core 0.19.2 and no other.
+
+The rest of the project uses what Megatron offers: config subclass, builder, layer spec, flag factory.
+"""
+
+import functools
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import pipeline_parallel
+from megatron.core.datasets import utils as dataset_utils
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import distrib_optimizer
+from megatron.core.tensor_parallel import random as tensor_parallel_random
+from megatron.training import get_timers, initialize, training
+
+from phd.model import cpu
+
+MEGATRON_VERSION = "0.19.2"
+
+
+def become(model: GPTModel, model_class: type[GPTModel]) -> None:
+    """Turn a built GPTModel into ``model_class``.
+
+    GPTModelBuilder.build_model names GPTModel in the middle of 70 lines; a subclass that adds methods but no
+    state needs no constructor of its own.
+    """
+    model.__class__ = model_class
+
+
+def apply(copies: int, metrics: Callable[[int, float], str] | None = None) -> None:
+    """Fit Megatron's training loop to PHD, and to a machine without a GPU where there is none.
+
+    Args:
+        copies: K; pipeline stages exchange ``micro_batch_size * K`` rows.
+        metrics: called on the logging ranks at every log interval with (iteration, seconds per iteration);
+            what it returns is appended to Megatron's log line.
+
+    Raises:
+        RuntimeError: the installed Megatron-Core is not the version this file was written against.
+    """
+    version = importlib.metadata.version("megatron-core")
+    if version != MEGATRON_VERSION:
+        raise RuntimeError(
+            f"phd needs megatron-core=={MEGATRON_VERSION}, found {version}: "
+            f'pip install "megatron-core[training]=={MEGATRON_VERSION}"'
+        )
+    _ship_no_makefile()
+    _pipeline_rows(copies)
+    _log_line(metrics)
+    if not distrib_optimizer.HAVE_APEX_OR_TE:
+        _torch_adam_step()
+    if cpu.needed():
+        _no_cuda()
+
+
+def _ship_no_makefile() -> None:
+    """The wheel carries the compiled dataset helpers but no Makefile; running make ends the process."""
+    if not (Path(dataset_utils.__file__).parent / "Makefile").exists():
+        initialize._compile_dependencies = torch.distributed.barrier
+
+
+def _pipeline_rows(copies: int) -> None:
+    """Pipeline stages size their messages from micro_batch_size, which counts samples; ours are b*K rows.
+
+    The argument itself must stay: the batch sampler, the microbatch count and the logs read it.
+    """
+
+    def get_forward_backward_func(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        schedule = pipeline_parallel.get_forward_backward_func(*args, **kwargs)
+
+        @functools.wraps(schedule)
+        def with_copies(*, micro_batch_size: int, **schedule_kwargs: Any) -> Any:
+            return schedule(micro_batch_size=micro_batch_size * copies, **schedule_kwargs)
+
+        return with_copies
+
+    training.get_forward_backward_func = get_forward_backward_func
+
+
+def _log_line(metrics: Callable[[int, float], str] | None) -> None:
+    """Append our metrics to Megatron's log line: training_log has no hook, and prints through this name."""
+    training_log = getattr(training.training_log, "__wrapped__", training.training_log)
+    print_rank_last = getattr(training.print_rank_last, "__wrapped__", training.print_rank_last)
+    training.training_log, training.print_rank_last = training_log, print_rank_last
+    if metrics is None:
+        return
+    suffix = ""
+
+    @functools.wraps(training_log)
+    def with_metrics(loss_dict: dict, total_loss_dict: dict, learning_rate: float, iteration: int, *args: Any,
+                     **kwargs: Any) -> Any:  # fmt: skip
+        nonlocal suffix
+        log_interval = training.get_args().log_interval
+        if iteration % log_interval == 0:
+            # The counters are raised inside training_log, so this iteration is not in them yet.
+            counted = ("advanced iterations", "skipped iterations")
+            iterations = 1 + sum(total_loss_dict.get(key, 0) for key in counted)
+            suffix = metrics(iteration, get_timers()("interval-time").elapsed(reset=False) / iterations)
+        try:
+            return training_log(loss_dict, total_loss_dict, learning_rate, iteration, *args, **kwargs)
+        finally:
+            suffix = ""
+
+    @functools.wraps(print_rank_last)
+    def with_suffix(message: str) -> None:
+        print_rank_last(message + suffix)
+
+    training.training_log, training.print_rank_last = with_metrics, with_suffix
+
+
+def _torch_adam_step() -> None:
+    """Loading a distributed-optimizer checkpoint fails with torch's Adam: state_dict() asks every parameter
+    for its step, and before the first update there is none. Answer with step 0, which loading overwrites.
+    """
+    original = distrib_optimizer.DistributedOptimizer.state_dict
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def state_dict(self: Any) -> dict:
+        state = self.optimizer.state
+        if state:
+            return original(self)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                state[parameter]["step"] = torch.tensor(0.0)
+        try:
+            return original(self)
+        finally:
+            state.clear()  # load_state_dict() allocates the moments only where it finds no state
+
+    distrib_optimizer.DistributedOptimizer.state_dict = state_dict
+
+
+def _no_cuda() -> None:
+    """What cpu.install() cannot answer from outside Megatron."""
+    tensor_parallel_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    tensor_parallel_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    training.initialize_megatron = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
+    # Draws random tensors whose size depends on the layout, from the generator that initialises the weights:
+    # TP 1 and TP 2 would start from different models.
+    initialize._warmup_jit_function = lambda *args, **kwargs: None

@@ -1,0 +1,30 @@
+"""Megatron's GPTModel with K copies of every token as batch rows: repeat on the way in, last copy on the way out."""
+
+from typing import Any
+
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+
+class PHDModel(GPTModel):
+    """GPTModel whose decoder runs on K copies of each token (K = ``config.phd_copies``).
+
+    No new parameters: names and shapes of the weights are the vanilla model's. Shapes: s sequence length
+    (divided by tensor-parallel size under sequence parallelism), b micro batch size, h hidden size.
+    """
+
+    def _preprocess(self, *args: Any, **kwargs: Any) -> tuple:
+        """Embed, then repeat every sample K times; row = sample * K + copy."""
+        decoder_input, *rest = super()._preprocess(*args, **kwargs)
+        if decoder_input is not None:
+            # [s, b, h] -> [s, b*K, h]
+            decoder_input = decoder_input.repeat_interleave(self.config.phd_copies, dim=1)
+        return (decoder_input, *rest)
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The last copy alone goes to the output layer and the loss."""
+        if self.post_process:
+            copies = self.config.phd_copies
+            # [s, b*K, h] -> [s, b, h]
+            hidden_states = hidden_states[:, copies - 1 :: copies].contiguous()
+        return super()._postprocess(hidden_states, *args, **kwargs)

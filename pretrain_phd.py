@@ -1,0 +1,160 @@
+"""Pretrain a PHD-Transformer, or its vanilla baseline (--phd-copies 1), with Megatron-Core.
+
+The shape of Megatron's pretrain_gpt.py: batch, loss, forward step, datasets, main. Takes all of Megatron's
+flags and the --phd-* ones; runs on GPUs, and on a machine without one by itself.
+"""
+
+import time
+
+PROGRAM_START = time.time()
+
+from phd.model import cpu  # noqa: E402
+
+cpu.install()  # before Megatron is imported: it asks for CUDA by name
+
+import sys  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from functools import partial  # noqa: E402
+
+import torch  # noqa: E402
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder  # noqa: E402
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset  # noqa: E402
+from megatron.core.enums import ModelType  # noqa: E402
+from megatron.core.models.gpt import GPTModel  # noqa: E402
+from megatron.core.rerun_state_machine import get_rerun_state_machine  # noqa: E402
+from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank  # noqa: E402
+from megatron.core.utils import get_batch_on_this_tp_rank  # noqa: E402
+from megatron.training import get_args, get_timers, get_tokenizer, pretrain  # noqa: E402
+from megatron.training import print_rank_0, set_startup_timestamps  # noqa: E402
+from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
+from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage  # noqa: E402
+
+from phd.model import compat  # noqa: E402
+from phd.model.arguments import parse_and_validate_args  # noqa: E402
+from phd.model.builder import model_config_from_args  # noqa: E402
+
+BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
+
+
+def get_batch(data_iterator: Iterator | None, vp_stage: int | None) -> dict[str, torch.Tensor | None]:
+    """Next micro batch of original tokens, [b, s] each; the model makes the copies."""
+    if not is_first_or_last_pipeline_stage(vp_stage):
+        return dict.fromkeys(BATCH_KEYS)
+    args = get_args()
+    batch: dict[str, torch.Tensor | None] = dict.fromkeys(BATCH_KEYS)
+    tp_rank = parallel_state.get_tensor_model_parallel_rank()
+    if tp_rank == 0:
+        batch |= {key: value.cuda(non_blocking=True) for key, value in next(data_iterator).items()}
+    batch = get_batch_on_this_tp_rank(
+        batch,
+        has_cu_seqlens=False,
+        is_hybrid_cp=False,
+        create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
+        broadcast_src_rank=parallel_state.get_tensor_model_parallel_src_rank(),
+        broadcast_group=parallel_state.get_tensor_model_parallel_group(),
+        cp_size=args.context_parallel_size,
+        tp_rank=tp_rank,
+        micro_batch_size=args.micro_batch_size,
+        seq_length=args.seq_length,
+        mtp_on_this_rank=False,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        is_pipeline_first_stage=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        is_pipeline_last_stage=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+    )
+    batch = get_batch_on_this_cp_rank(batch, False, cp_group=parallel_state.get_context_parallel_group())
+    return {key: batch.get(key) for key in BATCH_KEYS}
+
+
+def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    """Sum of the next-token losses of the last copies, number of original tokens, and both for the log.
+
+    Args:
+        loss_mask: [b, s].
+        losses: [b, s], one per original token.
+    """
+    loss_mask = loss_mask.view(-1).float()
+    loss = torch.sum(losses.view(-1).float() * loss_mask)
+    num_tokens = loss_mask.sum().detach().to(torch.int)
+
+    if get_args().check_for_nan_in_loss_and_grad:
+        for rejected, name in ((torch.isnan, "NaN"), (torch.isinf, "Inf")):
+            get_rerun_state_machine().validate_result(
+                result=loss,
+                rejection_func=rejected,
+                message=f"found {name} in local forward loss calculation",
+                tolerance=0.0,
+                fatal=True,
+            )
+    report = torch.cat([loss.detach().view(1), num_tokens.view(1)])
+    return loss, num_tokens, {"lm loss": report}
+
+
+def forward_step(data_iterator: Iterator | None, model: GPTModel) -> tuple[torch.Tensor, partial]:
+    """One micro batch through the model."""
+    timers = get_timers()
+    timers("batch-generator", log_level=2).start()
+    batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
+    timers("batch-generator").stop()
+    losses = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], labels=batch["labels"])
+    return losses, partial(loss_func, batch["loss_mask"])
+
+
+def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
+    """Megatron's GPT datasets over .bin/.idx files (--data-path), or mock data (--mock-data)."""
+    args = get_args()
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    config = GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=args.split,
+        multiple_validation_sets=args.multiple_validation_sets,
+        full_validation=args.full_validation,
+        num_dataset_builder_threads=args.num_dataset_builder_threads,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=get_tokenizer(),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=args.create_attention_mask_in_dataloader,
+        object_storage_cache_path=args.object_storage_cache_path,
+        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
+        allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
+        fast_cache_load=args.dataloader_fast_cache_load,
+        defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
+    )
+
+    def is_built_on_rank() -> bool:
+        first_or_last = is_first_or_last_pipeline_stage(vp_stage)
+        return first_or_last and parallel_state.get_tensor_model_parallel_rank() == 0
+
+    dataset = MockGPTDataset if args.mock_data else GPTDataset
+    return tuple(BlendedMegatronDatasetBuilder(dataset, num_samples, is_built_on_rank, config).build())
+
+
+# Every rank calls the provider; is_built_on_rank decides who builds.
+train_valid_test_datasets_provider.is_distributed = True
+
+
+def main() -> None:
+    set_startup_timestamps(program_start=PROGRAM_START, main_entry=time.time())
+    args = parse_and_validate_args()
+    model_config = model_config_from_args(args)
+    print_rank_0(f"> {model_config.transformer.variant} on {'CPU' if cpu.needed() else 'GPU'}")
+    compat.apply(args.phd_copies)
+    pretrain(
+        pretrain_cfg_container_from_args(args, model_config),
+        train_valid_test_datasets_provider,
+        ModelType.encoder_or_decoder,
+        forward_step,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"pretrain_phd.py: error: {error}")

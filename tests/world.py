@@ -1,0 +1,134 @@
+"""A world of gloo ranks that is started once and runs many jobs: importing Megatron takes 10 s a process.
+
+``World.pretrain(flags, ranks=n)`` runs pretrain_phd.py's main() on n of the processes as torchrun would, and
+returns what each rank printed. A rank that fails or hangs takes the world down; the next job gets a new one.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT_S = 240
+
+
+class RankFailed(AssertionError):
+    """A rank raised, exited with an error, or did not answer in time."""
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class World:
+    """Up to ``size`` ranks on this machine."""
+
+    def __init__(self, size: int = 4) -> None:
+        self.size = size
+        self._ranks: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        for _ in range(self.size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            self._ranks.append((process, ours))
+
+    def close(self) -> None:
+        for process, _ in self._ranks:
+            process.kill()
+            process.join()
+        self._ranks = []
+
+    def run(self, job: Callable[..., Any], *args: Any, ranks: int = 1) -> list[Any]:
+        """Call ``job(*args)`` on ranks 0..n-1 with torchrun's environment set; one result a rank."""
+        if not self._ranks:
+            self._start()
+        environment = {
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
+        used = self._ranks[:ranks]
+        for rank, (_, connection) in enumerate(used):
+            connection.send(({**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, job, args))
+        results = []
+        for rank, (_, connection) in enumerate(used):
+            try:
+                ok, result = connection.recv() if connection.poll(TIMEOUT_S) else (False, "no answer in time")
+            except EOFError:
+                ok, result = False, "the process ended"
+            if not ok:
+                self.close()
+                raise RankFailed(f"rank {rank} of {ranks}: {result}")
+            results.append(result)
+        return results
+
+    def pretrain(self, flags: list[str], ranks: int = 1) -> str:
+        """Run pretrain_phd.py with these flags; returns what the ranks printed, joined."""
+        return "".join(self.run(run_pretrain, flags, ranks=ranks))
+
+
+def _serve(connection: Connection) -> None:
+    os.chdir(tempfile.mkdtemp(prefix="phd-rank-"))
+    os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        environment, job, args = connection.recv()
+        os.environ.update(environment)
+        output = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                result = job(*args)
+            connection.send((True, result))
+        except BaseException:
+            connection.send((False, f"{output.getvalue()[-6000:]}\n{traceback.format_exc()}"))
+
+
+@contextlib.contextmanager
+def megatron_globals() -> Any:
+    """Leave no Megatron state behind: pretrain() asserts that its globals are not initialised."""
+    import torch
+    from megatron.core import parallel_state, rerun_state_machine
+    from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+    from megatron.training import global_vars
+
+    try:
+        yield
+    finally:
+        global_vars.destroy_global_vars()
+        destroy_num_microbatches_calculator()
+        rerun_state_machine.destroy_rerun_state_machine()
+        if torch.distributed.is_initialized():
+            parallel_state.destroy_model_parallel()
+            torch.distributed.destroy_process_group()
+
+
+def run_pretrain(flags: list[str]) -> str:
+    import pretrain_phd
+
+    output = io.StringIO()
+    sys.argv = ["pretrain_phd.py", *flags]
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), megatron_globals():
+        try:
+            pretrain_phd.main()
+        except SystemExit as stop:
+            if stop.code not in (None, 0):
+                raise RuntimeError(f"{output.getvalue()[-4000:]}\nexit: {stop.code}") from stop
+    return output.getvalue()
