@@ -137,9 +137,9 @@ def kv_cache_bytes(
 ) -> int:
     """Bytes of keys and values that one sequence keeps once ``seq_length`` positions have been decoded.
 
-    Originals: every position, as in a vanilla model. Hidden copies (paper section 3.3): only those that the
-    next position can see, so none with W = 1, at most (W - 1) (K - 1) entries with a window, and with chunks
-    none right after a chunk's end. Naive repetition keeps all K copies.
+    Originals: every position, as in a vanilla model. Hidden copies: only those that the next position can
+    see, so none with W = 1, at most (W - 1) (K - 1) entries with a window, and with chunks none right after a
+    chunk's end (arXiv 2504.14992, PHD, PHD-SWA and PHD-CSWA). Naive repetition keeps all K copies.
 
     Raises:
         ValueError: see :func:`visible_pairs`.
