@@ -51,6 +51,7 @@ def apply(copies: int, metrics: Callable[[int, float], str] | None = None) -> No
     _ship_no_makefile()
     _pipeline_rows(copies)
     _log_line(metrics)
+    _load_fp32_shards()
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _torch_adam_step()
     if cpu.needed():
@@ -112,28 +113,43 @@ def _log_line(metrics: Callable[[int, float], str] | None) -> None:
     training.training_log, training.print_rank_last = with_metrics, with_suffix
 
 
-def _torch_adam_step() -> None:
-    """Loading a distributed-optimizer checkpoint fails with torch's Adam: state_dict() asks every parameter
-    for its step, and before the first update there is none. Answer with step 0, which loading overwrites.
-    """
-    original = distrib_optimizer.DistributedOptimizer.state_dict
-    if hasattr(original, "__wrapped__"):
-        return
+def _load_fp32_shards() -> None:
+    """In fp32 the optimizer's shards are views of the parameters; loading copies into them without no_grad."""
+    optimizer = distrib_optimizer.DistributedOptimizer
+    load = optimizer.load_parameter_state_from_dp_reshardable
+    optimizer.load_parameter_state_from_dp_reshardable = torch.no_grad()(load)
 
-    @functools.wraps(original)
+
+def _torch_adam_step() -> None:
+    """Make a distributed-optimizer checkpoint load with torch's Adam, which counts steps per parameter."""
+    optimizer = distrib_optimizer.DistributedOptimizer
+    if hasattr(optimizer.state_dict, "__wrapped__"):
+        return
+    original_state_dict, original_load = optimizer.state_dict, optimizer.load_state_dict
+
+    @functools.wraps(original_state_dict)
     def state_dict(self: Any) -> dict:
+        """Before the first update no parameter has a step, and the original asserts that there is one."""
         state = self.optimizer.state
         if state:
-            return original(self)
+            return original_state_dict(self)
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 state[parameter]["step"] = torch.tensor(0.0)
         try:
-            return original(self)
+            return original_state_dict(self)
         finally:
             state.clear()  # load_state_dict() allocates the moments only where it finds no state
 
-    distrib_optimizer.DistributedOptimizer.state_dict = state_dict
+    @functools.wraps(original_load)
+    def load_state_dict(self: Any, loaded: dict) -> None:
+        """The original lets all parameters share one step tensor, then overwrites it with the dummy's 0."""
+        original_load(self, loaded)
+        (step,) = {group["step"] for group in loaded["optimizer"]["param_groups"]}
+        for state in self.optimizer.state.values():
+            state["step"] = torch.tensor(float(step))
+
+    optimizer.state_dict, optimizer.load_state_dict = state_dict, load_state_dict
 
 
 def _no_cuda() -> None:
