@@ -67,7 +67,7 @@ def flops_per_token(
     chunk: int | None = None,
     naive: bool = False,
 ) -> float:
-    """Training FLOPs (forward and backward) per original token of a dense GPT, Megatron's names for its sizes.
+    """Training FLOPs (forward and backward) per original token of a dense GPT; sizes under Megatron's names.
 
     Linear layers run K times; attention over the visible pairs; the output layer once, on the last copy.
 

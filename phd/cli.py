@@ -1,0 +1,60 @@
+"""The `phd` command: everything around pretraining; pretraining itself is pretrain_phd.py."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+# Each command is imported only when it is the one called: generate brings Megatron, which takes ten seconds.
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    from data_tools.cli import add_subcommands
+
+    add_subcommands(parser)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    from phd.compare.cli import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    from phd.generate import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "data": ("train a tokenizer, turn text into Megatron's .bin/.idx, inspect the result", _add_data),
+    "compare": ("table and plot of the losses of finished or running runs", _add_compare),
+    "generate": ("continue a text with a checkpoint of pretrain_phd.py", _add_generate),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; bad input is one line on stderr and status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="phd", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"phd {version('pretrain-phd')}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (summary, add) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name in argv[:1]:
+            add(subparser)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"phd {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"phd {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
