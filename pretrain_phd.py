@@ -141,8 +141,11 @@ train_valid_test_datasets_provider.is_distributed = True
 
 def main() -> None:
     set_startup_timestamps(program_start=PROGRAM_START, main_entry=time.time())
-    args = parse_and_validate_args()
-    model_config = model_config_from_args(args)
+    try:
+        args = parse_and_validate_args()
+        model_config = model_config_from_args(args)
+    except ValueError as error:
+        sys.exit(f"pretrain_phd.py: error: {error}")
     print_rank_0(f"> {model_config.transformer.variant} on {'CPU' if cpu.needed() else 'GPU'}")
     compat.apply(args.phd_copies)
     pretrain(
@@ -154,7 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"pretrain_phd.py: error: {error}")
+    main()

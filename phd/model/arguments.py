@@ -11,12 +11,14 @@ from megatron.training.global_vars import set_global_variables
 
 from phd.config import PHDConfig
 from phd.model import cpu
+from phd.model.checkpoint import PHDCheckpointConfig, refuse_bad_checkpoint
 from phd.model.support import refuse_unsupported
 
 
 def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add the PHD flags; without a CUDA device also change the defaults that a CPU cannot run with."""
     ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer")
+    ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     if cpu.needed():
         parser.set_defaults(**cpu.CPU_DEFAULTS)
     return parser
@@ -38,6 +40,7 @@ def parse_and_validate_args() -> Namespace:
     args = parse_args(add_phd_arguments)
     refuse_unsupported(args)
     config = phd_config_from_args(args)
+    refuse_bad_checkpoint(args, config)
     if args.use_checkpoint_args:
         load_args_from_checkpoint(args)
     args.wandb_exp_name = args.wandb_exp_name or config.variant

@@ -58,6 +58,7 @@ NEVER = (
     Unsupported("--hybrid-context-parallel", lambda a: a.hybrid_context_parallel, "leave it out"),
     Unsupported("--dataloader-inter-document-masking", lambda a: a.dataloader_inter_document_masking,
                 "leave it out"),  # fmt: skip
+    Unsupported("--ckpt-format other than torch_dist", lambda a: a.ckpt_format != "torch_dist", "use torch_dist"),
     Unsupported("--inprocess-restart", lambda a: a.inprocess_restart, "leave it out"),
 )
 """What pretrain_phd.py does not run with, K = 1 included."""

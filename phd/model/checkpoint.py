@@ -1,0 +1,155 @@
+"""Look at a checkpoint before Megatron loads it: is it whole, is it safe to read, was it the same PHD variant?
+
+Megatron would load a file with a flipped byte without a word, stop on a torn one deep inside torch, and start a
+K = 3 run from a K = 2 checkpoint silently, since all variants share their weights' names and shapes.
+"""
+
+import io
+import os
+import pickle
+import re
+import zipfile
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.safe_globals import register_safe_globals
+from torch.distributed.checkpoint.metadata import Metadata
+
+from phd.config import PHDConfig
+
+TRACKER = "latest_checkpointed_iteration.txt"
+
+# All that Megatron's torch_dist metadata is made of; anything else in it is not ours to execute.
+_METADATA_CLASSES = {
+    "torch": r"Size|device|bfloat16|float\w*|u?int\d+|bool|complex\d+",
+    "torch.serialization": "_get_layout",
+    "torch.distributed.checkpoint.filesystem": "_StorageInfo",
+    "torch.distributed.checkpoint.metadata": r"\w+",
+    "torch.distributed.checkpoint.planner": r"SavePlan|WriteItem|WriteItemType|TensorWriteData|BytesIOWriteData",
+}
+
+
+@dataclass(kw_only=True)
+class PHDCheckpointConfig:
+    """Continuing from the checkpoint of another variant."""
+
+    override_phd_variant: bool = False
+    """Continue from a checkpoint that was trained with another --phd-copies, --phd-window, --phd-chunk or
+    --phd-naive. Refused without this flag."""
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if not re.fullmatch(_METADATA_CLASSES.get(module, "(?!)"), name):
+            raise pickle.UnpicklingError(f"refusing to run {module}.{name}")
+        return super().find_class(module, name)
+
+
+def refuse_bad_checkpoint(args: Namespace, config: PHDConfig) -> None:
+    """Check what --load and --pretrained-checkpoint point at. Every rank reads its share of the bytes.
+
+    Raises:
+        ValueError: a file is missing, torn, corrupted or unsafe (named, with the newest whole checkpoint to
+            use instead), or the checkpoint is of another PHD variant and --override-phd-variant is not given.
+    """
+    for root in (args.load, args.pretrained_checkpoint):
+        folder = _chosen(Path(root), args.ckpt_step) if root else None
+        if folder is None:
+            continue  # nothing there yet: the first start of a run that loads from where it saves
+        problem = find_damage(folder, rank=args.rank, world_size=args.world_size)
+        if problem:
+            raise ValueError(f"the checkpoint {folder} is damaged: {problem}. {_advice(folder)}")
+        _refuse_other_variant(folder, args.override_phd_variant, config)
+
+
+def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
+    """What is wrong with a torch_dist checkpoint folder, naming the file; None for a whole one.
+
+    Sizes are checked by every rank; the CRC-32 that torch stores with each tensor, for every
+    ``world_size``-th one from ``rank``.
+    """
+    try:
+        metadata = _read_metadata(folder)
+    except FileNotFoundError as missing:
+        return f"{missing.filename} is missing"
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError, KeyError) as error:
+        return f"{folder / '.metadata'} cannot be read ({error})"
+    items = sorted(metadata.storage_data.values(), key=lambda item: (item.relative_path, item.offset))
+    ends: dict[str, int] = {}
+    for item in items:
+        ends[item.relative_path] = max(ends.get(item.relative_path, 0), item.offset + item.length)
+    for name, end in ends.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size < end:
+            return f"{path} ends after {path.stat().st_size} of {end} bytes"
+    for item in items[rank::world_size]:
+        try:
+            broken = zipfile.ZipFile(io.BytesIO(_read_item(folder, item))).testzip()
+        except zipfile.BadZipFile as error:
+            broken = str(error)
+        if broken:
+            return f"{folder / item.relative_path} is corrupted near byte {item.offset} (checksum: {broken})"
+    return None
+
+
+def read_args(folder: Path) -> Namespace:
+    """The arguments a checkpoint was trained with, read without executing anything."""
+    register_safe_globals()
+    for index, item in _read_metadata(folder).storage_data.items():
+        if index.fqn.startswith("common_state/"):
+            common = torch.load(io.BytesIO(_read_item(folder, item)), weights_only=True)
+            return common[0]["args"]
+    raise ValueError(f"{folder} holds no training arguments: not a checkpoint of Megatron-Core 0.19")
+
+
+def _read_metadata(folder: Path) -> Metadata:
+    with open(folder / ".metadata", "rb") as file:
+        return _MetadataUnpickler(file).load()
+
+
+def _read_item(folder: Path, item: Any) -> bytes:
+    with open(folder / item.relative_path, "rb") as file:
+        file.seek(item.offset)
+        return file.read(item.length)
+
+
+def _chosen(root: Path, step: int | None) -> Path | None:
+    """The folder that Megatron will load: --ckpt-step, else what the tracker file names."""
+    if step is None:
+        if not (root / TRACKER).is_file():
+            return None
+        text = (root / TRACKER).read_text().strip()
+        if not text.isdecimal():
+            raise ValueError(f"{root / TRACKER} should hold an iteration, found {text!r}. {_advice(root / 'none')}")
+        step = int(text)
+    return root / f"iter_{step:07d}"
+
+
+def _advice(damaged: Path) -> str:
+    """What to do instead: the newest whole checkpoint beside the damaged one."""
+    others = sorted(damaged.parent.glob("iter_" + "[0-9]" * 7), reverse=True)
+    for folder in others:
+        if folder != damaged and find_damage(folder) is None:
+            step = int(folder.name.removeprefix("iter_"))
+            return f"The newest whole one is {folder.name}: continue from it with --ckpt-step {step}"
+    return f"There is no whole checkpoint in {damaged.parent}: leave out --load to start afresh"
+
+
+def _refuse_other_variant(folder: Path, override: bool, config: PHDConfig) -> None:
+    saved = read_args(folder)
+    fields = ("phd_copies", "phd_window", "phd_chunk", "phd_naive")
+    variant = PHDConfig(**{name: getattr(saved, name) for name in fields if hasattr(saved, name)}).variant
+    if variant == config.variant:
+        return
+    if not override:
+        raise ValueError(
+            f"the checkpoint {folder} was trained as {variant}, this run is {config.variant}: "
+            "pass the same --phd-* flags, or --override-phd-variant to change the variant on purpose"
+        )
+    if int(os.environ["RANK"]) == 0:
+        print(f"> --override-phd-variant: {config.variant} continues from {folder}, trained as {variant}")
