@@ -45,11 +45,11 @@ def plot(groups: Sequence[Group], path: Path) -> None:
 
 
 def _loss_range(groups: Sequence[Group]) -> tuple[float, float]:
-    """Limits that leave out the first twentieth of training, whose steep fall would flatten all the rest."""
+    """Limits that leave out the first fifth of training, whose steep fall would flatten all the rest."""
     losses = []
     for group in groups:
         for run in group.runs:
             for curve in (run.train_loss, run.validation_loss):
-                losses += [loss for tokens, loss in curve.items() if tokens >= 0.05 * run.tokens]
+                losses += [loss for tokens, loss in curve.items() if tokens >= 0.2 * run.tokens]
     margin = 0.03 * (max(losses) - min(losses)) + 1e-3
     return min(losses) - margin, max(losses) + margin

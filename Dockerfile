@@ -1,0 +1,40 @@
+# GPU image: NVIDIA's PyTorch container with this package on top.
+#
+#   docker build -t pretrain-phd .
+#   docker run --gpus all --ipc=host --ulimit memlock=-1 -it -v "$PWD/runs:/home/phd/runs" pretrain-phd
+#
+# 26.06 has Python 3.12, CUDA 13.3, torch 2.13 and Transformer Engine 2.16, built for each other; another base
+# needs Python 3.12+ and torch 2.11+:  docker build --build-arg BASE=nvcr.io/nvidia/pytorch:26.05-py3 .
+#
+# A base without NVIDIA's apex works: Megatron takes the fused Adam of Transformer Engine first, then apex's,
+# then torch's AdamW. Only apex's weight-gradient kernel has no stand-in: where Megatron reports that
+# fused_weight_gradient_mlp_cuda is missing, add --no-gradient-accumulation-fusion to the training command.
+# Never `pip install apex`: the package index has another project under that name.
+ARG BASE=nvcr.io/nvidia/pytorch:26.06-py3
+FROM ${BASE}
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+
+# The base's own constraints pin every package it holds, also older versions of what we depend on. These take
+# their place and pin only what was compiled against the base's CUDA and torch. (`pip list`, because `pip freeze`
+# names a package that was built in the image by its file instead of its version.)
+ENV PIP_CONSTRAINT=/opt/base-constraints.txt \
+    PIP_BREAK_SYSTEM_PACKAGES=1
+RUN PIP_CONSTRAINT='' pip list --format=freeze \
+    | grep -iE '^(torch|torchvision|(pytorch-)?triton|transformer.engine.*|apex|flash.attn|numpy|nvidia-.*)==' \
+    | tee /opt/base-constraints.txt
+
+WORKDIR /opt/pretrain-phd
+COPY . .
+# The last line fails the build if the installation has replaced anything of the base.
+RUN pip install --no-cache-dir -e . \
+    && pip list --format=freeze | grep -Fxf /opt/base-constraints.txt | diff - /opt/base-constraints.txt
+
+# A number, so that a cluster can tell that it is not root. To own what a run writes into a mounted folder, start
+# the container with --user "$(id -u):$(id -g)" --env HOME=/tmp.
+RUN useradd --create-home --uid 10001 phd
+USER 10001
+WORKDIR /home/phd
+# Needed by Megatron for overlapping communication with tensor parallelism on GPUs before Blackwell.
+ENV CUDA_DEVICE_MAX_CONNECTIONS=1
+CMD ["bash"]

@@ -1,0 +1,113 @@
+"""Dependencies point one way; CONTRIBUTING.md says which. Nothing is imported here, the source is read."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_NAME_PRIVATE = {"phd/model/compat.py", "phd/model/cpu.py"}
+# What each part may import of this repository and of Megatron; the longest matching path decides.
+ALLOWED = {
+    "phd": {"phd"},
+    "phd/attention": {"phd.attention"},
+    "phd/model": {"phd.attention", "phd.model", "phd.config", "phd.accounting", "megatron"},
+    "phd/hf": {"phd.attention", "phd.hf"},
+    "phd/config.py": {"phd.attention"},
+    "phd/accounting.py": set(),
+    "phd/compare": {"phd.compare"},
+    "phd/generate.py": {"phd", "megatron"},
+    "phd/cli.py": {"phd.compare", "phd.generate", "data_tools"},
+    "pretrain_phd.py": {"phd", "megatron"},
+    "data_tools": {"data_tools", "megatron"},
+}
+OURS = {"phd", "data_tools", "megatron", "pretrain_phd", "examples", "benchmarks", "tests"}
+
+
+def source_files() -> list[str]:
+    files = [ROOT / "pretrain_phd.py", *ROOT.glob("phd/**/*.py"), *ROOT.glob("data_tools/**/*.py")]
+    return sorted(str(file.relative_to(ROOT)) for file in files)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full dotted names that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+
+def allowed_for(file: str) -> set[str]:
+    parts = file.split("/")
+    prefixes = ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next(ALLOWED[prefix] for prefix in prefixes if prefix in ALLOWED)
+
+
+@pytest.mark.parametrize("file", source_files())
+def test_imports_point_one_way(file):
+    names = [name for name in imports(ROOT / file) if within(name, OURS)]
+    wrong = [name for name in names if not within(name, allowed_for(file))]
+    assert not wrong
+
+
+@pytest.mark.parametrize("file", [file for file in source_files() if file.startswith("phd/attention/")])
+def test_attention_needs_torch_only(file):
+    """The Hugging Face export copies these files out of the repository, and a GPU kernel may need Triton."""
+    packages = {name.partition(".")[0] for name in imports(ROOT / file)}
+    assert packages <= {*sys.stdlib_module_names, "torch", "triton", "phd"}
+
+
+def private_names(path: Path, package: str) -> Iterator[str]:
+    """Names of ``package`` that begin with an underscore, imported or reached through an imported name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bound = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            bound |= {alias.asname or package for alias in node.names if within(alias.name, {package})}
+        elif isinstance(node, ast.ImportFrom) and within(node.module or "", {package}):
+            bound |= {alias.asname or alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names if is_private(alias.name))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            root = node.value
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            if isinstance(root, ast.Name) and root.id in bound:
+                yield ast.unparse(node)
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize("file", [file for file in source_files() if file not in MAY_NAME_PRIVATE])
+def test_private_names_of_megatron_stay_in_compat(file):
+    assert not list(private_names(ROOT / file, "megatron"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from megatron.core.utils import _private",
+        "import megatron.core\nmegatron.core.utils._private()",
+        "import megatron.core.utils as utils\nutils._private = None",
+        "def f():\n    from megatron.core import utils\n    utils.inner._private.name",
+    ],
+)
+def test_private_names_are_found(source, tmp_path):
+    (tmp_path / "file.py").write_text(source)
+    assert list(private_names(tmp_path / "file.py", "megatron"))
+
+
+def test_every_part_is_there():
+    """A renamed folder must not leave its rule behind, matching nothing."""
+    missing = {path for path in ALLOWED if not (ROOT / path).exists()}
+    assert missing <= {"phd/hf"}  # to come
