@@ -25,14 +25,15 @@ from megatron.core.models.gpt import GPTModel  # noqa: E402
 from megatron.core.rerun_state_machine import get_rerun_state_machine  # noqa: E402
 from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank  # noqa: E402
 from megatron.core.utils import get_batch_on_this_tp_rank  # noqa: E402
-from megatron.training import get_args, get_timers, get_tokenizer, pretrain  # noqa: E402
-from megatron.training import print_rank_0, set_startup_timestamps  # noqa: E402
+from megatron.training import get_args, get_tensorboard_writer, get_timers, get_tokenizer  # noqa: E402
+from megatron.training import pretrain, print_rank_0, set_startup_timestamps  # noqa: E402
 from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage  # noqa: E402
 
 from phd.model import compat  # noqa: E402
 from phd.model.arguments import parse_and_validate_args  # noqa: E402
 from phd.model.builder import model_config_from_args  # noqa: E402
+from phd.model.metrics import RunMetrics, count_parameters, describe, write_run_file  # noqa: E402
 
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
@@ -146,8 +147,18 @@ def main() -> None:
         model_config = model_config_from_args(args)
     except ValueError as error:
         sys.exit(f"pretrain_phd.py: error: {error}")
-    print_rank_0(f"> {model_config.transformer.variant} on {'CPU' if cpu.needed() else 'GPU'}")
-    compat.apply(args.phd_copies)
+    config = model_config.transformer
+    metrics = RunMetrics(args, config)
+    print_rank_0(f"> {describe(args, config)}")
+    compat.apply(config.phd_copies, metrics)
+
+    def on_built(model_chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
+        parameters = count_parameters(model_chunks)
+        if get_tensorboard_writer():
+            write_run_file(args, config, metrics, parameters)
+        return model_chunks
+
+    model_config.post_wrap_hooks.append(on_built)
     pretrain(
         pretrain_cfg_container_from_args(args, model_config),
         train_valid_test_datasets_provider,

@@ -1,0 +1,121 @@
+"""What a run says about itself beyond Megatron's own log: its variant, tokens/s, FLOPs and MFU by our formulas."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from argparse import Namespace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from megatron.core import parallel_state
+from megatron.training import get_tensorboard_writer, get_wandb_writer
+
+from phd.accounting import flops_per_token, mfu, peak_flops
+from phd.config import PHDConfig
+
+RUN_FILE = "phd_run.json"
+
+
+def describe(args: Namespace, config: PHDConfig) -> str:
+    """One line on what starts: the variant, its cost, the machine and the settings chosen for it."""
+    text = f"{config.variant}: {config.phd_copies} x compute per token" if config.phd_copies > 1 else "vanilla GPT"
+    if config.phd_copies > 1:
+        text += f", PHD attention backend {config.phd_attention_backend}"
+    if torch.cuda.is_available():
+        return f"{text}; {args.world_size} x {torch.cuda.get_device_name()}, {args.transformer_impl} layers"
+    return (
+        f"{text}; no GPU found: {args.world_size} CPU rank(s) with {torch.get_num_threads()} thread(s) each over "
+        f"{args.distributed_backend}, {args.transformer_impl} layers, no fused kernels"
+    )
+
+
+class RunMetrics:
+    """Tokens, FLOPs and MFU of a run. Tokens are original tokens; FLOPs are the work really done."""
+
+    def __init__(self, args: Namespace, config: PHDConfig) -> None:
+        """``args`` are Megatron's, validated and with the tokenizer built (padded vocabulary known)."""
+        self.devices = args.world_size
+        self.tokens_per_iteration = args.global_batch_size * args.seq_length
+        self.flops_per_token = flops_per_token(
+            num_layers=args.num_layers,
+            hidden_size=args.hidden_size,
+            ffn_hidden_size=args.ffn_hidden_size,
+            num_attention_heads=args.num_attention_heads,
+            num_query_groups=args.num_query_groups if args.group_query_attention else args.num_attention_heads,
+            kv_channels=args.kv_channels,
+            vocab_size=args.padded_vocab_size,
+            seq_length=args.seq_length,
+            gated_linear_unit=args.swiglu or args.quick_geglu,
+            copies=config.phd_copies,
+            window=config.phd_window,
+            chunk=config.chunk,
+            naive=config.phd_naive,
+        )
+        on_gpu = torch.cuda.is_available()
+        self.device_name = torch.cuda.get_device_name() if on_gpu else "CPU"
+        self.peak_flops = peak_flops(self.device_name) if on_gpu and args.bf16 else None
+
+    def __call__(self, iteration: int, seconds_per_iteration: float) -> str:
+        """Write the metrics to TensorBoard and W&B; return them as a piece of the log line."""
+        tokens_per_second = self.tokens_per_iteration / seconds_per_iteration
+        tflops = tokens_per_second * self.flops_per_token / self.devices / 1e12
+        metrics = {"phd/tokens-per-second": tokens_per_second, "phd/tflops-per-device": tflops}
+        text = f" tokens/s: {tokens_per_second:.0f} | PHD TFLOP/s/device: {tflops:.4g} |"
+        if self.peak_flops is not None:
+            metrics["phd/mfu"] = mfu(
+                tokens_per_second=tokens_per_second,
+                flops_per_token=self.flops_per_token,
+                peak_flops=self.peak_flops * self.devices,
+            )
+            text += f" MFU: {100 * metrics['phd/mfu']:.1f}% |"
+        writer, wandb_writer = get_tensorboard_writer(), get_wandb_writer()
+        if writer:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, iteration)
+        if wandb_writer:
+            wandb_writer.log(metrics, iteration)
+        return text
+
+
+def count_parameters(model_chunks: list[torch.nn.Module]) -> int:
+    """Parameters of the whole model, from this rank's chunks; every rank of the pipeline group must call it."""
+    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
+    count = 0
+    for parameter in (parameter for chunk in model_chunks for parameter in chunk.parameters()):
+        if not getattr(parameter, "shared", False):  # the last stage's copy of a tied embedding
+            count += parameter.numel() * (tensor_parallel if parameter.tensor_model_parallel else 1)
+    total = torch.tensor([count], dtype=torch.long, device="cuda")
+    torch.distributed.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
+    return int(total)
+
+
+def write_run_file(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameters: int) -> None:
+    """Write phd_run.json into the TensorBoard folder, whole or not at all: what `phd compare` reads of a run."""
+    about = {
+        "name": config.variant,
+        "copies": config.phd_copies,
+        "window": config.phd_window,
+        "chunk": config.phd_chunk,
+        "naive": config.phd_naive,
+        "seed": args.seed,
+        "seq_length": args.seq_length,
+        "global_batch_size": args.global_batch_size,
+        "train_iters": args.train_iters,
+        "parameters": parameters,
+        "flops_per_token": metrics.flops_per_token,
+        "device": metrics.device_name,
+        "world_size": args.world_size,
+        "command": shlex.join(sys.argv),
+        "versions": {name: version(name) for name in ("torch", "megatron-core")} | {"python": platform.python_version()},
+    }
+    folder = Path(args.tensorboard_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{RUN_FILE}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(about, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / RUN_FILE)
