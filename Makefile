@@ -10,7 +10,7 @@ export PYTHON
 .PHONY: help setup demo test lint docker-check clean
 
 help:
-	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 6 GB on disk:'
+	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 5.5 GB on disk:'
 	@echo '                   the torch of the package index carries its CUDA libraries on Linux)'
 	@echo 'make demo          train a vanilla and a PHD model on real text, plot and table at the end;'
 	@echo '                   DEMO=full make demo: more variants and seeds. Interrupt and run again at will.'

@@ -29,7 +29,7 @@ _BF16_PEAKS = (
 
 
 def visible_pairs(
-    seq_length: int, *, copies: int, window: int, chunk: int | None = None, naive: bool = False
+    seq_length: int, *, copies: int = 1, window: int = 1, chunk: int | None = None, naive: bool = False
 ) -> int:
     """Number of (query, key) pairs of one sequence and one head that the attention rule lets see each other.
 
