@@ -18,10 +18,8 @@ for candidate in python3.12 python3.13 python3.14 python3 python \
     usable "$candidate" && exec "$candidate" -c 'import sys; print(sys.executable)'
 done
 
-cat >&2 <<'END'
-No Python 3.12 or newer with the modules venv and ensurepip was found: not as python3.12, python3.13,
+echo "No Python 3.12 or newer with the modules venv and ensurepip was found: not as python3.12, python3.13,
 python3.14, python3 or python on the PATH, and not among pyenv's versions.
 Install one (on Debian and Ubuntu: apt install python3.12 python3.12-venv; with pyenv: pyenv install 3.12)
-or name it: make setup PYTHON=/path/to/python3.12
-END
+or name it: make setup PYTHON=/path/to/python3.12" >&2
 exit 1
