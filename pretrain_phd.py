@@ -4,46 +4,51 @@ The shape of Megatron's pretrain_gpt.py: batch, loss, forward step, datasets, ma
 flags and the --phd-* ones; runs on GPUs, and on a machine without one by itself.
 """
 
-import time
+import sys
+from functools import partial
+from typing import Any
 
-PROGRAM_START = time.time()
+import phd.model  # noqa: F401 (first: it prepares torch for Megatron on a machine without a GPU)
 
-from phd.model import cpu  # noqa: E402
+# isort: split
 
-cpu.install()  # before Megatron is imported: it asks for CUDA by name
+import torch
+from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.enums import ModelType
+from megatron.core.models.gpt import GPTModel
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+from megatron.core.utils import (
+    get_attr_wrapped_model,
+    get_batch_on_this_cp_rank,
+    get_batch_on_this_tp_rank,
+)
+from megatron.training import (
+    get_args,
+    get_tensorboard_writer,
+    get_timers,
+    get_tokenizer,
+    pretrain,
+    print_rank_0,
+)
+from megatron.training.argument_utils import pretrain_cfg_container_from_args
+from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
-import sys  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from functools import partial  # noqa: E402
-
-import torch  # noqa: E402
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder  # noqa: E402
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset  # noqa: E402
-from megatron.core.enums import ModelType  # noqa: E402
-from megatron.core.models.gpt import GPTModel  # noqa: E402
-from megatron.core.rerun_state_machine import get_rerun_state_machine  # noqa: E402
-from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank  # noqa: E402
-from megatron.core.utils import get_batch_on_this_tp_rank  # noqa: E402
-from megatron.training import get_args, get_tensorboard_writer, get_timers, get_tokenizer  # noqa: E402
-from megatron.training import pretrain, print_rank_0, set_startup_timestamps  # noqa: E402
-from megatron.training.argument_utils import pretrain_cfg_container_from_args  # noqa: E402
-from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage  # noqa: E402
-
-from phd.model import compat  # noqa: E402
-from phd.model.arguments import parse_and_validate_args  # noqa: E402
-from phd.model.builder import model_config_from_args  # noqa: E402
-from phd.model.metrics import RunMetrics, count_parameters, describe, write_run_file  # noqa: E402
+from phd.model import compat
+from phd.model.arguments import parse_and_validate_args
+from phd.model.builder import model_config_from_args
+from phd.model.metrics import RunMetrics, count_parameters, describe, write_run_file
 
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
-def get_batch(data_iterator: Iterator | None, vp_stage: int | None) -> dict[str, torch.Tensor | None]:
+def get_batch(data_iterator: Any, vp_stage: int | None) -> dict[str, Any]:
     """Next micro batch of original tokens, [b, s] each; the model makes the copies."""
     if not is_first_or_last_pipeline_stage(vp_stage):
         return dict.fromkeys(BATCH_KEYS)
     args = get_args()
-    batch: dict[str, torch.Tensor | None] = dict.fromkeys(BATCH_KEYS)
+    batch = dict.fromkeys(BATCH_KEYS)
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
     if tp_rank == 0:
         batch |= {key: value.cuda(non_blocking=True) for key, value in next(data_iterator).items()}
@@ -60,7 +65,9 @@ def get_batch(data_iterator: Iterator | None, vp_stage: int | None) -> dict[str,
         seq_length=args.seq_length,
         mtp_on_this_rank=False,
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
-        is_pipeline_first_stage=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        is_pipeline_first_stage=parallel_state.is_pipeline_first_stage(
+            ignore_virtual=False, vp_stage=vp_stage
+        ),
         is_pipeline_last_stage=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
     )
     batch = get_batch_on_this_cp_rank(batch, False, cp_group=parallel_state.get_context_parallel_group())
@@ -91,7 +98,7 @@ def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tens
     return loss, num_tokens, {"lm loss": report}
 
 
-def forward_step(data_iterator: Iterator | None, model: GPTModel) -> tuple[torch.Tensor, partial]:
+def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, partial]:
     """One micro batch through the model."""
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
@@ -137,11 +144,10 @@ def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | N
 
 
 # Every rank calls the provider; is_built_on_rank decides who builds.
-train_valid_test_datasets_provider.is_distributed = True
+setattr(train_valid_test_datasets_provider, "is_distributed", True)  # noqa: B010
 
 
 def main() -> None:
-    set_startup_timestamps(program_start=PROGRAM_START, main_entry=time.time())
     try:
         args = parse_and_validate_args()
         model_config = model_config_from_args(args)

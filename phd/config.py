@@ -38,7 +38,9 @@ class PHDConfig:
                 f"--phd-window must be at least 1 (1 = plain PHD, the position itself), got {self.phd_window}"
             )
         if self.phd_chunk < 0:
-            raise ValueError(f"--phd-chunk must be positive, or 0 for no chunks (PHD-SWA), got {self.phd_chunk}")
+            raise ValueError(
+                f"--phd-chunk must be positive, or 0 for no chunks (PHD-SWA), got {self.phd_chunk}"
+            )
         if 0 < self.phd_chunk < self.phd_window:
             raise ValueError(
                 f"--phd-window {self.phd_window} reaches beyond --phd-chunk {self.phd_chunk}: "
@@ -48,7 +50,8 @@ class PHDConfig:
             raise ValueError("--phd-naive repeats tokens and needs --phd-copies of at least 2")
         if self.phd_attention_backend not in BACKENDS:
             raise ValueError(
-                f"--phd-attention-backend must be one of {', '.join(BACKENDS)}, got {self.phd_attention_backend!r}"
+                f"--phd-attention-backend must be one of {', '.join(BACKENDS)}, "
+                f"got {self.phd_attention_backend!r}"
             )
 
     @property

@@ -75,7 +75,8 @@ def naive_attention(
     softmax_scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Naive repetition, the baseline of the paper's Figure 1: causal attention over all K*s tokens, position-major.
+    """Naive repetition, the baseline of the paper's Figure 1: causal attention over all K*s tokens,
+    position-major.
 
     Arguments, result and errors as in ``phd_attention``.
     """
@@ -85,8 +86,8 @@ def naive_attention(
         mask = dense_mask_naive(length, copies, device=query.device)
         return masked_attention(query, key, value, mask, scale)
     # [s, b*K, h, d] -> [b, h, s*K, d]
-    rows = (x.unflatten(1, (-1, copies)).permute(1, 3, 0, 2, 4).flatten(2, 3) for x in (query, key, value))
-    context = F.scaled_dot_product_attention(*rows, is_causal=True, scale=scale, enable_gqa=True)
+    q, k, v = (x.unflatten(1, (-1, copies)).permute(1, 3, 0, 2, 4).flatten(2, 3) for x in (query, key, value))
+    context = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
     # [b, h, s*K, d] -> [s, b*K, h, d]
     return context.unflatten(2, (length, copies)).permute(2, 0, 3, 1, 4).flatten(1, 2)
 
@@ -103,8 +104,15 @@ def _check(
         raise ValueError(f"query must be [s, b*K, h, d], got shape {tuple(query.shape)}")
     length, rows, heads, dim = query.shape
     if rows % copies:
-        raise ValueError(f"query has {rows} rows, which copies = {copies} does not divide: row = sample * K + copy")
-    if key.shape != value.shape or key.shape[:2] != (length, rows) or key.shape[3] != dim or heads % key.shape[2]:
+        raise ValueError(
+            f"query has {rows} rows, which copies = {copies} does not divide: row = sample * K + copy"
+        )
+    if (
+        key.shape != value.shape
+        or key.shape[:2] != (length, rows)
+        or key.shape[3] != dim
+        or heads % key.shape[2]
+    ):
         raise ValueError(
             f"key and value must be [s, b*K, g, d] with g dividing {heads} and the rest as query "
             f"{tuple(query.shape)}, got {tuple(key.shape)} and {tuple(value.shape)}"

@@ -1,12 +1,14 @@
 """The hidden-to-hidden part of PHD attention: a band of W positions, computed a block of positions at a time.
 
-A hidden query sees the hidden keys from its band's start (of its window and its chunk) to its own position: a few
-dozen keys beside thousands of originals. The keys of a block of B positions are those of the block and of the
-W - 1 positions before it; the mask is made from the start of each position's band, so one code serves PHD,
-PHD-SWA, PHD-CSWA and any sequence length. Scores are made and used up in slices that fit a core's cache.
+A hidden query sees the hidden keys from its band's start (of its window and its chunk) to its own position:
+a few dozen keys beside thousands of originals. The keys of a block of B positions are those of the block
+and of the W - 1 positions before it; the mask is made from the start of each position's band, so one code
+serves PHD, PHD-SWA, PHD-CSWA and any sequence length. Scores are made and used up in slices that fit a
+core's cache.
 
 Legend: s positions, b samples, K copies, h query heads, g key/value heads, r = h/g, d head dimension,
-B positions in a block, n = ceil(s/B) blocks, R = r*B*(K-1) query rows and T = (B+W-1)*(K-1) key rows of a block.
+B positions in a block, n = ceil(s/B) blocks, R = r*B*(K-1) query rows and T = (B+W-1)*(K-1) key rows of a
+block.
 """
 
 from collections.abc import Iterator
@@ -102,9 +104,15 @@ class Band:
             self._add_windows(grad_values, torch.bmm(weights.mT, grads[group, part]), group, part)
             grad_scores = torch.bmm(grads[group, part], self._windows(values, group, part).mT)
             grad_scores.sub_(delta[group, part]).mul_(weights)
-            grad_queries[group, part] = torch.bmm(grad_scores, self._windows(keys, group, part)).mul_(self.scale)
+            grad_queries[group, part] = torch.bmm(grad_scores, self._windows(keys, group, part)).mul_(
+                self.scale
+            )
             self._add_windows(grad_keys, torch.bmm(grad_scores.mT, queries[group, part]), group, part)
-        return self._unpack_queries(grad_queries), self._unpack_keys(grad_keys), self._unpack_keys(grad_values)
+        return (
+            self._unpack_queries(grad_queries),
+            self._unpack_keys(grad_keys),
+            self._unpack_keys(grad_values),
+        )
 
     def _slices(self) -> Iterator[tuple[int, slice]]:
         """(sample and group, range of blocks) in turn."""
@@ -117,7 +125,9 @@ class Band:
         """Masked scores [blocks, R, T] of one slice."""
         visible = self.causal & (self.offset >= self.start[part])
         # [blocks, 1, B*(K-1), T]: the r heads of a group share it
-        mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device).masked_fill_(
+            ~visible, -torch.inf
+        )
         mask = mask.view(mask.shape[0], 1, self.block * self.hidden, self.keys)
         scores = torch.bmm(queries[group, part], self._windows(keys, group, part).mT)
         scores.unflatten(1, (self.repeat, -1)).add_(mask)
@@ -177,4 +187,6 @@ class Band:
         """Add [blocks, T, d] where ``_windows`` reads: in turns of blocks whose windows do not overlap."""
         turns = -(-(self.block + self.halo) // self.block)
         for turn in range(min(turns, windows.shape[0])):
-            self._windows(packed, group, slice(part.start + turn, part.stop), turns).add_(windows[turn::turns])
+            self._windows(packed, group, slice(part.start + turn, part.stop), turns).add_(
+                windows[turn::turns]
+            )

@@ -1,9 +1,10 @@
 """The fast path: one causal flash call over the originals plus a small banded product, merged by log-sum-exp.
 
 The K copies of a query are K times as many query heads over the same keys, those of the original tokens: one
-ordinary causal call does the global part of all of them, with no mask. Hidden queries then add the few hidden keys
-of their band (``band.py``). In backward the flash kernel is called with the *merged* output and log-sum-exp, which
-makes its result the originals' exact share; the band takes the rest.
+ordinary causal call does the global part of all of them, with no mask. Hidden queries then add the few
+hidden keys of their band (``band.py``). In backward the flash kernel is called with the *merged* output and
+log-sum-
+exp, which makes its result the originals' exact share; the band takes the rest.
 
 Legend: s positions, b samples, K copies, h query heads, g key/value heads, r = h/g, d head dimension.
 """
@@ -17,7 +18,9 @@ from phd.attention.band import Band
 from phd.attention.kernels import causal_backward, causal_forward
 
 
-def flash_attention(query: Tensor, key: Tensor, value: Tensor, *, start: Tensor, window: int, scale: float) -> Tensor:
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, start: Tensor, window: int, scale: float
+) -> Tensor:
     """PHD attention with memory O(s).
 
     Args:
@@ -49,7 +52,8 @@ class _FlashAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, start, out, lse = ctx.saved_tensors
-        copies, heads, groups = *query.shape[2:4], key.shape[3]
+        copies, heads = query.shape[2:4]
+        groups = key.shape[3]
         originals = _repeat_originals(key, copies, heads), _repeat_originals(value, copies, heads)
         folded_lse = _fold(lse.unsqueeze(-1)).squeeze(-1)
         grad_query, *grads_repeated = causal_backward(
@@ -80,7 +84,9 @@ def _unfold(heads: Tensor, copies: int) -> Tensor:
 
 
 def _repeat_originals(rows: Tensor, copies: int, heads: int) -> Tensor:
-    """Keys or values [s, b, K, g, d] -> those of the originals for every folded query head, [b, K*h, s, d]."""
+    """Keys or values [s, b, K, g, d] -> those of the originals for every folded query head, [b, K*h, s,
+    d].
+    """
     groups = rows.shape[3]
     # [s, b, g, d] -> [b, K, g, r, s, d]
     originals = rows[:, :, 0].permute(1, 2, 0, 3)[:, None, :, None]

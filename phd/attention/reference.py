@@ -1,4 +1,5 @@
-"""PHD attention as one masked softmax over all copies: slow, obvious, any dtype. The fast paths are tested against it.
+"""PHD attention as one masked softmax over all copies: slow, obvious, any dtype. The fast paths are
+tested against it.
 
 Legend: s positions, b samples, K copies, h query heads, g key/value heads, d head dimension.
 """
@@ -9,7 +10,9 @@ from torch import Tensor
 from phd.attention.rule import can_see, can_see_naive
 
 
-def dense_mask(length: int, copies: int, *, window: int, chunk: int | None, device: torch.device | None = None) -> Tensor:
+def dense_mask(
+    length: int, copies: int, *, window: int, chunk: int | None, device: torch.device | None = None
+) -> Tensor:
     """The rule as a bool mask [s, K, s, K] over (query position, query copy, key position, key copy)."""
     return can_see(*_grid(length, copies, device), window=window, chunk=chunk)
 

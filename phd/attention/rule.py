@@ -39,14 +39,20 @@ def can_see(
     return original | own_token | hidden
 
 
-def can_see_naive(query_position: Tensor, query_copy: Tensor, key_position: Tensor, key_copy: Tensor) -> Tensor:
-    """Naive repetition (the paper's Figure 1 baseline): causal attention over all copies in position-major order."""
+def can_see_naive(
+    query_position: Tensor, query_copy: Tensor, key_position: Tensor, key_copy: Tensor
+) -> Tensor:
+    """Naive repetition (the paper's Figure 1 baseline): causal attention over all copies in position-
+    major order.
+    """
     earlier = key_position < query_position
     return earlier | ((key_position == query_position) & (key_copy <= query_copy))
 
 
 def band_start(position: Tensor, *, window: int, chunk: int | None) -> Tensor:
-    """First position whose hidden copies a hidden copy at ``position`` sees: of its window and of its chunk."""
+    """First position whose hidden copies a hidden copy at ``position`` sees: of its window and of its
+    chunk.
+    """
     start = (position - window + 1).clamp(min=0)
     if chunk is not None:
         start = torch.maximum(start, position - position % chunk)

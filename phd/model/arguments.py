@@ -1,4 +1,4 @@
-"""The command line: Megatron's flags plus ours, CPU defaults where there is no GPU, checks before anything starts."""
+"""The command line: Megatron's flags plus ours, CPU defaults where there is no GPU, checks at start-up."""
 
 import dataclasses
 import os

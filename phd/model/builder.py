@@ -22,7 +22,9 @@ class PHDModelConfig(GPTModelConfig):
 
 
 class PHDModelBuilder(GPTModelBuilder):
-    """GPTModelBuilder; with K > 1 the model it returns is a PHDModel, with K = 1 Megatron's GPTModel itself."""
+    """GPTModelBuilder; with K > 1 the model it returns is a PHDModel, with K = 1 Megatron's GPTModel
+    itself.
+    """
 
     def build_model(self, *args: Any, **kwargs: Any) -> GPTModel:
         model = super().build_model(*args, **kwargs)

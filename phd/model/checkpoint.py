@@ -1,7 +1,7 @@
-"""Look at a checkpoint before Megatron loads it: is it whole, is it safe to read, was it the same PHD variant?
+"""Look at a checkpoint before Megatron loads it: is it whole, safe to read, of the same PHD variant?
 
-Megatron would load a file with a flipped byte without a word, stop on a torn one deep inside torch, and start a
-K = 3 run from a K = 2 checkpoint silently, since all variants share their weights' names and shapes.
+Megatron would load a file with a flipped byte without a word, stop on a torn one deep inside torch, and
+start a K = 3 run from a K = 2 checkpoint silently, since all variants share their weights' names and shapes.
 """
 
 import io
@@ -28,7 +28,7 @@ _METADATA_CLASSES = {
     "torch.serialization": "_get_layout",
     "torch.distributed.checkpoint.filesystem": "_StorageInfo",
     "torch.distributed.checkpoint.metadata": r"\w+",
-    "torch.distributed.checkpoint.planner": r"SavePlan|WriteItem|WriteItemType|TensorWriteData|BytesIOWriteData",
+    "torch.distributed.checkpoint.planner": r"SavePlan|WriteItem(Type)?|TensorWriteData|BytesIOWriteData",
 }
 
 
@@ -125,7 +125,9 @@ def _chosen(root: Path, step: int | None) -> Path | None:
             return None
         text = (root / TRACKER).read_text().strip()
         if not text.isdecimal():
-            raise ValueError(f"{root / TRACKER} should hold an iteration, found {text!r}. {_advice(root / 'none')}")
+            raise ValueError(
+                f"{root / TRACKER} should hold an iteration, found {text!r}. {_advice(root / 'none')}"
+            )
         step = int(text)
     return root / f"iter_{step:07d}"
 

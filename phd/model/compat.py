@@ -114,7 +114,9 @@ def _log_line(metrics: Callable[[int, float], str] | None) -> None:
 
 
 def _load_fp32_shards() -> None:
-    """In fp32 the optimizer's shards are views of the parameters; loading copies into them without no_grad."""
+    """In fp32 the optimizer's shards are views of the parameters; loading copies into them without
+    no_grad.
+    """
     optimizer = distrib_optimizer.DistributedOptimizer
     load = optimizer.load_parameter_state_from_dp_reshardable
     optimizer.load_parameter_state_from_dp_reshardable = torch.no_grad()(load)

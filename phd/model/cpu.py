@@ -2,7 +2,7 @@
 
 Megatron asks for CUDA by name in a few hundred places. ``install()`` answers those calls from the CPU:
 factories given ``device="cuda"`` allocate in host memory, streams and events are inert, the CUDA random
-number generator is a CPU generator of its own. It touches nothing where a CUDA device exists. Call it before
+number generator is the CPU's. It touches nothing where a CUDA device exists. Call it before
 Megatron is imported. (A global TorchFunctionMode would be shorter, but costs Python time on every operation.)
 """
 
@@ -33,10 +33,14 @@ CPU_DEFAULTS: dict[str, Any] = {
 }
 
 _FACTORIES = (
-    "arange as_tensor empty empty_like empty_strided eye full full_like linspace ones ones_like "
-    "rand rand_like randint randn randn_like randperm tensor zeros zeros_like"
-).split()
-_METHODS = "new_empty new_full new_ones new_tensor new_zeros to".split()
+    *("arange", "as_tensor", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace"),
+    *("ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "tensor"),
+    *("zeros", "zeros_like"),
+)
+_METHODS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros", "to")
+
+
+_installed = False
 
 
 class _Inert:
@@ -70,19 +74,20 @@ def needed() -> bool:
 
 def install() -> None:
     """Make torch answer CUDA calls from the CPU. Idempotent; does nothing where a CUDA device exists."""
-    if not needed() or getattr(torch.cuda, "_phd_cpu_shim", False):
+    global _installed
+    if not needed() or _installed:
         return
     # Megatron loads dynamo; its table of known functions must be made from the real ones.
     importlib.import_module("torch._dynamo")
-    torch.cuda._phd_cpu_shim = True
+    _installed = True
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron asks for it with TP; idle here
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     for name in _METHODS:
         setattr(torch.Tensor, name, _on_cpu(getattr(torch.Tensor, name)))
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    torch.Tensor.type = _cuda_spelling(torch.Tensor.type)
-    torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+    for owner in (torch.Tensor, torch.nn.Module):
+        setattr(owner, "cuda", lambda self, *args, **kwargs: self)  # noqa: B010
+    setattr(torch.Tensor, "type", _cuda_spelling(torch.Tensor.type))  # noqa: B010
     for name, answer in _cuda_answers().items():
         setattr(torch.cuda, name, answer)
     torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
@@ -119,7 +124,9 @@ def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cuda_spelling(type_method: Callable[..., Any]) -> Callable[..., Any]:
-    """``Tensor.type()`` with the spelling that the optimizers compare with, such as torch.cuda.FloatTensor."""
+    """``Tensor.type()`` with the spelling that the optimizers compare with, such as
+    torch.cuda.FloatTensor.
+    """
 
     @functools.wraps(type_method)
     def wrapper(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

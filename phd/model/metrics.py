@@ -1,4 +1,4 @@
-"""What a run says about itself beyond Megatron's own log: its variant, tokens/s, FLOPs and MFU by our formulas."""
+"""What a run says of itself beyond Megatron's own log: its variant, tokens/s, FLOPs and MFU by formula."""
 
 import json
 import os
@@ -21,14 +21,16 @@ RUN_FILE = "phd_run.json"
 
 def describe(args: Namespace, config: PHDConfig) -> str:
     """One line on what starts: the variant, its cost, the machine and the settings chosen for it."""
-    text = f"{config.variant}: {config.phd_copies} x compute per token" if config.phd_copies > 1 else "vanilla GPT"
+    text = config.variant
     if config.phd_copies > 1:
-        text += f", PHD attention backend {config.phd_attention_backend}"
+        text += (
+            f": {config.phd_copies} copies of each token, attention backend {config.phd_attention_backend}"
+        )
     if torch.cuda.is_available():
         return f"{text}; {args.world_size} x {torch.cuda.get_device_name()}, {args.transformer_impl} layers"
     return (
-        f"{text}; no GPU found: {args.world_size} CPU rank(s) with {torch.get_num_threads()} thread(s) each over "
-        f"{args.distributed_backend}, {args.transformer_impl} layers, no fused kernels"
+        f"{text}; no GPU found: {args.world_size} CPU rank(s) with {torch.get_num_threads()} thread(s) each "
+        f"over {args.distributed_backend}, {args.transformer_impl} layers, no fused kernels"
     )
 
 
@@ -44,7 +46,9 @@ class RunMetrics:
             hidden_size=args.hidden_size,
             ffn_hidden_size=args.ffn_hidden_size,
             num_attention_heads=args.num_attention_heads,
-            num_query_groups=args.num_query_groups if args.group_query_attention else args.num_attention_heads,
+            num_query_groups=args.num_query_groups
+            if args.group_query_attention
+            else args.num_attention_heads,
             kv_channels=args.kv_channels,
             vocab_size=args.padded_vocab_size,
             seq_length=args.seq_length,
@@ -81,19 +85,25 @@ class RunMetrics:
 
 
 def count_parameters(model_chunks: list[torch.nn.Module]) -> int:
-    """Parameters of the whole model, from this rank's chunks; every rank of the pipeline group must call it."""
+    """Parameters of the whole model, from this rank's chunks; every rank of the pipeline group must call
+    it.
+    """
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
     count = 0
     for parameter in (parameter for chunk in model_chunks for parameter in chunk.parameters()):
         if not getattr(parameter, "shared", False):  # the last stage's copy of a tied embedding
-            count += parameter.numel() * (tensor_parallel if parameter.tensor_model_parallel else 1)
+            count += parameter.numel() * (
+                tensor_parallel if getattr(parameter, "tensor_model_parallel", False) else 1
+            )
     total = torch.tensor([count], dtype=torch.long, device="cuda")
     torch.distributed.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
     return int(total)
 
 
 def write_run_file(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameters: int) -> None:
-    """Write phd_run.json into the TensorBoard folder, whole or not at all: what `phd compare` reads of a run."""
+    """Write phd_run.json into the TensorBoard folder, whole or not at all: what `phd compare` reads of a
+    run.
+    """
     about = {
         "name": config.variant,
         "copies": config.phd_copies,
@@ -109,7 +119,8 @@ def write_run_file(args: Namespace, config: PHDConfig, metrics: RunMetrics, para
         "device": metrics.device_name,
         "world_size": args.world_size,
         "command": shlex.join(sys.argv),
-        "versions": {name: version(name) for name in ("torch", "megatron-core")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("torch", "megatron-core")}
+        | {"python": platform.python_version()},
     }
     folder = Path(args.tensorboard_dir)
     folder.mkdir(parents=True, exist_ok=True)

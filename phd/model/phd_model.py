@@ -1,4 +1,4 @@
-"""Megatron's GPTModel with K copies of every token as batch rows: repeat on the way in, last copy on the way out."""
+"""Megatron's GPTModel with K copies of every token as batch rows: repeat on the way in, last one out."""
 
 from typing import Any
 

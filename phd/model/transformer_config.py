@@ -1,4 +1,4 @@
-"""Megatron's TransformerConfig with the PHD fields, and what the two cannot do together."""
+"""Megatron's TransformerConfig with the PHD fields."""
 
 from dataclasses import dataclass
 

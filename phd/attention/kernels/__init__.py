@@ -25,7 +25,14 @@ def causal_forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> t
 
 
 def causal_backward(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, state: tuple, scale: float
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    state: tuple,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value of ``causal_forward``.
 

@@ -1,4 +1,6 @@
-"""torch's flash attention for the CPU: fp32, fp64, bf16; the operators behind scaled_dot_product_attention."""
+"""torch's flash attention for the CPU: fp32, fp64, bf16; the operators behind
+scaled_dot_product_attention.
+"""
 
 import torch
 from torch import Tensor
@@ -13,6 +15,13 @@ def forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Te
 
 
 def backward(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, state: tuple, scale: float
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    state: tuple,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _backward(grad_out, query, key, value, out, lse, 0.0, True, scale=scale)

@@ -13,7 +13,14 @@ def forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Te
 
 
 def backward(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, state: tuple, scale: float
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    state: tuple,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     cum_seq_q, cum_seq_k, max_q, max_k, philox_seed, philox_offset = state
     return _backward(
