@@ -42,12 +42,17 @@ class World:
         context = multiprocessing.get_context("spawn")
         for _ in range(self.size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process = context.Process(target=_serve, args=(theirs,))
             process.start()
+            theirs.close()
             self._ranks.append((process, ours))
 
     def close(self) -> None:
+        """End the ranks; each one asks for it itself when its pipe closes, so that its own children end too."""
+        for _, connection in self._ranks:
+            connection.close()
         for process, _ in self._ranks:
+            process.join(5)
             process.kill()
             process.join()
         self._ranks = []
@@ -90,7 +95,10 @@ def _serve(connection: Connection) -> None:
 
     torch.set_num_threads(1)
     while True:
-        environment, job, args = connection.recv()
+        try:
+            environment, job, args = connection.recv()
+        except EOFError:
+            return
         os.environ.update(environment)
         output = io.StringIO()
         try:
@@ -107,12 +115,14 @@ def megatron_globals() -> Any:
     import torch
     from megatron.core import parallel_state, rerun_state_machine
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
-    from megatron.training import global_vars
+    from megatron.training import global_vars, training
 
     try:
         yield
     finally:
         global_vars.destroy_global_vars()
+        # Set by the first pretrain() of a process; the next one would reduce it over ranks that have none.
+        training._STARTUP_TIMESTAMPS["program_start"] = None
         destroy_num_microbatches_calculator()
         rerun_state_machine.destroy_rerun_state_machine()
         if torch.distributed.is_initialized():
