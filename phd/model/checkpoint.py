@@ -56,7 +56,7 @@ def refuse_bad_checkpoint(args: Namespace, config: PHDConfig) -> None:
             use instead), or the checkpoint is of another PHD variant and --override-phd-variant is not given.
     """
     for root in (args.load, args.pretrained_checkpoint):
-        folder = _chosen(Path(root), args.ckpt_step) if root else None
+        folder = chosen_folder(Path(root), args.ckpt_step) if root else None
         if folder is None:
             continue  # nothing there yet: the first start of a run that loads from where it saves
         problem = find_damage(folder, rank=args.rank, world_size=args.world_size)
@@ -118,7 +118,7 @@ def _read_item(folder: Path, item: Any) -> bytes:
         return file.read(item.length)
 
 
-def _chosen(root: Path, step: int | None) -> Path | None:
+def chosen_folder(root: Path, step: int | None) -> Path | None:
     """The folder that Megatron will load: --ckpt-step, else what the tracker file names."""
     if step is None:
         if not (root / TRACKER).is_file():

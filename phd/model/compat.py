@@ -22,6 +22,11 @@ from phd.model import cpu
 MEGATRON_VERSION = "0.19.2"
 
 
+def initialize_megatron() -> None:
+    """Megatron's own, for a program other than its training loop; also where there is no GPU."""
+    initialize.initialize_megatron(allow_no_cuda=cpu.needed())
+
+
 def become(model: GPTModel, model_class: type[GPTModel]) -> None:
     """Turn a built GPTModel into ``model_class``.
 

@@ -23,9 +23,7 @@ def describe(args: Namespace, config: PHDConfig) -> str:
     """One line on what starts: the variant, its cost, the machine and the settings chosen for it."""
     text = config.variant
     if config.phd_copies > 1:
-        text += (
-            f": {config.phd_copies} copies of each token, attention backend {config.phd_attention_backend}"
-        )
+        text += f": {config.phd_copies} copies a token, attention backend {config.phd_attention_backend}"
     if torch.cuda.is_available():
         return f"{text}; {args.world_size} x {torch.cuda.get_device_name()}, {args.transformer_impl} layers"
     return (
