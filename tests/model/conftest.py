@@ -1,6 +1,7 @@
 """One world of gloo ranks, one data set of real text, one starting checkpoint for all tests of the model."""
 
 import ast
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,19 +10,19 @@ import pytest
 
 from tests.world import World
 
-MODEL = """
+MODEL = shlex.split("""
     --num-layers 4 --hidden-size 32 --ffn-hidden-size 64 --num-attention-heads 4
     --group-query-attention --num-query-groups 2 --swiglu --normalization RMSNorm --disable-bias-linear
     --position-embedding-type rope --untie-embeddings-and-output-weights --make-vocab-size-divisible-by 8
     --attention-dropout 0 --hidden-dropout 0 --seq-length 40 --max-position-embeddings 40
-""".split()
-TRAINING = """
+""")
+TRAINING = shlex.split("""
     --micro-batch-size 2 --global-batch-size 8 --lr 2e-3 --lr-decay-style constant --clip-grad 1.0
     --train-iters 4 --eval-iters 1 --eval-interval 100 --log-interval 1 --seed 7
-""".split()
+""")
 VARIANTS = {
     "vanilla": [],
-    "PHD-CSWA-3-5-12": "--phd-copies 3 --phd-window 5 --phd-chunk 12".split(),
+    "PHD-CSWA-3-5-12": shlex.split("--phd-copies 3 --phd-window 5 --phd-chunk 12"),
 }
 
 

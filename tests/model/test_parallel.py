@@ -1,4 +1,4 @@
-"""Every parallel layout gives the single process's losses and gradient norms (papers' point 7), K = 1 and K = 3."""
+"""Every parallel layout gives the single process's losses and gradient norms, for K = 1 and K = 3."""
 
 from pathlib import Path
 
