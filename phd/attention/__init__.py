@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phd.attention.flash import flash_attention
-from phd.attention.reference import dense_mask, dense_mask_naive, masked_attention
-from phd.attention.rule import band_start
+from phd.attention.reference import masked_attention
+from phd.attention.rule import band_start, dense_mask, dense_mask_naive
 
 BACKENDS = ("auto", "flash", "reference")
 """auto takes flash."""

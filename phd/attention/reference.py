@@ -7,20 +7,6 @@ Legend: s positions, b samples, K copies, h query heads, g key/value heads, d he
 import torch
 from torch import Tensor
 
-from phd.attention.rule import can_see, can_see_naive
-
-
-def dense_mask(
-    length: int, copies: int, *, window: int, chunk: int | None, device: torch.device | None = None
-) -> Tensor:
-    """The rule as a bool mask [s, K, s, K] over (query position, query copy, key position, key copy)."""
-    return can_see(*_grid(length, copies, device), window=window, chunk=chunk)
-
-
-def dense_mask_naive(length: int, copies: int, *, device: torch.device | None = None) -> Tensor:
-    """Naive repetition as a bool mask [s, K, s, K]."""
-    return can_see_naive(*_grid(length, copies, device))
-
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Softmax attention over all copies under ``mask`` [s, K, s, K].
@@ -41,14 +27,3 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     weights = scores.flatten(-2).softmax(dim=-1).view_as(scores)
     context = torch.einsum("bgrsjti,tbigd->sbjgrd", weights, value)
     return context.reshape(length, -1, heads, dim)
-
-
-def _grid(length: int, copies: int, device: torch.device | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    position = torch.arange(length, device=device)
-    copy = torch.arange(copies, device=device)
-    return (
-        position[:, None, None, None],
-        copy[None, :, None, None],
-        position[None, None, :, None],
-        copy[None, None, None, :],
-    )

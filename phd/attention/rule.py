@@ -57,3 +57,21 @@ def band_start(position: Tensor, *, window: int, chunk: int | None) -> Tensor:
     if chunk is not None:
         start = torch.maximum(start, position - position % chunk)
     return start
+
+
+def dense_mask(
+    length: int, copies: int, *, window: int, chunk: int | None, device: torch.device | None = None
+) -> Tensor:
+    """``can_see`` as a bool mask [s, K, s, K] over (query position, query copy, key position, key copy)."""
+    return can_see(*_grid(length, copies, device), window=window, chunk=chunk)
+
+
+def dense_mask_naive(length: int, copies: int, *, device: torch.device | None = None) -> Tensor:
+    """``can_see_naive`` as a bool mask [s, K, s, K]."""
+    return can_see_naive(*_grid(length, copies, device))
+
+
+def _grid(length: int, copies: int, device: torch.device | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    position = torch.arange(length, device=device)
+    copy = torch.arange(copies, device=device)
+    return position.view(-1, 1, 1, 1), copy.view(-1, 1, 1), position.view(-1, 1), copy

@@ -1,4 +1,8 @@
-"""Causal flash attention with its log-sum-exp, one signature for every device."""
+"""Attention with its log-sum-exp, and a backward that takes them from outside; one signature for all devices.
+
+Legend: n batch, h query heads, g key/value heads (query head i reads key head i // (h/g)), s query rows,
+t key rows, d head dimension.
+"""
 
 from types import ModuleType
 
@@ -7,36 +11,38 @@ from torch import Tensor
 from phd.attention.kernels import cpu, cuda
 
 
-def _kernel(query: Tensor) -> ModuleType:
-    return cuda if query.is_cuda else cpu
-
-
-def causal_forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor, tuple]:
-    """Causal attention.
+def attention_forward(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention, causal without ``mask``.
 
     Args:
-        query, key, value: [b, heads, s, d] each, any strides with d contiguous.
+        query: [n, h, s, d]; key, value: [n, g, t, d]. Any strides with d contiguous.
+        mask: [n, 1, s, t] in the dtype of the query, added to the scores. Every row sees some key.
 
     Returns:
-        output [b, heads, s, d] (contiguous as [b, s, heads, d]), log-sum-exp [b, heads, s] (fp32, or fp64 for
-        fp64), and what ``causal_backward`` needs besides.
+        output [n, h, s, d], contiguous as [n, s, h, d], and log-sum-exp [n, h, s] in fp32 (fp64 for fp64).
     """
-    return _kernel(query).forward(query, key, value, scale)
+    return _kernel(query).forward(query, key, value, scale, mask)
 
 
-def causal_backward(
+def attention_backward(
     grad_out: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     out: Tensor,
     lse: Tensor,
-    state: tuple,
     scale: float,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value of ``causal_forward``.
+    """Gradients of query, key and value of ``attention_forward``.
 
-    ``out`` and ``lse`` may be those of a softmax over more keys than the causal ones: the result is then the
-    share of these keys (as in ring attention).
+    ``out`` and ``lse`` may be those of a softmax over more keys than these: the result is then the share of
+    these keys, as in ring attention.
     """
-    return _kernel(query).backward(grad_out, query, key, value, out, lse, state, scale)
+    return _kernel(query).backward(grad_out, query, key, value, out, lse, scale, mask)
+
+
+def _kernel(query: Tensor) -> ModuleType:
+    return cuda if query.is_cuda else cpu

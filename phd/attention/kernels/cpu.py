@@ -1,6 +1,4 @@
-"""torch's flash attention for the CPU: fp32, fp64, bf16; the operators behind
-scaled_dot_product_attention.
-"""
+"""torch's flash attention for the CPU, fp32, fp64 and bf16: what scaled_dot_product_attention calls."""
 
 import torch
 from torch import Tensor
@@ -9,9 +7,10 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor, tuple]:
-    out, lse = _forward(query, key, value, 0.0, True, scale=scale)
-    return out, lse, ()
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _forward(query, key, value, 0.0, mask is None, attn_mask=mask, scale=scale)
 
 
 def backward(
@@ -21,7 +20,7 @@ def backward(
     value: Tensor,
     out: Tensor,
     lse: Tensor,
-    state: tuple,
     scale: float,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(grad_out, query, key, value, out, lse, 0.0, True, scale=scale)
+    return _backward(grad_out, query, key, value, out, lse, 0.0, mask is None, attn_mask=mask, scale=scale)
