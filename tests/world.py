@@ -48,7 +48,7 @@ class World:
             self._ranks.append((process, ours))
 
     def close(self) -> None:
-        """End the ranks; each one asks for it itself when its pipe closes, so that its own children end too."""
+        """End the ranks; each ends by itself when its pipe closes, and so do its own children."""
         for _, connection in self._ranks:
             connection.close()
         for process, _ in self._ranks:

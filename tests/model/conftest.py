@@ -10,8 +10,9 @@ import pytest
 
 from tests.world import World
 
+# Sizes are multiples of 64: the distributed optimizer pads others, and saves the padding uninitialised.
 MODEL = shlex.split("""
-    --num-layers 4 --hidden-size 32 --ffn-hidden-size 64 --num-attention-heads 4
+    --num-layers 4 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4
     --group-query-attention --num-query-groups 2 --swiglu --normalization RMSNorm --disable-bias-linear
     --position-embedding-type rope --untie-embeddings-and-output-weights --make-vocab-size-divisible-by 8
     --attention-dropout 0 --hidden-dropout 0 --seq-length 40 --max-position-embeddings 40

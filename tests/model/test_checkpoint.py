@@ -1,0 +1,201 @@
+"""Stop and resume, change the layout, change the variant; and checkpoints that must not be loaded."""
+
+import pickle
+import re
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from tests.model.conftest import VARIANTS, losses
+from tests.world import RankFailed
+
+LAYOUTS = {
+    "single": (1, ""),
+    "TP2": (2, "--tensor-model-parallel-size 2"),
+    "PP2": (2, "--pipeline-model-parallel-size 2"),
+    "DP2-distopt": (2, "--use-distributed-optimizer"),
+}
+PHD = VARIANTS["PHD-CSWA-3-5-12"]
+
+
+@pytest.fixture(scope="module")
+def train(world, base_flags):
+    """train(layout, folder, *more): six steps in all; saves into and loads from ``folder``."""
+
+    def run(layout: str, folder: Path, *more: str, variant: list[str] = PHD) -> dict[str, list[float]]:
+        ranks, flags = LAYOUTS[layout]
+        log = folder.parent / f"log-{len(list(folder.parent.iterdir()))}"
+        paths = ["--load", str(folder), "--save", str(folder), "--tensorboard-dir", str(log)]
+        schedule = ["--train-iters", "6", "--save-interval", "3"]
+        world.pretrain([*base_flags, *variant, *flags.split(), *schedule, *paths, *more], ranks)
+        return losses(log)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def saved(train, tmp_path_factory) -> Path:
+    """A run of PHD-CSWA-3-5-12 on TP 2, stopped after three of six steps."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    train("TP2", folder, "--exit-interval", "3")
+    return folder
+
+
+def tensors(folder: Path) -> dict:
+    """Every tensor of a checkpoint folder, read item by item."""
+    import io
+
+    import torch
+
+    from phd.model import checkpoint
+
+    return {
+        (index.fqn, index.offset): torch.load(io.BytesIO(checkpoint._read_item(folder, item)))
+        for index, item in checkpoint._read_metadata(folder).storage_data.items()
+        if index.offset is not None
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resume_equals_never_stopped(train, layout, variant, tmp_path):
+    """Bit for bit: losses, gradient norms, weights and optimizer state."""
+    import torch
+
+    flags = VARIANTS[variant]
+    whole, parts = tmp_path / "whole" / "ckpt", tmp_path / "parts" / "ckpt"
+    whole.parent.mkdir()
+    parts.parent.mkdir()
+    uninterrupted = train(layout, whole, variant=flags)
+    before = train(layout, parts, "--exit-interval", "3", variant=flags)
+    after = train(layout, parts, variant=flags)
+    for tag, values in uninterrupted.items():
+        assert len(values) == 6
+        assert before[tag] + after[tag] == values
+    expected, resumed = (tensors(folder / "iter_0000006") for folder in (whole, parts))
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("layout", ["single", "PP2"])
+def test_resume_on_another_layout(train, saved, layout, tmp_path):
+    """Saved on TP 2: what follows equals TP 2's own continuation."""
+    continued = []
+    for name in ("TP2", layout):
+        copy = tmp_path / name / "ckpt"
+        shutil.copytree(saved, copy)
+        continued.append(train(name, copy))
+    same, other = continued
+    assert len(same["lm loss"]) == 3
+    for tag in same:
+        assert other[tag] == pytest.approx(same[tag], rel=1e-5)
+
+
+def test_distributed_optimizer_changes_layout(train, tmp_path):
+    """Its state is saved fully parallel on DP 2 and continues on one process."""
+    saved = tmp_path / "first" / "ckpt"
+    saved.parent.mkdir()
+    train("DP2-distopt", saved, "--exit-interval", "3", "--ckpt-fully-parallel-save")
+    continued = []
+    for layout in ("DP2-distopt", "single"):
+        copy = tmp_path / layout / "ckpt"
+        shutil.copytree(saved, copy)
+        continued.append(train(layout, copy, "--use-distributed-optimizer"))
+    assert continued[1]["lm loss"] == pytest.approx(continued[0]["lm loss"], rel=1e-5)
+
+
+def test_another_variant_is_refused_unless_asked_for(train, world, saved, base_flags, tmp_path):
+    copy = tmp_path / "run" / "ckpt"
+    shutil.copytree(saved, copy)
+    other = ["--phd-copies", "2", "--phd-window", "5", "--phd-chunk", "12"]
+    with pytest.raises(RankFailed, match="was trained as PHD-CSWA-3-5-12, this run is PHD-CSWA-2-5-12"):
+        train("single", copy, variant=other)
+    flags = [*base_flags, *other, "--load", str(copy), "--train-iters", "6", "--override-phd-variant"]
+    output = world.pretrain(flags)
+    assert "PHD-CSWA-2-5-12 continues from" in output
+    assert "trained as PHD-CSWA-3-5-12" in output
+
+
+class Malice:
+    """A pickle that would create a file when loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def tear(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "torn": ("__0_0.distcp", tear, r"__0_0\.distcp ends after \d+ of \d+ bytes"),
+    "flipped-bit": ("__1_0.distcp", flip, r"__1_0\.distcp is corrupted near byte \d+"),
+    "missing": ("__1_0.distcp", Path.unlink, r"__1_0\.distcp is missing"),
+    "torn-metadata": (".metadata", tear, r"\.metadata cannot be read"),
+    "no-metadata": (".metadata", Path.unlink, r"\.metadata is missing"),
+}
+
+
+def refusal(folder: Path) -> str:
+    """What pretrain_phd.py says to --load FOLDER at start-up."""
+    from phd.config import PHDConfig
+    from phd.model.checkpoint import refuse_bad_checkpoint
+
+    args = Namespace(
+        load=str(folder),
+        pretrained_checkpoint=None,
+        ckpt_step=None,
+        rank=0,
+        world_size=1,
+        override_phd_variant=False,
+    )
+    try:
+        refuse_bad_checkpoint(args, PHDConfig(phd_copies=3, phd_window=5, phd_chunk=12))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture
+def copy(saved, tmp_path) -> Path:
+    """A copy of the saved run that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "ckpt"))
+
+
+def test_whole_checkpoint_is_taken(world, copy):
+    assert world.run(refusal, copy) == [""]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_checkpoint_is_refused(world, saved, copy, damage):
+    """The error names the file, and the newest whole checkpoint or that there is none."""
+    file, harm, message = DAMAGE[damage]
+    harm(copy / "iter_0000003" / file)
+    assert re.search(f"{message}.*There is no whole checkpoint", *world.run(refusal, copy))
+    shutil.copytree(saved / "iter_0000003", copy / "iter_0000002")
+    assert re.search(
+        f"{message}.*iter_0000002: continue from it with --ckpt-step 2", *world.run(refusal, copy)
+    )
+
+
+def test_unreadable_tracker_is_refused(world, copy):
+    (copy / "latest_checkpointed_iteration.txt").write_text("")
+    assert re.search("should hold an iteration, found ''.*--ckpt-step 3", *world.run(refusal, copy))
+
+
+def test_checkpoint_metadata_is_not_executed(world, copy, tmp_path):
+    trace = tmp_path / "executed"
+    (copy / "iter_0000003" / ".metadata").write_bytes(pickle.dumps(Malice(trace)))
+    assert "refusing to run" in world.run(refusal, copy)[0]
+    assert not trace.exists()
