@@ -1,0 +1,1 @@
+"""Text in, Megatron's .bin/.idx out. Stands alone: imports Megatron's indexed dataset, never phd."""

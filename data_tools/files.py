@@ -1,0 +1,43 @@
+"""Files that are whole or absent: write beside, sync, rename; and the identity of inputs."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def sync(path: Path) -> None:
+    """Have the content of a written file on disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def rename(path: Path, target: Path) -> None:
+    """Put a synced file in its place, for good."""
+    path.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    sync(temporary)
+    rename(temporary, path)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(path: Path) -> dict[str, Any]:
+    """What tells whether an input has changed."""
+    status = path.stat()
+    return {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}

@@ -1,0 +1,147 @@
+"""Documents in, Megatron's .bin/.idx out: nothing lost, nothing changed, whatever interrupts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from data_tools import tokenize as module
+from data_tools.tokenize import tokenize
+from tests.data_tools.conftest import HARD
+
+ROOT = Path(__file__).parents[2]
+
+
+def documents(prefix: Path) -> list[list[int]]:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    dataset = IndexedDataset(str(prefix))
+    assert len(dataset.document_indices) == len(dataset) + 1
+    return [dataset[i].tolist() for i in range(len(dataset))]
+
+
+def test_every_document_decodes_to_its_text(hard_jsonl, tokenizer_model, tmp_path):
+    """And its ids are those of Megatron's own tokenizer, EOD at the end."""
+    from megatron.core.tokenizers import MegatronTokenizer
+
+    card = tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model, append_eod=True)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
+    megatron = MegatronTokenizer.from_pretrained(
+        str(tokenizer_model), metadata_path={"library": "sentencepiece"}
+    )
+    written = documents(tmp_path / "out")
+    texts = list(HARD.values()) * 6
+    assert [processor.decode(ids[:-1]) for ids in written] == texts
+    for ids, text in zip(written[: len(HARD)], texts, strict=False):
+        assert ids == [*megatron.tokenize(text), megatron.eod]
+        assert not {0, 1, 2} & set(ids[:-1])
+    assert card["documents"] == len(texts)
+    assert card["tokens"] == sum(map(len, written))
+    assert card["dtype"] == "uint16"
+
+
+def test_workers_do_not_change_the_files(hard_jsonl, tokenizer_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("data_tools.documents.BATCH_BYTES", 100_000)
+    for workers in (1, 3):
+        tokenize([hard_jsonl], tmp_path / str(workers), tokenizer_model=tokenizer_model, workers=workers)
+    for end in (".bin", ".idx"):
+        assert (tmp_path / f"1{end}").read_bytes() == (tmp_path / f"3{end}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("separator", "expected"),
+    [(None, ["a\n\nb\n---\n---\nc"]), ("---", ["a\n\nb\n", "c"])],
+    ids=["whole", "split"],
+)
+def test_plain_text(separator, expected, tokenizer_model, tmp_path):
+    (tmp_path / "in.txt").write_text("a\n\nb\n---\n---\nc")
+    tokenize(
+        [tmp_path / "in.txt"],
+        tmp_path / "out",
+        tokenizer_model=tokenizer_model,
+        document_separator=separator,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
+    assert [processor.decode(ids) for ids in documents(tmp_path / "out")] == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (b'{"text": "a"', "broken JSON"),
+        (b'{"body": "a"}', "no field 'text'"),
+        (b'["text"]', "no field 'text'"),
+        (b'{"text": 3}', "is int, not a string"),
+        (b'{"text": ""}', "the document is empty"),
+        (b'{"text": "\\ud800"}', "a lone surrogate"),
+        (b'{"text": "\xff"}', "not valid UTF-8"),
+    ],
+    ids=["json", "field", "list", "type", "empty", "surrogate", "utf8"],
+)
+def test_bad_record_names_file_and_line(record, message, tokenizer_model, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"text": "good"}\n\n' + record + b"\n")
+    with pytest.raises(ValueError, match=f"bad.jsonl, line 3: .*{message}"):
+        tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model)
+    assert not list(tmp_path.glob("out.[bij]*[!p]"))
+
+
+def test_again_does_nothing_and_a_change_is_refused(hard_jsonl, tokenizer_model, tmp_path, monkeypatch):
+    first = tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
+    monkeypatch.setattr(module, "_write", None)
+    assert tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model) == first
+    with pytest.raises(ValueError, match="append_eod was False, is True"):
+        tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model, append_eod=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"paths": [Path("none.jsonl")]}, FileNotFoundError, "none.jsonl: there is no such file"),
+        ({"paths": [Path(__file__)]}, ValueError, "expected a .jsonl or .txt file"),
+        ({"tokenizer_model": Path("none.model")}, FileNotFoundError, "none.model"),
+        ({"workers": 0}, ValueError, "--workers must be at least 1"),
+    ],
+    ids=["input", "kind", "tokenizer", "workers"],
+)
+def test_bad_arguments(changes, error, message, hard_jsonl, tokenizer_model, tmp_path):
+    arguments = {"paths": [hard_jsonl], "tokenizer_model": tokenizer_model} | changes
+    with pytest.raises(error, match=message):
+        tokenize(output_prefix=tmp_path / "out", **arguments)
+
+
+def test_no_documents(tokenizer_model, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="no document in"):
+        tokenize([tmp_path / "empty.jsonl"], tmp_path / "out", tokenizer_model=tokenizer_model)
+
+
+@pytest.mark.parametrize("moment", ["start", "writing"])
+def test_killed_run_leaves_nothing_that_looks_whole(moment, tokenizer_model, tmp_path):
+    """SIGKILL, then the same command again: the bytes of an uninterrupted run."""
+    path = tmp_path / "big.jsonl"
+    path.write_text((json.dumps({"text": HARD["english"] * 50}) + "\n") * 4000)
+    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path)]
+    command += ["--tokenizer-model", str(tokenizer_model), "--workers", "1", "--output-prefix"]
+    run = subprocess.Popen(
+        [*command, str(tmp_path / "out")], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    unfinished = tmp_path / "out.bin.tmp"
+    while moment == "writing" and not (unfinished.exists() and unfinished.stat().st_size):
+        assert run.poll() is None
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert not [file for file in tmp_path.glob("out.*") if file.suffix != ".tmp"]
+    subprocess.run([*command, str(tmp_path / "out")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    tokenize([path], tmp_path / "whole", tokenizer_model=tokenizer_model)
+    for end in (".bin", ".idx"):
+        assert (tmp_path / f"out{end}").read_bytes() == (tmp_path / f"whole{end}").read_bytes()
+    assert np.fromfile(tmp_path / "out.bin", dtype=np.uint16).max() < 600
