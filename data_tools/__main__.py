@@ -5,10 +5,21 @@ import sys
 
 from data_tools.cli import add_subcommands
 
-parser = argparse.ArgumentParser(prog="python -m data_tools", description="Text to Megatron data sets")
-add_subcommands(parser)
-args = parser.parse_args()
-try:
-    sys.exit(args.run(args))
-except (ValueError, FileNotFoundError) as error:
-    sys.exit(f"data_tools: error: {error}")
+
+def main() -> int:
+    """Run one subcommand; bad input is one line on stderr and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m data_tools", description="Text to Megatron data sets")
+    add_subcommands(parser)
+    args = parser.parse_args()
+    try:
+        return args.run(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"data_tools: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("data_tools: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

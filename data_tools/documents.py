@@ -10,11 +10,11 @@ BATCH_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Batch:
-    """Some consecutive raw records of one file; ``lines[i]`` is at line ``numbers[i]``, counted from 1."""
+    """Some consecutive raw records of one file; ``records[i]`` begins at line ``numbers[i]``, from 1."""
 
     path: Path
     numbers: list[int]
-    lines: list[bytes]
+    records: list[bytes]
 
 
 class BadRecord(ValueError):
@@ -33,19 +33,19 @@ def check_inputs(paths: Sequence[Path]) -> None:
 def read_batches(paths: Sequence[Path], document_separator: str | None = None) -> Iterator[Batch]:
     """Raw records of all files in order, about ``BATCH_BYTES`` at a time."""
     for path in paths:
-        records = _jsonl_records(path) if path.suffix == ".jsonl" else _txt_records(path, document_separator)
+        raw = _jsonl_records(path) if path.suffix == ".jsonl" else _txt_records(path, document_separator)
         numbers: list[int] = []
-        lines: list[bytes] = []
+        records: list[bytes] = []
         size = 0
-        for number, line in records:
+        for number, record in raw:
             numbers.append(number)
-            lines.append(line)
-            size += len(line)
+            records.append(record)
+            size += len(record)
             if size >= BATCH_BYTES:
-                yield Batch(path, numbers, lines)
-                numbers, lines, size = [], [], 0
-        if lines:
-            yield Batch(path, numbers, lines)
+                yield Batch(path, numbers, records)
+                numbers, records, size = [], [], 0
+        if records:
+            yield Batch(path, numbers, records)
 
 
 def parse(batch: Batch, text_field: str) -> list[str]:
@@ -55,35 +55,43 @@ def parse(batch: Batch, text_field: str) -> list[str]:
         BadRecord: broken JSON, no such field, not a string, an empty document or invalid UTF-8.
     """
     is_jsonl = batch.path.suffix == ".jsonl"
-    return [
-        _text(line, f"{batch.path}, line {number}", text_field if is_jsonl else None)
-        for number, line in zip(batch.numbers, batch.lines, strict=True)
-    ]
+    texts = []
+    for number, record in zip(batch.numbers, batch.records, strict=True):
+        text = _decode(record, batch.path, number)
+        where = f"{batch.path}, line {number}"
+        if is_jsonl:
+            text = _field(text, text_field, where)
+        if not text:
+            raise BadRecord(f"{where}: the document is empty; take it out")
+        texts.append(text)
+    return texts
 
 
-def _text(raw: bytes, where: str, text_field: str | None) -> str:
+def _decode(record: bytes, path: Path, number: int) -> str:
     try:
-        text = raw.decode("utf-8")
+        return record.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadRecord(f"{where}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
-    if text_field is not None:
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise BadRecord(f"{where}: broken JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(record, dict) or text_field not in record:
-            raise BadRecord(f"{where}: no field {text_field!r} (--text-field names another)")
-        text = record[text_field]
-        if not isinstance(text, str):
-            raise BadRecord(f"{where}: field {text_field!r} is {type(text).__name__}, not a string")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BadRecord(
-                f"{where}: field {text_field!r} holds a lone surrogate at {error.start}"
-            ) from error
-    if not text:
-        raise BadRecord(f"{where}: the document is empty")
+        line = number + record.count(b"\n", 0, error.start)
+        column = error.start - record.rfind(b"\n", 0, error.start)
+        raise BadRecord(f"{path}, line {line}: not valid UTF-8 ({error.reason} at byte {column})") from error
+
+
+def _field(line: str, text_field: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadRecord(f"{where}: broken JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets
+        raise BadRecord(f"{where}: JSON that Python does not read ({error})") from error
+    if not isinstance(record, dict) or text_field not in record:
+        raise BadRecord(f"{where}: no field {text_field!r} (--text-field names another)")
+    text = record[text_field]
+    if not isinstance(text, str):
+        raise BadRecord(f"{where}: field {text_field!r} is {type(text).__name__}, not a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRecord(f"{where}: field {text_field!r} holds a lone surrogate at {error.start}") from error
     return text
 
 
@@ -100,13 +108,14 @@ def _txt_records(path: Path, separator: str | None) -> Iterator[tuple[int, bytes
             yield 1, file.read()
             return
         end = separator.encode()
-        start, document = 1, b""
+        start = 1
+        lines: list[bytes] = []
         for number, line in enumerate(file, start=1):
             if line.rstrip(b"\r\n") == end:
-                if document:
-                    yield start, document
-                start, document = number + 1, b""
+                if lines:
+                    yield start, b"".join(lines)
+                start, lines = number + 1, []
             else:
-                document += line
-        if document:
-            yield start, document
+                lines.append(line)
+        if lines:
+            yield start, b"".join(lines)

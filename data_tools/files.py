@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 
+def append_suffix(prefix: Path, suffix: str) -> Path:
+    """PREFIX and a suffix, whatever dots the prefix holds."""
+    return prefix.with_name(f"{prefix.name}{suffix}")
+
+
 def sync(path: Path) -> None:
     """Have the content of a written file on disk."""
     with open(path, "rb+") as file:
@@ -25,7 +30,7 @@ def rename(path: Path, target: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = append_suffix(path, ".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     sync(temporary)
     rename(temporary, path)
@@ -40,4 +45,4 @@ def sha256(path: Path) -> str:
 def identity(path: Path) -> dict[str, Any]:
     """What tells whether an input has changed."""
     status = path.stat()
-    return {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return {"path": str(path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}

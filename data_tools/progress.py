@@ -1,0 +1,24 @@
+"""The progress bar of all tools: bytes read, speed, time left. On stderr, so that stdout holds results."""
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+
+def byte_progress() -> Progress:
+    """A bar whose tasks count bytes; the task's field ``note`` is shown at the end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
