@@ -117,4 +117,8 @@ def _check(
             f"key and value must be [s, b*K, g, d] with g dividing {heads} and the rest as query "
             f"{tuple(query.shape)}, got {tuple(key.shape)} and {tuple(value.shape)}"
         )
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(
+            f"query, key and value must have one dtype, got {query.dtype}, {key.dtype} and {value.dtype}"
+        )
     return dim**-0.5 if softmax_scale is None else softmax_scale

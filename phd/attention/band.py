@@ -124,14 +124,12 @@ class Band:
             yield slice(first, min(first + self.step, self.length))
 
     def _mask(self, part: slice) -> Tensor:
-        """Additive mask [n, 1, R, T]. Positions beyond the end see their own copies, never nothing."""
-        end = part.start + self.block * self._blocks(part)
-        position = torch.arange(part.start, end, device=self.start.device)
-        start = position.clone()
-        start[: part.stop - part.start] = self.start[part]
-        # [n, B, 1, 1, 1], counted from the first position of the block
-        start = (start - position + position % self.block).view(-1, self.block, 1, 1, 1)
-        visible = self.causal & (self.key_position >= start)
+        """Additive mask [n, 1, R, T]."""
+        # beyond the end from 0, so that every row sees some key
+        missing = self.block * self._blocks(part) - (part.stop - part.start)
+        start = F.pad(self.start[part], (0, missing)).view(-1, self.block, 1, 1, 1)
+        first = torch.arange(part.start, part.stop, self.block, device=start.device).view(-1, 1, 1, 1, 1)
+        visible = self.causal & (self.key_position >= start - first)
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=start.device)
         return mask.masked_fill_(~visible, -torch.inf).flatten(3, 4).flatten(1, 2).unsqueeze(1)
 

@@ -17,6 +17,10 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     if mask is not None:
         return masked_forward(query, key, value, scale, mask)
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"backend 'flash' on CUDA takes fp16 and bf16, got {query.dtype}: use bf16, or 'reference'"
+        )
     out, lse, *_ = _forward(query, key, value, 0.0, True, scale=scale)
     return out, lse
 

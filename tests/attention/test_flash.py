@@ -1,0 +1,63 @@
+"""What the fast path promises besides its numbers: memory, odd strides, no silent second derivative."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from phd.attention import naive_attention, phd_attention
+
+
+def allocations(length, function=phd_attention, **arguments):
+    """Bytes that one forward and backward allocates, inside kernels too: largest block, sum of all blocks."""
+    copies, heads, groups, dim = 3, 2, 1, 8
+    shapes = [(length, copies, n, dim) for n in (heads, groups, groups, heads)]
+    *inputs, grad = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        torch.autograd.grad(function(*inputs, copies=copies, **arguments), inputs, grad)
+    sizes = [event.self_cpu_memory_usage for event in profiler.events()]
+    return max(sizes), sum(size for size in sizes if size > 0)
+
+
+@pytest.mark.parametrize(
+    ("window", "chunk"), [(1, None), (16, 32), (16, None)], ids=["PHD", "PHD-CSWA", "PHD-SWA"]
+)
+def test_nothing_quadratic_is_allocated(window, chunk):
+    length = 2000
+    largest, total = allocations(length, window=window, chunk=chunk)
+    assert largest < length**2 / 2  # bytes: half of a bool mask between positions
+    _, total_of_half = allocations(length // 2, window=window, chunk=chunk)
+    assert total < 2.2 * total_of_half
+
+
+def test_naive_repetition_makes_no_mask():
+    largest, _ = allocations(2000, naive_attention)
+    assert largest < 2000**2 / 2
+
+
+def test_the_dense_mask_would_be_noticed():
+    largest, _ = allocations(200, window=16, chunk=32, backend="reference")
+    assert largest >= (3 * 200) ** 2
+
+
+def test_strided_inputs_and_gradients():
+    """Slices of one projection, a layout with gaps in its last dimension, the expanded gradient of a sum."""
+    projection = torch.randn(23, 4, 8, 6, dtype=torch.float64)
+    gaps = torch.randn(23, 4, 6, 8, dtype=torch.float64).transpose(2, 3)
+    expected = None
+    for query, key, value in (
+        (projection[:, :, :4], projection[:, :, 4:6], gaps[:, :, :2]),
+        (projection[:, :, :4].contiguous(), projection[:, :, 4:6].contiguous(), gaps[:, :, :2].contiguous()),
+    ):
+        inputs = [x.detach().requires_grad_() for x in (query, key, value)]
+        out = phd_attention(*inputs, copies=2, window=4, chunk=8)
+        results = [out, *torch.autograd.grad(out.sum(), inputs)]
+        expected = expected or results
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_second_derivative_is_refused():
+    inputs = [torch.randn(9, 2, 2, 4, requires_grad=True) for _ in range(3)]
+    out = phd_attention(*inputs, copies=2, window=4)
+    (gradient,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
