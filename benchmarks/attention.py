@@ -32,7 +32,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -115,9 +114,7 @@ def peak_resident() -> int:
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
 
-def measure(
-    length: int, copies: int, rounds: int, threads: int, pool: ProcessPoolExecutor, say: Callable
-) -> dict:
+def measure(length: int, copies: int, rounds: int, threads: int, pool: ProcessPoolExecutor) -> dict:
     """All methods of one size, interleaved.
 
     Returns:
@@ -127,26 +124,32 @@ def measure(
     calls = {}
     # the mask in fp32, and the bool tensors it is made from
     dense_bytes = 8 * (length * copies) ** 2
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = physical_memory()
     for method in METHODS:
         if method == "dense mask" and dense_bytes > memory / 2:
             methods[method] = {"skipped": f"mask needs {dense_bytes / 1e9:.1f} GB of {memory / 1e9:.1f} GB"}
             continue
-        say(f"s={length} K={copies}: {method}, memory")
+        tell(f"s={length} K={copies}: {method}, memory and warm-up")
         peak = pool.submit(peak_memory, method, length, copies, threads).result()
         calls[method] = attention_call(method, length, copies)
-        say(f"s={length} K={copies}: {method}, warm-up")
-        warm_up = seconds(calls[method])
-        methods[method] = {"peak_bytes": peak, "rounds": min(rounds, 3) if warm_up > SLOW_SECONDS else rounds}
-        methods[method]["seconds"] = []
+        slow = seconds(calls[method]) > SLOW_SECONDS
+        methods[method] = {"peak_bytes": peak, "rounds": min(rounds, 3) if slow else rounds, "seconds": []}
     for turn in range(rounds):
+        tell(f"s={length} K={copies}: round {turn + 1} of {rounds}")
         for method, call in calls.items():
             if turn < methods[method]["rounds"]:
-                say(f"s={length} K={copies}: round {turn + 1} of {rounds}, {method}")
                 methods[method]["seconds"].append(seconds(call))
     for method in calls:
         methods[method]["median"] = statistics.median(methods[method]["seconds"])
     return {"s": length, "K": copies, "methods": methods}
+
+
+def physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def tell(progress: str) -> None:
+    print(time.strftime("%H:%M:%S"), progress, file=sys.stderr, flush=True)
 
 
 def add_ratios(result: dict) -> None:
@@ -161,16 +164,13 @@ def add_ratios(result: dict) -> None:
 
 
 def machine() -> dict:
-    cpu = platform.processor()
-    if (info := Path("/proc/cpuinfo")).exists():
-        names = [
-            line.partition(":")[2] for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0].strip() if names else cpu
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return {
-        "cpu": cpu,
+        "cpu": cpu or platform.processor(),
         "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory_bytes": physical_memory(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "system": platform.platform(),
         "load_average_at_start": os.getloadavg()[0],
@@ -190,20 +190,10 @@ def megabytes(method: dict) -> str:
 def table(results: list[dict]) -> Table:
     """Time as multiples of vanilla, memory in MB."""
     view = Table(title="Forward + backward, in multiples of vanilla (peak MB)")
-    for column in (
-        "s",
-        "K",
-        "vanilla",
-        "PHD flash",
-        "PHD / (K x vanilla)",
-        "dense mask",
-        "naive",
-        "dense / PHD",
-    ):
+    for column in ("s", "K", "vanilla", "PHD", "PHD / (K x vanilla)", "dense mask", "naive", "dense / PHD"):
         view.add_column(column, justify="right")
     for result in results:
         methods = result["methods"]
-
         dense = methods["dense mask"].get("median")
         view.add_row(
             str(result["s"]),
@@ -262,28 +252,16 @@ def main(arguments: list[str] | None = None) -> None:
         "results": [],
     }
     sizes = [(length, copies) for length in options.lengths for copies in options.copies]
-    context = multiprocessing.get_context("spawn")
-    columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TextColumn("{task.fields[now]}"))
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool,
-    ):
-        task = progress.add_task("sizes", total=len(sizes), now="")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         for length, copies in sizes:
-            result = measure(
-                length,
-                copies,
-                options.rounds,
-                options.threads,
-                pool,
-                lambda now: progress.update(task, now=now),
-            )
+            result = measure(length, copies, options.rounds, options.threads, pool)
             add_ratios(result)
             report["results"].append(result)
             report["complete"] = len(report["results"]) == len(sizes)
             if options.output:
                 write(options.output, report)
-            progress.advance(task)
     Console(width=120).print(table(report["results"]))
     if options.output:
         print(f"Written to {options.output}")

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+
+from benchmarks import attention
+
+
+def test_measures_every_method(tmp_path, capsys):
+    output = tmp_path / "attention.json"
+    sizes = ["--lengths", "65", "--copies", "1", "2"]
+    attention.main([*sizes, "--rounds", "2", "--threads", "1", "--output", str(output)])
+    report = json.loads(output.read_text())
+    assert report["complete"]
+    assert [(result["s"], result["K"]) for result in report["results"]] == [(65, 1), (65, 2)]
+    for result in report["results"]:
+        for name, method in result["methods"].items():
+            assert len(method["seconds"]) == 2, name
+            assert method["times_vanilla"] > 0
+        floor = result["K"] * result["vanilla_median"]
+        assert result["phd_times_floor"] == pytest.approx(result["methods"]["phd"]["median"] / floor)
+    assert "dense mask" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_dense_mask_larger_than_memory_is_skipped(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(attention, "physical_memory", lambda: 8 * 130**2)
+    output = tmp_path / "attention.json"
+    sizes = ["--lengths", "65", "--copies", "2"]
+    attention.main([*sizes, "--rounds", "1", "--threads", "1", "--output", str(output)])
+    (result,) = json.loads(output.read_text())["results"]
+    assert "skipped" in result["methods"]["dense mask"]
+    assert "mask needs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--lengths", "--copies", "--rounds", "--threads"])
+def test_refuses_sizes_below_one(flag, capsys):
+    with pytest.raises(SystemExit):
+        attention.main([flag, "0"])
+    assert f"{flag} must be at least 1" in capsys.readouterr().err
