@@ -6,12 +6,14 @@ from pathlib import Path
 
 
 def add_subcommands(parser: argparse.ArgumentParser) -> None:
-    """Add train-tokenizer, tokenize and inspect; each sets ``run``, a function of the parsed arguments."""
+    """Add train-tokenizer, tokenize, inspect, verify; each sets ``run``, a function of the arguments."""
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
 
     train = commands.add_parser("train-tokenizer", help="train a SentencePiece BPE tokenizer on text")
     _add_inputs(train)
-    train.add_argument("--output-prefix", type=Path, required=True, help="writes PREFIX.model, .vocab, .json")
+    train.add_argument(
+        "--output-prefix", type=Path, required=True, help="writes PREFIX.model, .vocab, .model.json"
+    )
     train.add_argument(
         "--vocab-size", type=int, required=True, help="pieces, control tokens and bytes included"
     )
@@ -41,6 +43,11 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--tokenizer-model", type=Path, help="decode the samples with this .model")
     inspect.add_argument("--samples", type=int, default=2, help="documents to show")
     inspect.set_defaults(run=_run_inspect)
+
+    verify = commands.add_parser("verify", help="check sizes and every id of a PREFIX.bin/.idx")
+    verify.add_argument("prefix", type=Path, help="path without .bin or .idx")
+    verify.add_argument("--tokenizer-model", type=Path, required=True, help="the .model it was made with")
+    verify.set_defaults(run=_run_verify)
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -89,4 +96,12 @@ def _run_inspect(args: argparse.Namespace) -> int:
     from data_tools.inspect import inspect
 
     inspect(args.prefix, tokenizer_model=args.tokenizer_model, samples=args.samples)
+    return 0
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from data_tools.encode import load_tokenizer
+    from data_tools.verify import verify
+
+    verify(args.prefix, vocab_size=len(load_tokenizer(args.tokenizer_model)))
     return 0

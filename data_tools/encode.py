@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def load_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
         raise ValueError(f"--tokenizer-model {path}: not a SentencePiece model ({error})") from error
 
 
-def encode_batches(batches: Iterable[Batch], settings: Settings, workers: int) -> Iterator[Encoded]:
+def encode_batches(batches: Iterable[Batch], settings: Settings, workers: int) -> Generator[Encoded]:
     """Encode with ``workers`` processes, holding at most two batches a worker in memory.
 
     Raises:

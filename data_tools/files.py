@@ -28,12 +28,17 @@ def rename(path: Path, target: Path) -> None:
         os.close(folder)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
     temporary = append_suffix(path, ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.write_bytes(content)
     sync(temporary)
     rename(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def sha256(path: Path) -> str:

@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -15,8 +15,8 @@ def byte_progress() -> Progress:
     """A bar whose tasks count bytes; the task's field ``note`` is shown at the end."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),

@@ -11,6 +11,7 @@ import numpy as np
 from data_tools.documents import check_inputs, read_batches
 from data_tools.encode import Encoded, Settings, encode_batches, load_tokenizer
 from data_tools.files import append_suffix, identity, rename, sha256, sync, write_json
+from data_tools.megatron import indexed_dataset
 from data_tools.progress import byte_progress
 
 
@@ -73,18 +74,15 @@ def tokenize(
         f"{output_prefix}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['dtype']}"
     )
     if marked := counts["documents_with_space_mark"]:
-        print(
-            f"{marked:,} documents hold U+2581, SentencePiece's own sign for a space: it decodes to a space"
-        )
+        print(f"{marked:,} documents hold U+2581, SentencePiece's sign for a space: it decodes to one")
     return content
 
 
 def _write(encoded: Iterable[Encoded], prefix: Path, vocab_size: int, total_bytes: int) -> dict[str, Any]:
-    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder  # takes seconds to import
-
-    dtype = DType.optimal_dtype(vocab_size)
+    megatron = indexed_dataset()
+    dtype = megatron.DType.optimal_dtype(vocab_size)
     temporary = {end: append_suffix(prefix, f"{end}.tmp") for end in (".bin", ".idx")}
-    builder = IndexedDatasetBuilder(str(temporary[".bin"]), dtype=dtype)
+    builder = megatron.IndexedDatasetBuilder(str(temporary[".bin"]), dtype=dtype)
     documents = tokens = marked = 0
     with byte_progress() as progress:
         task = progress.add_task("tokenize", total=total_bytes, note="")
