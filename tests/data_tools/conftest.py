@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.tokenize import tokenize
 from data_tools.tokenizer import train_tokenizer
 
 HARD = {
@@ -37,3 +38,10 @@ def hard_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = list(HARD.values()) * 6
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
+
+
+@pytest.fixture
+def prefix(hard_jsonl: Path, tokenizer_model: Path, tmp_path: Path) -> Path:
+    """A data set of the hard documents."""
+    tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
+    return tmp_path / "out"

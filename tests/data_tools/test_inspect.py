@@ -3,16 +3,9 @@
 import pytest
 
 from data_tools.inspect import inspect
-from data_tools.tokenize import tokenize
 from data_tools.tokenizer import train_tokenizer
 from phd.cli import main
 from tests.data_tools.conftest import HARD
-
-
-@pytest.fixture
-def prefix(hard_jsonl, tokenizer_model, tmp_path):
-    tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
-    return tmp_path / "out"
 
 
 def test_shows_counts_and_texts(prefix, tokenizer_model, capsys):
@@ -20,18 +13,6 @@ def test_shows_counts_and_texts(prefix, tokenizer_model, capsys):
     output = capsys.readouterr().out
     assert f"{6 * len(HARD)} documents" in output
     assert repr(HARD["english"]) in output
-
-
-def test_truncated_bin_is_found(prefix):
-    file = prefix.with_name("out.bin")
-    file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(ValueError, match=r"out\.bin holds \d+ bytes"):
-        inspect(prefix)
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.bin"):
-        inspect(tmp_path / "none")
 
 
 def test_ids_beyond_the_tokenizer(prefix, tmp_path):
@@ -42,12 +23,13 @@ def test_ids_beyond_the_tokenizer(prefix, tmp_path):
 
 
 def test_command_line(hard_jsonl, tokenizer_model, tmp_path, capsys):
-    """phd data tokenize, then inspect; a bad input is one line and status 2."""
+    """phd data tokenize, then inspect and verify; a bad input is one line and status 2."""
     arguments = ["--input", str(hard_jsonl), "--tokenizer-model", str(tokenizer_model)]
     assert (
         main(["data", "tokenize", *arguments, "--output-prefix", str(tmp_path / "a"), "--workers", "1"]) == 0
     )
     assert main(["data", "inspect", str(tmp_path / "a")]) == 0
+    assert main(["data", "verify", str(tmp_path / "a"), "--tokenizer-model", str(tokenizer_model)]) == 0
     capsys.readouterr()
     assert main(["data", "inspect", str(tmp_path / "b")]) == 2
     assert "there is no such file" in capsys.readouterr().err

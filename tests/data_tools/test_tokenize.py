@@ -55,50 +55,30 @@ def test_workers_do_not_change_the_files(hard_jsonl, tokenizer_model, tmp_path, 
         assert (tmp_path / f"1{end}").read_bytes() == (tmp_path / f"3{end}").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("separator", "expected"),
-    [(None, ["a\n\nb\n---\n---\nc"]), ("---", ["a\n\nb\n", "c"])],
-    ids=["whole", "split"],
-)
-def test_plain_text(separator, expected, tokenizer_model, tmp_path):
-    (tmp_path / "in.txt").write_text("a\n\nb\n---\n---\nc")
-    tokenize(
-        [tmp_path / "in.txt"],
-        tmp_path / "out",
-        tokenizer_model=tokenizer_model,
-        document_separator=separator,
-    )
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
-    assert [processor.decode(ids) for ids in documents(tmp_path / "out")] == expected
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        (b'{"text": "a"', "broken JSON"),
-        (b'{"body": "a"}', "no field 'text'"),
-        (b'["text"]', "no field 'text'"),
-        (b'{"text": 3}', "is int, not a string"),
-        (b'{"text": ""}', "the document is empty"),
-        (b'{"text": "\\ud800"}', "a lone surrogate"),
-        (b'{"text": "\xff"}', "not valid UTF-8"),
-    ],
-    ids=["json", "field", "list", "type", "empty", "surrogate", "utf8"],
-)
-def test_bad_record_names_file_and_line(record, message, tokenizer_model, tmp_path):
+def test_bad_record_stops_the_run(tokenizer_model, tmp_path):
+    """Also from another process: the message keeps file and line, and nothing looks whole."""
     path = tmp_path / "bad.jsonl"
-    path.write_bytes(b'{"text": "good"}\n\n' + record + b"\n")
-    with pytest.raises(ValueError, match=f"bad.jsonl, line 3: .*{message}"):
+    path.write_bytes(b'{"text": "good"}\n\n{"text": 3}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 3: field 'text' is int"):
         tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model)
-    assert not list(tmp_path.glob("out.[bij]*[!p]"))
+    assert {file.suffix for file in tmp_path.glob("out.*")} <= {".tmp"}
 
 
-def test_again_does_nothing_and_a_change_is_refused(hard_jsonl, tokenizer_model, tmp_path, monkeypatch):
+def test_again_does_nothing_and_a_change_is_refused(
+    hard_jsonl, tokenizer_model, tmp_path, monkeypatch, capsys
+):
     first = tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
     monkeypatch.setattr(module, "_write", None)
     assert tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model) == first
+    assert "already done" in capsys.readouterr().out
     with pytest.raises(ValueError, match="append_eod was False, is True"):
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model, append_eod=True)
+    (tmp_path / "out.bin").unlink()
+    with pytest.raises(ValueError, match=r"out\.bin is missing"):
+        tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
+    (tmp_path / "out.json").write_text("{}")
+    with pytest.raises(ValueError, match="not written by `tokenize`"):
+        tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +87,10 @@ def test_again_does_nothing_and_a_change_is_refused(hard_jsonl, tokenizer_model,
         ({"paths": [Path("none.jsonl")]}, FileNotFoundError, "none.jsonl: there is no such file"),
         ({"paths": [Path(__file__)]}, ValueError, "expected a .jsonl or .txt file"),
         ({"tokenizer_model": Path("none.model")}, FileNotFoundError, "none.model"),
+        ({"tokenizer_model": Path(__file__)}, ValueError, "not a SentencePiece model"),
         ({"workers": 0}, ValueError, "--workers must be at least 1"),
     ],
-    ids=["input", "kind", "tokenizer", "workers"],
+    ids=["input", "kind", "tokenizer", "not-a-tokenizer", "workers"],
 )
 def test_bad_arguments(changes, error, message, hard_jsonl, tokenizer_model, tmp_path):
     arguments = {"paths": [hard_jsonl], "tokenizer_model": tokenizer_model} | changes
@@ -117,10 +98,33 @@ def test_bad_arguments(changes, error, message, hard_jsonl, tokenizer_model, tmp
         tokenize(output_prefix=tmp_path / "out", **arguments)
 
 
+def test_eod_that_the_tokenizer_does_not_have(hard_jsonl, tmp_path):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["some words"] * 9),
+        model_prefix=str(tmp_path / "no"),
+        model_type="char",
+        vocab_size=9,
+        hard_vocab_limit=False,
+        eos_id=-1,
+    )
+    with pytest.raises(ValueError, match="--append-eod: .*no.model has no </s>"):
+        tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tmp_path / "no.model", append_eod=True)
+
+
 def test_no_documents(tokenizer_model, tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="no document in"):
+    with pytest.raises(ValueError, match="there is no document"):
         tokenize([tmp_path / "empty.jsonl"], tmp_path / "out", tokenizer_model=tokenizer_model)
+
+
+def test_the_mark_of_a_space_is_counted(tokenizer_model, tmp_path, capsys):
+    """U+2581 is the one character that SentencePiece does not give back: the run says so."""
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps({"text": "a\u2581b"}) + "\n" + json.dumps({"text": "a b"}) + "\n")
+    card = tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model)
+    assert card["documents_with_space_mark"] == 1
+    assert "1 documents hold U+2581" in capsys.readouterr().out
+    assert documents(tmp_path / "out")[0] == documents(tmp_path / "out")[1]
 
 
 @pytest.mark.parametrize("moment", ["start", "writing"])

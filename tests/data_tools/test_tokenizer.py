@@ -24,18 +24,36 @@ def test_reproducible_for_a_seed(text, tmp_path):
 
 def test_card(text, tmp_path):
     train_tokenizer([text], tmp_path / "a", vocab_size=300)
-    card = json.loads((tmp_path / "a.json").read_text())
+    card = json.loads((tmp_path / "a.model.json").read_text())
     assert card["vocab_size"] == 300 == len((tmp_path / "a.vocab").read_text().splitlines())
     assert card["sentences"] == 500
     assert card["inputs"][0]["bytes"] == text.stat().st_size
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_document_in_one_long_line_is_learnt_from(tmp_path):
+    """SentencePiece drops what is over its limit; here nothing may be."""
+    (tmp_path / "in.txt").write_text("abracadabra " * 5000)
+    train_tokenizer([tmp_path / "in.txt"], tmp_path / "a", vocab_size=275)
+    assert "abra" in (tmp_path / "a.vocab").read_text()
+
+
 @pytest.mark.parametrize(
-    ("vocab_size", "message"),
-    [(200, "leaves no room"), (50_000, "SentencePiece refused --vocab-size 50000")],
-    ids=["small", "large"],
+    ("changes", "message"),
+    [
+        ({"vocab_size": 200}, "leaves no room"),
+        ({"vocab_size": 50_000}, "SentencePiece refused --vocab-size 50000"),
+        ({"max_sentences": 0}, "--max-sentences must be at least 1"),
+    ],
+    ids=["small", "large", "sentences"],
 )
-def test_refused_vocab_size(vocab_size, message, text, tmp_path):
+def test_refused(changes, message, text, tmp_path):
     with pytest.raises(ValueError, match=message):
-        train_tokenizer([text], tmp_path / "a", vocab_size=vocab_size)
+        train_tokenizer([text], tmp_path / "a", **{"vocab_size": 300} | changes)
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_no_text(tmp_path):
+    (tmp_path / "in.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="there is no text"):
+        train_tokenizer([tmp_path / "in.jsonl"], tmp_path / "a", vocab_size=300)
