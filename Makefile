@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints-cpu.txt
 	@touch $@
 
 demo: $(READY)
-	$(PY) examples/demo/run.py
+	$(PY) -m examples.demo.run
 
 test: $(READY)
 	$(PY) -m pytest
