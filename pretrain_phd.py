@@ -38,6 +38,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 from phd.model import compat
 from phd.model.arguments import parse_and_validate_args
 from phd.model.builder import model_config_from_args
+from phd.model.dataset import refuse_empty_splits
 from phd.model.metrics import RunMetrics, count_parameters, describe, write_run_file
 
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
@@ -134,6 +135,9 @@ def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | N
         fast_cache_load=args.dataloader_fast_cache_load,
         defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
     )
+
+    if not args.mock_data:
+        refuse_empty_splits(config, num_samples)
 
     def is_built_on_rank() -> bool:
         first_or_last = is_first_or_last_pipeline_stage(vp_stage)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from megatron.training.argument_utils import ArgumentGroupFactory
 from megatron.training.arguments import parse_args, validate_args
@@ -21,7 +22,18 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     if cpu.needed():
         parser.set_defaults(**cpu.CPU_DEFAULTS)
+    _mend_help(parser)
     return parser
+
+
+def _mend_help(parser: ArgumentParser) -> None:
+    """Some of Megatron's help texts hold a bare percent sign, on which --help ends with an error."""
+    for action in parser._actions:
+        if action.help:
+            try:
+                action.help % {**vars(action), "prog": parser.prog}
+            except (ValueError, TypeError, KeyError):
+                action.help = action.help.replace("%", "%%")
 
 
 def phd_config_from_args(args: Namespace) -> PHDConfig:
@@ -44,6 +56,13 @@ def parse_and_validate_args() -> Namespace:
     if args.use_checkpoint_args:
         load_args_from_checkpoint(args)
     args.wandb_exp_name = args.wandb_exp_name or config.variant
+    if args.data_cache_path is None:
+        # Megatron would keep its index caches beside the data and unpickle whatever lies there.
+        args.data_cache_path = str(Path(args.save, "index-cache") if args.save else _user_cache())
     validate_args(args)
     set_global_variables(args)
     return args
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "pretrain-phd", "index-cache")

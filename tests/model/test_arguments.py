@@ -1,0 +1,164 @@
+"""The command line: our flags in --help, CPU defaults that users can overrule, and every refusal by name."""
+
+import re
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+
+from tests.model.conftest import MODEL, TRAINING
+from tests.world import ROOT
+
+FLAGS = [*MODEL, *TRAINING, "--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "255"]
+# What makes each entry of the two tables in phd/model/support.py refuse.
+REFUSED = {
+    "--attention-dropout above 0": {"attention_dropout": 0.1},
+    "--context-parallel-size above 1": {"context_parallel_size": 2},
+    "--reset-attention-mask": {"reset_attention_mask": True},
+    "--reset-position-ids": {"reset_position_ids": True},
+    "--num-experts (mixture of experts)": {"num_experts": 4},
+    "--multi-latent-attention": {"multi_latent_attention": True},
+    "--mtp-num-layers (multi-token prediction)": {"mtp_num_layers": 1},
+    "--heterogeneous-layers-config-path": {"heterogeneous_layers_config_path": "x.json"},
+    "--experimental-attention-variant": {"experimental_attention_variant": "dsa"},
+    "--hybrid-layer-pattern": {"hybrid_layer_pattern": "M*"},
+    "--spec": {"spec": ["a", "b"]},
+    "--window-size (sliding-window layers)": {"window_size": (8, 0)},
+    "--softmax-type other than vanilla": {"softmax_type": "learnable"},
+    "--apply-query-key-layer-scaling": {"apply_query_key_layer_scaling": True},
+    "--position-embedding-type yarn or mrope": {"position_embedding_type": "yarn"},
+    "--log-max-attention-logit and --qk-clip": {"qk_clip": True},
+    "--fp16": {"fp16": True},
+    "--fp8-format": {"fp8": "hybrid"},
+    "--fp4-format": {"fp4": "e2m1"},
+    "--cuda-graph-impl": {"cuda_graph_impl": "local"},
+    "--tp-comm-overlap": {"tp_comm_overlap": True},
+    "--use-megatron-fsdp": {"use_megatron_fsdp": True},
+    "--use-torch-fsdp2": {"use_torch_fsdp2": True},
+}
+NEVER = {
+    "--attention-backend local": {"attention_backend": Namespace(name="local")},
+    "--yaml-cfg": {"yaml_cfg": "x.yaml"},
+    "--sft": {"sft": True},
+    "--fim-data": {"fim_data": True},
+    "--perform-rl-step": {"perform_rl_step": True},
+    "--hybrid-context-parallel": {"hybrid_context_parallel": True},
+    "--dataloader-inter-document-masking": {"dataloader_inter_document_masking": True},
+    "--ckpt-format other than torch_dist": {"ckpt_format": "torch"},
+    "--inprocess-restart": {"inprocess_restart": True},
+}
+
+
+def parse(flags: list[str]) -> Namespace:
+    from megatron.training.arguments import parse_args
+
+    from phd.model.arguments import add_phd_arguments
+
+    sys.argv = ["pretrain_phd.py", *flags]
+    return parse_args(add_phd_arguments)
+
+
+def refusals(copies: int, changes: dict[str, dict]) -> dict[str, str]:
+    """What start-up says to each change of otherwise good arguments."""
+    from phd.model.support import refuse_unsupported
+
+    answers = {}
+    for flag, change in {"nothing": {}, **changes}.items():
+        args = parse(FLAGS)
+        vars(args).update(change, phd_copies=copies)
+        try:
+            refuse_unsupported(args)
+            answers[flag] = ""
+        except ValueError as error:
+            answers[flag] = str(error)
+    return answers
+
+
+def table_flags() -> tuple[set[str], set[str]]:
+    from phd.model.support import NEVER, UNSUPPORTED
+
+    return {entry.flag for entry in UNSUPPORTED}, {entry.flag for entry in NEVER}
+
+
+def test_tables_are_all_tested(world):
+    assert world.run(table_flags) == [(set(REFUSED), set(NEVER))]
+
+
+def test_every_unsupported_flag_is_refused_with_copies(world):
+    """By name and with a remedy; with K = 1 they are Megatron's own business."""
+    (answers,) = world.run(refusals, 2, REFUSED)
+    assert answers.pop("nothing") == ""
+    for flag, answer in answers.items():
+        assert re.fullmatch(rf"--phd-copies 2 does not run with:\n  {re.escape(flag)}: .+", answer)
+    (vanilla,) = world.run(refusals, 1, REFUSED)
+    assert set(vanilla.values()) == {""}
+
+
+def test_never_supported_flags_are_refused(world):
+    for copies in (1, 2):
+        (answers,) = world.run(refusals, copies, NEVER)
+        assert answers.pop("nothing") == ""
+        for flag, answer in answers.items():
+            assert f"pretrain_phd.py does not run with:\n  {flag}: " in answer
+
+
+def cpu_defaults() -> tuple[str, str, str, int]:
+    args, chosen = (
+        parse(FLAGS),
+        parse([*FLAGS, "--transformer-impl", "transformer_engine", "--num-workers", "3"]),
+    )
+    return args.distributed_backend, args.transformer_impl, chosen.transformer_impl, chosen.num_workers
+
+
+def test_cpu_defaults_yield_to_the_users_flags(world):
+    assert world.run(cpu_defaults) == [("gloo", "local", "transformer_engine", 3)]
+
+
+def empty_split(data: list[str], split: str) -> str:
+    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+    from megatron.core.datasets.utils import get_blend_from_list
+    from megatron.core.tokenizers import MegatronTokenizer
+
+    from phd.model.dataset import refuse_empty_splits
+
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=8,
+        blend=get_blend_from_list([data[data.index("--data-path") + 1]]),
+        split=split,
+        tokenizer=MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=255),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+    )
+    try:
+        refuse_empty_splits(config, [10, 10, 0])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [("90,10,0", ""), ("100,0,0", ""), ("999,1,0", "leaves no document .* for validation")],
+    ids=["whole", "unused", "empty"],
+)
+def test_a_split_without_documents_is_refused(world, data, split, message):
+    """Megatron's dataset builder would look for tokens in it for ever."""
+    (answer,) = world.run(empty_split, data, split)
+    assert re.search(message, answer) if message else answer == ""
+
+
+@pytest.mark.slow
+def test_command_line_as_users_see_it():
+    """--help holds our flags; a bad value is one line that names the flag, without a traceback."""
+    command = [sys.executable, str(ROOT / "pretrain_phd.py")]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120).stdout
+    for flag in ("copies", "window", "chunk", "naive", "attention-backend"):
+        assert f"--phd-{flag}" in shown
+    assert "--override-phd-variant" in shown
+    bad = subprocess.run([*command, *FLAGS, "--phd-copies", "0"], capture_output=True, text=True, timeout=120)
+    assert bad.returncode == 1
+    assert "pretrain_phd.py: error: --phd-copies must be at least 1" in bad.stderr
+    assert "Traceback" not in bad.stderr
