@@ -43,7 +43,7 @@ class Settings:
         "--micro-batch-size 16 --global-batch-size 32 --lr 3e-3 --min-lr 0 --lr-decay-style cosine "
         "--lr-warmup-fraction 0.1 --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 --init-method-std 0.02"
     )
-    evaluation: str = "--eval-interval 50 --eval-iters 20"
+    evaluation: str = "--eval-interval 100 --eval-iters 20"
     save_interval: int = 50
 
 
