@@ -1,0 +1,48 @@
+"""The README keeps to the code: the support matrix, the flags, the numbers, the files it names."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from phd.config import PHDConfig
+from tests.world import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_support_matrix_names_every_refused_flag():
+    source = (ROOT / "phd" / "model" / "support.py").read_text(encoding="utf-8")
+    entries = re.findall(r'Unsupported\(\s*"(--[^"]+)"', source)
+    assert len(entries) > 25
+    for entry in entries:
+        for flag in re.findall(r"--[\w-]+", entry):
+            assert f"`{flag}`" in README
+        assert re.sub(r"(--[\w-]+)", r"`\1`", entry) in README
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(PHDConfig)])
+def test_every_flag_is_explained(field):
+    assert f"`--{field.replace('_', '-')}" in README
+
+
+def test_attention_numbers_are_the_benchmarks():
+    results = json.loads((ROOT / "benchmarks" / "attention.json").read_text())["results"]
+    table = re.findall(r"^\| (\d) \| \d \| ([\d.]+) \|.*\| ([\d.]+) \|$", README, re.MULTILINE)
+    assert len(table) == 3
+    for copies, times_vanilla, over_floor in table:
+        (row,) = [row for row in results if row["K"] == int(copies)]
+        measured = row["methods"]["phd"]["times_vanilla"]
+        assert f"{measured:.2f}" == times_vanilla
+        assert f"{measured / int(copies):.2f}" == over_floor
+
+
+def test_demo_numbers_are_the_recorded_ones():
+    for row in json.loads((ROOT / "benchmarks" / "demo.json").read_text())["runs"]:
+        assert f"{row['validation_loss']:.4f}" in README
+
+
+def test_links_and_scripts_exist():
+    for path in re.findall(r"\]\(([\w./]+)\)", README) + re.findall(r"(examples/\w+\.sh)", README):
+        assert (ROOT / path).exists(), path
