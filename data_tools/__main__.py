@@ -13,7 +13,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         return args.run(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"data_tools: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -34,7 +34,11 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     )
     tokenize.add_argument("--append-eod", action="store_true", help="end every document with the EOD token")
     tokenize.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: cores)"
+        "--workers",
+        type=int,
+        # What the scheduler gave this task, not what the node has.
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        help="processes (default: the cores given to this one)",
     )
     tokenize.set_defaults(run=_run_tokenize)
 
@@ -58,7 +62,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--document-separator",
         metavar="LINE",
-        help="a line that ends a document in .txt files (default: a .txt file is one document)",
+        help="a line that ends a document in .txt files, '' for an empty line (default: a file, a document)",
     )
 
 

@@ -21,13 +21,20 @@ class BadRecord(ValueError):
     """A record that is not a document; the message names file and line."""
 
 
-def check_inputs(paths: Sequence[Path]) -> None:
-    """Raise FileNotFoundError or ValueError for an input that is missing or of an unknown kind."""
+def check_inputs(paths: Sequence[Path], document_separator: str | None = None) -> None:
+    """Raise FileNotFoundError or ValueError for an input that is missing or of an unknown kind, or for a
+    separator that could never be met."""
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"--input {path}: there is no such file")
         if path.suffix not in (".jsonl", ".txt"):
             raise ValueError(f"--input {path}: expected a .jsonl or .txt file")
+    if document_separator is None:
+        return
+    if "\n" in document_separator:
+        raise ValueError("--document-separator is one line, without its end; '' stands for an empty line")
+    if not any(path.suffix == ".txt" for path in paths):
+        raise ValueError("--document-separator is for .txt files and no --input is one: leave it out")
 
 
 def read_batches(paths: Sequence[Path], document_separator: str | None = None) -> Iterator[Batch]:

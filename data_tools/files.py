@@ -1,8 +1,11 @@
 """Files that are whole or absent: write beside, sync, rename; and the identity of inputs."""
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,23 @@ def rename(path: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the temporary file ``path`` for this process, which a kill releases.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{path}: another run is writing it; wait for that one, or stop it") from error
+        except OSError:
+            pass  # some cluster file systems have no locks: there nothing guards
+        yield
 
 
 def write_bytes(path: Path, content: bytes) -> None:

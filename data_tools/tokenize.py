@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from data_tools.documents import check_inputs, read_batches
 from data_tools.encode import Encoded, Settings, encode_batches, load_tokenizer
-from data_tools.files import append_suffix, identity, rename, sha256, sync, write_json
+from data_tools.files import append_suffix, identity, lock, rename, sha256, sync, write_json
 from data_tools.megatron import indexed_dataset
 from data_tools.progress import byte_progress
 
@@ -34,13 +35,14 @@ def tokenize(
         the content of the .json.
 
     Raises:
-        ValueError: a bad record (names file and line), a tokenizer that cannot do what is asked, or other
-            inputs or options than those of the files that lie there already (names the difference).
+        ValueError: a bad record (names file and line), a tokenizer that cannot do what is asked, another run
+            that writes the same files, or other inputs or options than those of the files that lie there
+            already (names the difference).
         FileNotFoundError: an input or the tokenizer is missing.
     """
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
-    check_inputs(paths)
+    check_inputs(paths, document_separator)
     processor = load_tokenizer(tokenizer_model)
     if append_eod and processor.eos_id() < 0:
         raise ValueError(f"--append-eod: {tokenizer_model} has no </s>, which is what Megatron takes as EOD")
@@ -61,7 +63,10 @@ def tokenize(
 
     output_prefix.parent.mkdir(parents=True, exist_ok=True)
     settings = Settings(tokenizer_model, text_field, append_eod)
-    with closing(encode_batches(read_batches(paths, document_separator), settings, workers)) as encoded:
+    with (
+        lock(append_suffix(output_prefix, ".bin.tmp")),
+        closing(encode_batches(read_batches(paths, document_separator), settings, workers)) as encoded,
+    ):
         counts = _write(encoded, output_prefix, len(processor), sum(path.stat().st_size for path in paths))
     content = {
         "made_from": made_from,
@@ -122,15 +127,19 @@ def _already_done(prefix: Path, card: Path, made_from: dict[str, Any]) -> dict[s
         before, file_bytes = content["made_from"], content["file_bytes"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{card} was not written by `tokenize`: {remedy}") from error
-    changed = [
-        f"{name} was {before.get(name)}, is {value}"
-        for name, value in made_from.items()
-        if before.get(name) != value
-    ]
-    if changed:
-        raise ValueError(f"{card} was made from something else ({'; '.join(changed)}): {remedy}")
+    for name, value in made_from.items():
+        if before.get(name) != value:
+            old, new = _first_difference(before.get(name), value)
+            raise ValueError(f"{card} was made from something else ({name} was {old}, is {new}): {remedy}")
     for end, size in file_bytes.items():
         file = append_suffix(prefix, end)
         if not file.is_file() or file.stat().st_size != size:
             raise ValueError(f"{file} is missing or not the {size} bytes that {card} tells: {remedy}")
     return content
+
+
+def _first_difference(old: Any, new: Any) -> tuple[Any, Any]:
+    """Of two lists of inputs the first pair that differs: there may be thousands."""
+    if isinstance(old, list) and isinstance(new, list):
+        return next((a, b) for a, b in zip_longest(old, new) if a != b)
+    return old, new

@@ -38,7 +38,7 @@ def train_tokenizer(
         ValueError: a bad record, no text, or a ``vocab_size`` that the text cannot fill.
         FileNotFoundError: an input is missing.
     """
-    check_inputs(paths)
+    check_inputs(paths, document_separator)
     if vocab_size < 256 + len(CONTROL_TOKENS) + 1:
         raise ValueError(f"--vocab-size {vocab_size} leaves no room beside 256 bytes and 3 control tokens")
     if max_sentences < 1:

@@ -1,6 +1,7 @@
 """Whether a PREFIX.bin and .idx are whole and belong together, and every id is in the vocabulary."""
 
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def open_whole(prefix: Path) -> Any:
         raise ValueError(f"{idx_file} is not an index of Megatron's: tokenize again")
     *_, sequences, documents = HEADER.unpack(header)
     _check_size(idx_file, HEADER.size + 12 * sequences + 8 * documents)
-    dataset = indexed_dataset().IndexedDataset(str(prefix))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no rank
+        dataset = indexed_dataset().IndexedDataset(str(prefix))
     tokens = int(dataset.sequence_lengths.sum(dtype=np.int64))
     _check_size(bin_file, tokens * np.dtype(dataset.index.dtype).itemsize)
     return dataset

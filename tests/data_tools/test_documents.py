@@ -86,3 +86,14 @@ def test_inputs_that_are_not_there_or_unknown(tmp_path):
     (tmp_path / "a.csv").touch()
     with pytest.raises(ValueError, match=r"a\.csv: expected a \.jsonl or \.txt"):
         check_inputs([tmp_path / "a.csv"])
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "message"),
+    [("in.txt", "\n\n", "is one line, without its end"), ("in.jsonl", "---", "is for .txt files")],
+    ids=["line-ends", "jsonl"],
+)
+def test_separator_that_could_never_be_met(name, separator, message, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"--document-separator {message}"):
+        check_inputs([tmp_path / name], separator)

@@ -1,5 +1,6 @@
 """Documents in, Megatron's .bin/.idx out: nothing lost, nothing changed, whatever interrupts it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 import sentencepiece
 
 from data_tools import tokenize as module
+from data_tools.files import lock
 from data_tools.tokenize import tokenize
 from tests.data_tools.conftest import HARD
 
@@ -73,6 +75,8 @@ def test_again_does_nothing_and_a_change_is_refused(
     assert "already done" in capsys.readouterr().out
     with pytest.raises(ValueError, match="append_eod was False, is True"):
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model, append_eod=True)
+    with pytest.raises(ValueError, match=r"inputs was None, is {.*hard\.jsonl.*}"):
+        tokenize([hard_jsonl, hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
     (tmp_path / "out.bin").unlink()
     with pytest.raises(ValueError, match=r"out\.bin is missing"):
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
@@ -127,11 +131,57 @@ def test_the_mark_of_a_space_is_counted(tokenizer_model, tmp_path, capsys):
     assert documents(tmp_path / "out")[0] == documents(tmp_path / "out")[1]
 
 
+def test_second_run_keeps_off(hard_jsonl, tokenizer_model, tmp_path):
+    """`srun -n 8` of one command, say: eight writers of one file would spoil it."""
+    arguments = {"output_prefix": tmp_path / "out", "tokenizer_model": tokenizer_model}
+    with lock(tmp_path / "out.bin.tmp"), pytest.raises(ValueError, match="another run is writing it"):
+        tokenize([hard_jsonl], **arguments)
+    tokenize([hard_jsonl], **arguments)
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_torn_between_renames_never_pairs_old_with_new(
+    renames, hard_jsonl, prefix, tokenizer_model, monkeypatch
+):
+    """Written anew over other files and stopped after so many renames: both old, one missing, or both new."""
+    prefix.with_suffix(".json").unlink()
+    old = pair(prefix)
+    done = 0
+
+    def rename(path, target):
+        nonlocal done
+        if done == renames:
+            raise KeyboardInterrupt
+        done += 1
+        path.replace(target)
+
+    def again():
+        tokenize([hard_jsonl], prefix, tokenizer_model=tokenizer_model, append_eod=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "rename", rename)
+        patch.setattr("data_tools.files.rename", rename)
+        with contextlib.suppress(KeyboardInterrupt):
+            again()
+    torn = pair(prefix)
+    assert prefix.with_suffix(".json").exists() == (renames == 3)
+    again()
+    new = pair(prefix)
+    assert None not in new
+    assert all(a != b for a, b in zip(old, new, strict=True))
+    assert torn in (new, (old[0], None), (new[0], None))
+
+
+def pair(prefix: Path) -> tuple[bytes | None, ...]:
+    files = (prefix.with_suffix(end) for end in (".bin", ".idx"))
+    return tuple(file.read_bytes() if file.exists() else None for file in files)
+
+
 @pytest.mark.parametrize("moment", ["start", "writing"])
 def test_killed_run_leaves_nothing_that_looks_whole(moment, tokenizer_model, tmp_path):
     """SIGKILL, then the same command again: the bytes of an uninterrupted run."""
     path = tmp_path / "big.jsonl"
-    path.write_text((json.dumps({"text": HARD["english"] * 50}) + "\n") * 4000)
+    path.write_text((json.dumps({"text": HARD["english"] * 50}) + "\n") * 2000)
     command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path)]
     command += ["--tokenizer-model", str(tokenizer_model), "--workers", "1", "--output-prefix"]
     run = subprocess.Popen(
