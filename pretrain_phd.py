@@ -14,8 +14,6 @@ import phd.model  # noqa: F401 (first: it prepares torch for Megatron on a machi
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.enums import ModelType
 from megatron.core.models.gpt import GPTModel
 from megatron.core.rerun_state_machine import get_rerun_state_machine
@@ -33,12 +31,12 @@ from megatron.training import (
     print_rank_0,
 )
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
-from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
+from megatron.training.utils import is_first_or_last_pipeline_stage
 
 from phd.model import compat
 from phd.model.arguments import parse_and_validate_args
 from phd.model.builder import model_config_from_args
-from phd.model.dataset import refuse_empty_splits
+from phd.model.dataset import build_datasets
 from phd.model.metrics import RunMetrics, count_parameters, describe, write_run_file
 
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
@@ -112,39 +110,12 @@ def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, par
 def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
     """Megatron's GPT datasets over .bin/.idx files (--data-path), or mock data (--mock-data)."""
     args = get_args()
-    blend, blend_per_split = get_blend_and_blend_per_split(args)
-    config = GPTDatasetConfig(
-        random_seed=args.seed,
-        sequence_length=args.seq_length,
-        blend=blend,
-        blend_per_split=blend_per_split,
-        split=args.split,
-        multiple_validation_sets=args.multiple_validation_sets,
-        full_validation=args.full_validation,
-        num_dataset_builder_threads=args.num_dataset_builder_threads,
-        path_to_cache=args.data_cache_path,
-        mmap_bin_files=args.mmap_bin_files,
-        tokenizer=get_tokenizer(),
-        reset_position_ids=args.reset_position_ids,
-        reset_attention_mask=args.reset_attention_mask,
-        eod_mask_loss=args.eod_mask_loss,
-        create_attention_mask=args.create_attention_mask_in_dataloader,
-        object_storage_cache_path=args.object_storage_cache_path,
-        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
-        allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
-        fast_cache_load=args.dataloader_fast_cache_load,
-        defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
-    )
-
-    if not args.mock_data:
-        refuse_empty_splits(config, num_samples)
 
     def is_built_on_rank() -> bool:
         first_or_last = is_first_or_last_pipeline_stage(vp_stage)
         return first_or_last and parallel_state.get_tensor_model_parallel_rank() == 0
 
-    dataset = MockGPTDataset if args.mock_data else GPTDataset
-    return tuple(BlendedMegatronDatasetBuilder(dataset, num_samples, is_built_on_rank, config).build())
+    return build_datasets(args, get_tokenizer(), num_samples, is_built_on_rank)
 
 
 # Every rank calls the provider; is_built_on_rank decides who builds.

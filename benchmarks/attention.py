@@ -9,8 +9,10 @@ flash call over K*s tokens. Vanilla is the faster of two calls, grouped heads an
 8 query heads, 2 key/value heads, d = 64, fp32. K times vanilla is the floor of PHD: K times as many queries
 over the same keys.
 
-All methods of one size are interleaved in one process with fixed threads; times are medians. Peak memory is
-the growth of a fresh process's resident set over its inputs (the mask is no input); Linux only.
+All methods of one size are interleaved in one process with fixed threads; times are medians. PHD over its
+floor is the median of the ratios within one round, which a slow drift of the machine does not move; the ratio
+of the minima stands beside it. Peak memory is the growth of a fresh process's resident set over its inputs
+(the mask is no input); Linux only.
 
 Legend: s positions, K copies, h query heads, g key/value heads, d head dimension.
 """
@@ -44,6 +46,8 @@ METHODS = ("vanilla", "vanilla, heads repeated", "phd", "dense mask", "naive")
 RESULTS = Path(__file__).with_suffix(".json")
 SLOW_SECONDS = 10.0
 """A method that takes longer in its warm-up is measured three times only."""
+ROUND_SECONDS, MOST_ROUNDS = 10.0, 40
+"""Short sizes get more rounds, up to so many in so much time."""
 CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
@@ -132,15 +136,22 @@ def measure(length: int, copies: int, rounds: int, threads: int, pool: ProcessPo
         tell(f"s={length} K={copies}: {method}, memory and warm-up")
         peak = pool.submit(peak_memory, method, length, copies, threads).result()
         calls[method] = attention_call(method, length, copies)
-        slow = seconds(calls[method]) > SLOW_SECONDS
-        methods[method] = {"peak_bytes": peak, "rounds": min(rounds, 3) if slow else rounds, "seconds": []}
-    for turn in range(rounds):
-        tell(f"s={length} K={copies}: round {turn + 1} of {rounds}")
+        warm_up = seconds(calls[method])
+        turns = max(rounds, min(MOST_ROUNDS, int(ROUND_SECONDS / warm_up)))
+        methods[method] = {
+            "peak_bytes": peak,
+            "rounds": min(rounds, 3) if warm_up > SLOW_SECONDS else turns,
+            "seconds": [],
+        }
+    most = max(methods[method]["rounds"] for method in calls)
+    for turn in range(most):
+        tell(f"s={length} K={copies}: round {turn + 1} of {most}")
         for method, call in calls.items():
             if turn < methods[method]["rounds"]:
                 methods[method]["seconds"].append(seconds(call))
     for method in calls:
         methods[method]["median"] = statistics.median(methods[method]["seconds"])
+        methods[method]["minimum"] = min(methods[method]["seconds"])
     return {"s": length, "K": copies, "methods": methods}
 
 
@@ -153,14 +164,18 @@ def tell(progress: str) -> None:
 
 
 def add_ratios(result: dict) -> None:
-    """Medians as multiples of the faster vanilla call, and PHD's of its floor."""
+    """Medians as multiples of the faster vanilla call, and PHD over its floor, K times vanilla."""
     methods = result["methods"]
     vanilla = min((methods[name] for name in METHODS[:2]), key=lambda method: method["median"])
     result["vanilla_median"] = vanilla["median"]
     for method in methods.values():
         if "median" in method:
             method["times_vanilla"] = method["median"] / vanilla["median"]
-    result["phd_times_floor"] = methods["phd"]["times_vanilla"] / result["K"]
+    floor = [seconds * result["K"] for seconds in vanilla["seconds"]]
+    rounds = [ours / least for ours, least in zip(methods["phd"]["seconds"], floor, strict=False)]
+    result["phd_times_floor"] = statistics.median(rounds)
+    result["phd_times_floor_rounds"] = rounds
+    result["phd_times_floor_of_minima"] = methods["phd"]["minimum"] / result["K"] / vanilla["minimum"]
 
 
 def machine() -> dict:
@@ -190,7 +205,17 @@ def megabytes(method: dict) -> str:
 def table(results: list[dict]) -> Table:
     """Time as multiples of vanilla, memory in MB."""
     view = Table(title="Forward + backward, in multiples of vanilla (peak MB)")
-    for column in ("s", "K", "vanilla", "PHD", "PHD / (K x vanilla)", "dense mask", "naive", "dense / PHD"):
+    for column in (
+        "s",
+        "K",
+        "vanilla",
+        "PHD",
+        "PHD / (K x vanilla)",
+        "of minima",
+        "dense mask",
+        "naive",
+        "dense / PHD",
+    ):
         view.add_column(column, justify="right")
     for result in results:
         methods = result["methods"]
@@ -201,6 +226,7 @@ def table(results: list[dict]) -> Table:
             f"{result['vanilla_median'] * 1e3:.0f} ms {megabytes(methods['vanilla'])}",
             cell(methods["phd"]),
             f"{result['phd_times_floor']:.3f}",
+            f"{result['phd_times_floor_of_minima']:.3f}",
             cell(methods["dense mask"]),
             cell(methods["naive"]),
             f"{dense / methods['phd']['median']:.2f}" if dense else "",

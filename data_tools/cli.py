@@ -3,109 +3,304 @@
 import argparse
 import os
 from pathlib import Path
+from typing import Any
+
+from data_tools.slurm import default_rank
 
 
-def add_subcommands(parser: argparse.ArgumentParser) -> None:
-    """Add train-tokenizer, tokenize, inspect, verify; each sets ``run``, a function of the arguments."""
+def add_subcommands(parser: argparse.ArgumentParser) -> Any:
+    """Add the commands; each sets ``run``, a function of the arguments that returns the exit status.
+
+    Returns:
+        argparse's object that takes more commands.
+    """
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+    for name, summary, add in (
+        ("train-tokenizer", "train a SentencePiece tokenizer on text", _add_train),
+        ("tokenize", "tokenize documents into PREFIX.bin and PREFIX.idx", _add_tokenize),
+        ("merge", "put the shards of many ranks, or whole data sets, into one", _add_merge),
+        ("inspect", "counts, lengths and samples of a PREFIX.bin/.idx", _add_inspect),
+        ("verify", "check sizes, checksums and every id of a PREFIX.bin/.idx", _add_verify),
+        ("blend", "weights of several data sets, as a file for --data-args-path", _add_blend),
+        ("pack", "how documents fill sequences of a context length", _add_pack),
+    ):
+        add(commands.add_parser(name, help=summary, description=summary))
+    return commands
 
-    train = commands.add_parser("train-tokenizer", help="train a SentencePiece BPE tokenizer on text")
-    _add_inputs(train)
-    train.add_argument(
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        help=".jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt: files, folders, patterns, URLs (fsspec)",
+    )
+    parser.add_argument(
+        "--text-field", default="text", help="jsonl field or parquet column that holds the text"
+    )
+    parser.add_argument(
+        "--document-separator",
+        metavar="LINE",
+        help="a line that ends a document in .txt files, '' for an empty line (default: a file, a document)",
+    )
+    parser.add_argument(
+        "--on-bad-record",
+        choices=("stop", "skip"),
+        default="stop",
+        help="broken JSON, a missing or empty text, invalid UTF-8: stop, or count, list and leave out",
+    )
+
+
+def _add_tokenizer(parser: argparse.ArgumentParser, *, required: bool, purpose: str) -> None:
+    parser.add_argument(
+        "--tokenizer-model",
+        type=Path,
+        required=required,
+        help=f"{purpose}: SentencePiece .model, Hugging Face tokenizer.json, tiktoken .tiktoken or .json",
+    )
+    parser.add_argument(
+        "--tiktoken-pattern",
+        help="v1 or v2 of Megatron's TikTokenizer; r50k_base or cl100k_base of a .tiktoken",
+    )
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_inputs(parser)
+    parser.add_argument(
         "--output-prefix", type=Path, required=True, help="writes PREFIX.model, .vocab, .model.json"
     )
-    train.add_argument(
+    parser.add_argument(
         "--vocab-size", type=int, required=True, help="pieces, control tokens and bytes included"
     )
-    train.add_argument("--seed", type=int, default=0, help="for the sample of sentences")
-    train.add_argument(
-        "--max-sentences",
-        type=int,
-        default=1_000_000,
-        help="lines to sample from all inputs (bounds the memory)",
+    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe")
+    parser.add_argument(
+        "--control-tokens", nargs="*", default=[], metavar="TOKEN", help="beside <unk> <s> </s>"
     )
-    train.set_defaults(run=_run_train)
+    parser.add_argument("--seed", type=int, default=0, help="for the samples of documents and lines")
+    parser.add_argument("--sample-rate", type=float, default=1.0, help="share of the documents to train on")
+    parser.add_argument(
+        "--max-sentences", type=int, default=1_000_000, help="lines to sample from these (bounds the memory)"
+    )
+    parser.set_defaults(run=_run_train)
 
-    tokenize = commands.add_parser("tokenize", help="tokenize documents into PREFIX.bin and PREFIX.idx")
-    _add_inputs(tokenize)
-    tokenize.add_argument("--tokenizer-model", type=Path, required=True, help="a SentencePiece .model file")
-    tokenize.add_argument(
-        "--output-prefix", type=Path, required=True, help="what --data-path takes afterwards"
+
+def _run_train(args: argparse.Namespace) -> int:
+    from data_tools.train import train_tokenizer
+
+    train_tokenizer(
+        args.input,
+        args.output_prefix,
+        vocab_size=args.vocab_size,
+        model_type=args.model_type,
+        control_tokens=args.control_tokens,
+        seed=args.seed,
+        sample_rate=args.sample_rate,
+        max_sentences=args.max_sentences,
+        form=_form(args),
+        stop_on_bad_record=args.on_bad_record == "stop",
     )
-    tokenize.add_argument("--append-eod", action="store_true", help="end every document with the EOD token")
-    tokenize.add_argument(
+    return 0
+
+
+def _form(args: argparse.Namespace) -> Any:
+    from data_tools.records import Format
+
+    return Format(args.text_field, getattr(args, "id_field", None), args.document_separator)
+
+
+def _add_tokenize(parser: argparse.ArgumentParser) -> None:
+    _add_inputs(parser)
+    parser.add_argument("--id-field", help="keep this field of every document in PREFIX.ids.jsonl")
+    parser.add_argument(
+        "--max-bad-share", type=float, default=0.01, help="with skip: more bad records than this stop the run"
+    )
+    _add_tokenizer(parser, required=True, purpose="what to tokenize with")
+    parser.add_argument(
+        "--no-fast",
+        dest="fast",
+        action="store_false",
+        help="use the reference tokenizer alone, not gigatoken where it gives the same ids",
+    )
+    parser.add_argument("--output-prefix", type=Path, required=True, help="what --data-path takes afterwards")
+    parser.add_argument("--append-eod", action="store_true", help="end every document with the EOD token")
+    parser.add_argument("--eod-token", help="its string (default: the tokenizer's, </s> or <|endoftext|>)")
+    parser.add_argument("--prepend-bos", action="store_true", help="begin every document with the BOS token")
+    parser.add_argument("--bos-token", help="its string (default: the tokenizer's, <s>)")
+    parser.add_argument(
         "--workers",
         type=int,
         # What the scheduler gave this task, not what the node has.
         default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         help="processes (default: the cores given to this one)",
     )
-    tokenize.set_defaults(run=_run_tokenize)
-
-    inspect = commands.add_parser("inspect", help="counts, lengths and samples of a PREFIX.bin/.idx")
-    inspect.add_argument("prefix", type=Path, help="path without .bin or .idx")
-    inspect.add_argument("--tokenizer-model", type=Path, help="decode the samples with this .model")
-    inspect.add_argument("--samples", type=int, default=2, help="documents to show")
-    inspect.set_defaults(run=_run_inspect)
-
-    verify = commands.add_parser("verify", help="check sizes and every id of a PREFIX.bin/.idx")
-    verify.add_argument("prefix", type=Path, help="path without .bin or .idx")
-    verify.add_argument("--tokenizer-model", type=Path, required=True, help="the .model it was made with")
-    verify.set_defaults(run=_run_verify)
-
-
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--input", type=Path, nargs="+", required=True, help=".jsonl (one object a line) and .txt files"
+        "--worker-memory",
+        type=int,
+        default=1000,
+        metavar="MB",
+        help="that a worker may use, for documents up to a twentieth of it (default 1000)",
     )
-    parser.add_argument("--text-field", default="text", help="field of a jsonl record that holds the text")
     parser.add_argument(
-        "--document-separator",
-        metavar="LINE",
-        help="a line that ends a document in .txt files, '' for an empty line (default: a file, a document)",
+        "--unit-bytes",
+        type=int,
+        help="size of a work unit (default: a thousandth of the inputs, 8 MiB to 1 GiB)",
     )
-
-
-def _run_train(args: argparse.Namespace) -> int:
-    from data_tools.tokenizer import train_tokenizer
-
-    train_tokenizer(
-        args.input,
-        args.output_prefix,
-        vocab_size=args.vocab_size,
-        seed=args.seed,
-        max_sentences=args.max_sentences,
-        text_field=args.text_field,
-        document_separator=args.document_separator,
+    parser.add_argument(
+        "--rank", type=int, help="which share of the units to do (default: of SLURM's array or task, or 0)"
     )
-    return 0
+    parser.add_argument("--world-size", type=int, help="how many shares there are (default: SLURM's, or 1)")
+    parser.set_defaults(run=_run_tokenize)
 
 
 def _run_tokenize(args: argparse.Namespace) -> int:
     from data_tools.tokenize import tokenize
 
+    rank, world_size = default_rank(args.rank, args.world_size, os.environ)
     tokenize(
         args.input,
         args.output_prefix,
         tokenizer_model=args.tokenizer_model,
+        tiktoken_pattern=args.tiktoken_pattern,
+        fast=args.fast,
         append_eod=args.append_eod,
+        eod_token=args.eod_token,
+        prepend_bos=args.prepend_bos,
+        bos_token=args.bos_token,
+        form=_form(args),
         workers=args.workers,
-        text_field=args.text_field,
-        document_separator=args.document_separator,
+        rank=rank,
+        world_size=world_size,
+        unit_size=args.unit_bytes,
+        worker_memory=args.worker_memory * 1_000_000,
+        stop_on_bad_record=args.on_bad_record == "stop",
+        max_bad_share=args.max_bad_share,
     )
     return 0
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs",
+        type=Path,
+        nargs="+",
+        help="one PREFIX.units folder, or prefixes of .bin/.idx in the order wanted",
+    )
+    parser.add_argument("--output-prefix", type=Path, required=True, help="of the .bin and .idx to write")
+    parser.set_defaults(run=_run_merge)
+
+
+def _run_merge(args: argparse.Namespace) -> int:
+    from data_tools.merge import merge_data_sets, merge_units
+
+    folders = [path for path in args.inputs if path.is_dir()]
+    if folders and len(args.inputs) > 1:
+        raise ValueError(f"merge {folders[0]}: a folder of units is merged alone; then merge the data sets")
+    if folders:
+        content = merge_units(folders[0], args.output_prefix)
+    else:
+        content = merge_data_sets(args.inputs, args.output_prefix)
+    print(f"{args.output_prefix}: {content['documents']:,} documents, {content['tokens']:,} tokens")
+    return 0
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefix", type=Path, help="path without .bin or .idx")
+    _add_tokenizer(parser, required=False, purpose="to decode the samples with")
+    parser.add_argument("--samples", type=int, default=2, help="documents to show")
+    parser.add_argument("--histogram", type=Path, metavar="PNG", help="draw the lengths of documents")
+    parser.set_defaults(run=_run_inspect)
 
 
 def _run_inspect(args: argparse.Namespace) -> int:
     from data_tools.inspect import inspect
 
-    inspect(args.prefix, tokenizer_model=args.tokenizer_model, samples=args.samples)
+    inspect(
+        args.prefix,
+        tokenizer_model=args.tokenizer_model,
+        tiktoken_pattern=args.tiktoken_pattern,
+        samples=args.samples,
+        histogram=args.histogram,
+    )
     return 0
 
 
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefix", type=Path, nargs="+", help="path without .bin or .idx")
+    _add_tokenizer(parser, required=False, purpose="for data sets without a .json")
+    parser.set_defaults(run=_run_verify)
+
+
 def _run_verify(args: argparse.Namespace) -> int:
-    from data_tools.encode import load_tokenizer
+    from data_tools.encoders import load_encoder
     from data_tools.verify import verify
 
-    verify(args.prefix, vocab_size=len(load_tokenizer(args.tokenizer_model)))
+    vocab_size = None
+    if args.tokenizer_model is not None:
+        vocab_size = load_encoder(args.tokenizer_model, fast=False, pattern=args.tiktoken_pattern).vocab_size
+    for prefix in args.prefix:
+        verify(prefix, vocab_size=vocab_size)
+    return 0
+
+
+def _add_blend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "prefix", nargs="+", help="of the data sets; with --epochs or --weights PREFIX=NUMBER"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the file for --data-args-path")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--temperature",
+        type=float,
+        help="weight = tokens ** (1 / T): 1 by size (the default), above 1 nearer to even",
+    )
+    how.add_argument("--epochs", action="store_true", help="the NUMBERs say how often each is gone through")
+    how.add_argument("--weights", action="store_true", help="the NUMBERs are shares of the tokens trained on")
+    parser.add_argument(
+        "--train-tokens", type=int, help="how long the training is; needed to see what overruns"
+    )
+    parser.add_argument(
+        "--max-epochs",
+        type=float,
+        default=4.0,
+        help="refuse a blend that goes through one more often (default 4)",
+    )
+    parser.add_argument(
+        "--split",
+        default="969,30,1",
+        help="the training's --split, whose first share is trained on (Megatron's)",
+    )
+    parser.set_defaults(run=_run_blend)
+
+
+def _run_blend(args: argparse.Namespace) -> int:
+    from data_tools.blend import blend
+
+    try:
+        shares = [float(share) for share in args.split.split(",")]
+        train_share = shares[0] / sum(shares)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"--split {args.split}: expected numbers like 969,30,1") from error
+    blend(
+        args.prefix,
+        args.output,
+        temperature=args.temperature,
+        epochs=args.epochs,
+        weights=args.weights,
+        train_tokens=args.train_tokens,
+        max_epochs=args.max_epochs,
+        train_share=train_share,
+    )
+    return 0
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefix", type=Path, help="path without .bin or .idx")
+    parser.add_argument("--length", type=int, nargs="+", required=True, help="context lengths in tokens")
+    parser.set_defaults(run=_run_pack)
+
+
+def _run_pack(args: argparse.Namespace) -> int:
+    from data_tools.pack import pack
+
+    pack(args.prefix, args.length)
     return 0

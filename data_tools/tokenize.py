@@ -1,123 +1,249 @@
-"""Tokenize documents into Megatron's .bin/.idx on all cores, in the order of the inputs."""
+"""Tokenize documents into Megatron's .bin/.idx: plan units, have workers make their shards, merge them.
 
+Everything that a run has finished is found again by the next one, on this machine or another: the plan and
+the shards lie in PREFIX.units until the data set is whole.
+"""
+
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data_tools.documents import check_inputs, read_batches
-from data_tools.encode import Encoded, Settings, encode_batches, load_tokenizer
-from data_tools.files import append_suffix, identity, lock, rename, sha256, sync, write_json
-from data_tools.megatron import indexed_dataset
+from data_tools.encoders import load_encoder
+from data_tools.encoders.base import BEGIN_TOKENS, END_TOKENS
+from data_tools.files import append_suffix, write_json
+from data_tools.inputs import Source, find_sources
+from data_tools.merge import merge_units, read_card
 from data_tools.progress import byte_progress
+from data_tools.records import Format
+from data_tools.shard import STOP, Settings, check_bad_share, is_whole, shard_prefix, start_worker, work
+from data_tools.units import Unit, plan_units, unit_bytes
+
+BATCHES_A_WORKER = 128
+"""A batch is this part of a worker's memory: the text, its copies on the way, and the tokenizer's own."""
+POLL_SECONDS = 0.25
 
 
 def tokenize(
-    paths: Sequence[Path],
+    inputs: Sequence[str | Path],
     output_prefix: Path,
     *,
     tokenizer_model: Path,
+    tiktoken_pattern: str | None = None,
+    fast: bool = True,
     append_eod: bool = False,
+    eod_token: str | None = None,
+    prepend_bos: bool = False,
+    bos_token: str | None = None,
+    form: Format | None = None,
     workers: int = 1,
-    text_field: str = "text",
-    document_separator: str | None = None,
-) -> dict[str, Any]:
+    rank: int = 0,
+    world_size: int = 1,
+    unit_size: int | None = None,
+    worker_memory: int = 1_000_000_000,
+    stop_on_bad_record: bool = True,
+    max_bad_share: float = 0.01,
+) -> dict[str, Any] | None:
     """Write ``output_prefix``.bin, .idx and a .json that says what they hold; the .json is written last.
 
-    The files do not depend on ``workers``. An interrupted run leaves ``*.tmp`` files behind, which the
-    next one replaces, and never a .json. Called again with the same inputs it does nothing.
+    The files do not depend on ``workers``, ``world_size`` or on interruptions. Called again after one, it
+    goes on; called again when all is done, it does nothing. With a ``world_size`` above 1 the shards stay in
+    ``output_prefix``.units for ``merge``.
+
+    Args:
+        inputs: files, folders, patterns and URLs.
+        output_prefix: of the files to write; what --data-path takes.
+        tokenizer_model: see ``encoders.load_encoder``, also for ``tiktoken_pattern``.
+        fast: take the fast path where there is one.
+        append_eod, prepend_bos: end, begin every document with a control token.
+        eod_token, bos_token: their strings; by default the tokenizer's.
+        form: what a document looks like.
+        workers: processes.
+        rank, world_size: which share of the units this call does.
+        unit_size: bytes of a work unit; by default about a thousandth of the inputs.
+        worker_memory: bytes that a worker may use, for documents up to a twentieth of that.
+        stop_on_bad_record: otherwise they are counted and listed in ``output_prefix``.rejects.jsonl.
+        max_bad_share: more of them stop the run all the same.
 
     Returns:
-        the content of the .json.
+        the content of the .json; None if other ranks' units are still to come.
 
     Raises:
         ValueError: a bad record (names file and line), a tokenizer that cannot do what is asked, another run
-            that writes the same files, or other inputs or options than those of the files that lie there
-            already (names the difference).
+            at the same unit, or inputs or options other than those of the files that lie there already
+            (names the difference).
         FileNotFoundError: an input or the tokenizer is missing.
     """
-    if workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {workers}")
-    check_inputs(paths, document_separator)
-    processor = load_tokenizer(tokenizer_model)
-    if append_eod and processor.eos_id() < 0:
-        raise ValueError(f"--append-eod: {tokenizer_model} has no </s>, which is what Megatron takes as EOD")
+    form = form or Format()
+    _check_options(workers, rank, world_size, unit_size, max_bad_share)
+    sources = find_sources(inputs)
+    _check_form(sources, form)
+    encoder = load_encoder(tokenizer_model, fast=False, pattern=tiktoken_pattern)
+    eod_id = encoder.control_id(eod_token, END_TOKENS, "--eod-token", "--append-eod") if append_eod else None
+    bos_id = (
+        encoder.control_id(bos_token, BEGIN_TOKENS, "--bos-token", "--prepend-bos") if prepend_bos else None
+    )
+    unit_size = unit_size or unit_bytes(sources)
     made_from = {
-        "inputs": [identity(path) for path in paths],
-        "tokenizer_sha256": sha256(tokenizer_model),
-        "append_eod": append_eod,
-        "text_field": text_field,
-        "document_separator": document_separator,
+        "inputs": [source.identity() for source in sources],
+        "tokenizer_sha256": encoder.sha256,
+        "tiktoken_pattern": tiktoken_pattern,
+        "eod_id": eod_id,
+        "bos_id": bos_id,
+        "text_field": form.text_field,
+        "id_field": form.id_field,
+        "document_separator": form.document_separator,
+        "unit_bytes": unit_size,
     }
     card = append_suffix(output_prefix, ".json")
     if card.is_file():
         content = _already_done(output_prefix, card, made_from)
-        print(
-            f"{output_prefix}: already done, {content['documents']:,} documents, {content['tokens']:,} tokens"
-        )
+        print(f"{output_prefix}: already done, {_summary(content)}")
         return content
 
-    output_prefix.parent.mkdir(parents=True, exist_ok=True)
-    settings = Settings(tokenizer_model, text_field, append_eod)
-    with (
-        lock(append_suffix(output_prefix, ".bin.tmp")),
-        closing(encode_batches(read_batches(paths, document_separator), settings, workers)) as encoded,
-    ):
-        counts = _write(encoded, output_prefix, len(processor), sum(path.stat().st_size for path in paths))
-    content = {
-        "made_from": made_from,
-        "vocab_size": len(processor),
-        "eod_id": processor.eos_id() if append_eod else None,
-        **counts,
-    }
-    write_json(card, content)
-    print(
-        f"{output_prefix}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['dtype']}"
+    units = plan_units(sources, unit_size, txt_is_split=form.document_separator is not None)
+    folder = append_suffix(output_prefix, ".units")
+    digest = _keep_plan(folder, made_from, len(units))
+    settings = Settings(
+        tokenizer_model=Path(tokenizer_model),
+        form=form,
+        eod_id=eod_id,
+        bos_id=bos_id,
+        fast=fast,
+        pattern=tiktoken_pattern,
+        batch_bytes=max(1 << 16, worker_memory // BATCHES_A_WORKER),
+        stop_on_bad_record=stop_on_bad_record,
+        max_bad_share=max_bad_share,
     )
-    if marked := counts["documents_with_space_mark"]:
+    mine = units[rank::world_size]
+    _run(mine, folder, digest, settings, workers, f"rank {rank} of {world_size}: " if world_size > 1 else "")
+    _check_rejects(mine, folder, max_bad_share)
+    if world_size > 1:
+        missing = sum(not is_whole(shard_prefix(folder, unit), unit, digest) for unit in units)
+        left = f"{missing} of {len(units)} units are left to other ranks" if missing else "all units are done"
+        print(f"{folder}: rank {rank} of {world_size} is done; {left}")
+        print(f"once all are: phd data merge {folder} --output-prefix {output_prefix}")
+        return None
+    content = merge_units(folder, output_prefix, delete_units=True)
+    print(f"{output_prefix}: {_summary(content)}")
+    if marked := content["documents_with_space_mark"]:
         print(f"{marked:,} documents hold U+2581, SentencePiece's sign for a space: it decodes to one")
     return content
 
 
-def _write(encoded: Iterable[Encoded], prefix: Path, vocab_size: int, total_bytes: int) -> dict[str, Any]:
-    megatron = indexed_dataset()
-    dtype = megatron.DType.optimal_dtype(vocab_size)
-    temporary = {end: append_suffix(prefix, f"{end}.tmp") for end in (".bin", ".idx")}
-    builder = megatron.IndexedDatasetBuilder(str(temporary[".bin"]), dtype=dtype)
-    documents = tokens = marked = 0
-    with byte_progress() as progress:
-        task = progress.add_task("tokenize", total=total_bytes, note="")
-        for batch in encoded:
-            start = 0
-            for length in batch.lengths:
-                builder.add_document(batch.ids[start : start + length], [length])
-                start += length
-            documents += len(batch.lengths)
-            tokens += start
-            marked += batch.with_space_mark
-            progress.update(
-                task, advance=batch.input_bytes, note=f"{documents:,} documents, {tokens:,} tokens"
-            )
-        progress.update(task, completed=total_bytes)  # empty lines and separators are in no batch
-    if documents == 0:
-        raise ValueError("--input: there is no document in these files")
-    builder.finalize(str(temporary[".idx"]))
-    # Without an .idx no reader takes the .bin for a data set: an old one goes first, the new one comes last.
-    append_suffix(prefix, ".idx").unlink(missing_ok=True)
-    for end, file in temporary.items():
-        sync(file)
-        rename(file, append_suffix(prefix, end))
-    return {
-        "documents": documents,
-        "tokens": tokens,
-        "dtype": np.dtype(dtype).name,
-        "documents_with_space_mark": marked,
-        "file_bytes": {end: append_suffix(prefix, end).stat().st_size for end in temporary},
-    }
+def _check_options(
+    workers: int, rank: int, world_size: int, unit_size: int | None, max_bad_share: float
+) -> None:
+    if workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {workers}")
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"--rank must be from 0 to --world-size less one, got {rank} of {world_size}")
+    if unit_size is not None and unit_size < 1:
+        raise ValueError(f"--unit-bytes must be at least 1, got {unit_size}")
+    if not 0 <= max_bad_share <= 1:
+        raise ValueError(f"--max-bad-share must be from 0 to 1, got {max_bad_share}")
+
+
+def _check_form(sources: Sequence[Source], form: Format) -> None:
+    kinds = {source.kind for source in sources}
+    if form.document_separator is not None:
+        if "\n" in form.document_separator:
+            raise ValueError("--document-separator is one line, without its end; '' stands for an empty line")
+        if "txt" not in kinds:
+            raise ValueError("--document-separator is for .txt files and no --input is one: leave it out")
+    if form.id_field is not None and "txt" in kinds:
+        raise ValueError("--id-field: .txt files have no fields; leave it out, or those files")
+
+
+def _keep_plan(folder: Path, made_from: dict[str, Any], units: int) -> str:
+    """Write the plan, or compare it with the one that is there; returns its digest."""
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    file = folder / "plan.json"
+    if file.is_file():
+        _refuse_difference(file, json.loads(file.read_text(encoding="utf-8"))["made_from"], made_from)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"made_from": made_from, "units": units, "digest": digest})
+    return digest
+
+
+def _run(
+    units: Sequence[Unit], folder: Path, digest: str, settings: Settings, workers: int, title: str
+) -> None:
+    """Make the shards of ``units`` that are not there yet."""
+    todo = [unit for unit in units if not is_whole(shard_prefix(folder, unit), unit, digest)]
+    if len(todo) < len(units):
+        print(f"{title}{len(units) - len(todo)} of {len(units)} units are done already", flush=True)
+    if not todo:
+        return
+    # A fresh interpreter for each worker: forking one with threads can hang.
+    context = multiprocessing.get_context("spawn")
+    counters = context.Array("q", STOP + 1)
+    peak = 0
+    begin = time.monotonic()
+    with (
+        byte_progress() as progress,
+        ProcessPoolExecutor(min(workers, len(todo)), context, start_worker, (settings, counters)) as pool,
+    ):
+        task = progress.add_task(f"{title}tokenize", total=sum(unit.size for unit in todo), note="")
+        waiting = iter(todo)
+        running: dict[Future, Unit] = {}
+        done_bytes = 0
+
+        def show() -> None:
+            with counters.get_lock():
+                read, documents, tokens = counters[:STOP]
+            rate = tokens / max(time.monotonic() - begin, 1e-9)
+            note = f"{documents:,} documents, {tokens:,} tokens, {rate / 1e6:.2f}M tokens/s"
+            # Bytes of compressed files are counted when their unit is done: only then the share is known.
+            most = done_bytes + sum(unit.size for unit in running.values())
+            progress.update(task, completed=max(done_bytes, min(read, most)), note=note)
+
+        try:
+            while True:
+                while len(running) < 2 * workers and (unit := next(waiting, None)) is not None:
+                    running[pool.submit(work, unit, shard_prefix(folder, unit), digest)] = unit
+                if not running:
+                    break
+                finished, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    memory = future.result()
+                    done_bytes += running.pop(future).size
+                    peak = max(peak, memory)
+                show()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"--workers {workers}: one of them was killed, most often for want of memory; "
+                "take fewer, or a "
+                "smaller --worker-memory. The same command goes on from here"
+            ) from error
+        finally:
+            with counters.get_lock():
+                counters[STOP] = 1
+            pool.shutdown(wait=False, cancel_futures=True)
+    seconds = time.monotonic() - begin
+    print(
+        f"{title}{done_bytes / 1e6:,.1f} MB in {seconds:,.1f} s ({done_bytes / 1e6 / seconds:,.1f} MB/s), "
+        f"at most {peak / 1e6:,.0f} MB a worker"
+    )
+
+
+def _check_rejects(units: Sequence[Unit], folder: Path, max_bad_share: float) -> None:
+    rejects: Counter[str] = Counter()
+    records = 0
+    for unit in units:
+        card = read_card(shard_prefix(folder, unit))
+        assert card is not None
+        rejects.update(card["rejects"])
+        records += card["documents"] + sum(card["rejects"].values())
+    check_bad_share(rejects, records, max_bad_share, f"{folder}/*.rejects.jsonl")
 
 
 def _already_done(prefix: Path, card: Path, made_from: dict[str, Any]) -> dict[str, Any]:
@@ -127,10 +253,7 @@ def _already_done(prefix: Path, card: Path, made_from: dict[str, Any]) -> dict[s
         before, file_bytes = content["made_from"], content["file_bytes"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{card} was not written by `tokenize`: {remedy}") from error
-    for name, value in made_from.items():
-        if before.get(name) != value:
-            old, new = _first_difference(before.get(name), value)
-            raise ValueError(f"{card} was made from something else ({name} was {old}, is {new}): {remedy}")
+    _refuse_difference(card, before, made_from)
     for end, size in file_bytes.items():
         file = append_suffix(prefix, end)
         if not file.is_file() or file.stat().st_size != size:
@@ -138,8 +261,27 @@ def _already_done(prefix: Path, card: Path, made_from: dict[str, Any]) -> dict[s
     return content
 
 
+def _refuse_difference(file: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, value in now.items():
+        if before.get(name) != value:
+            old, new = _first_difference(before.get(name), value)
+            raise ValueError(
+                f"{file} was made from something else ({name} was {old}, is {new}): give what it "
+                "was made from, "
+                "choose another --output-prefix, or delete "
+                f"{file.parent if file.name == 'plan.json' else file} "
+                "to begin anew"
+            )
+
+
 def _first_difference(old: Any, new: Any) -> tuple[Any, Any]:
     """Of two lists of inputs the first pair that differs: there may be thousands."""
     if isinstance(old, list) and isinstance(new, list):
         return next((a, b) for a, b in zip_longest(old, new) if a != b)
     return old, new
+
+
+def _summary(content: dict[str, Any]) -> str:
+    rejects = sum(content["rejects"].values())
+    bad = f", {rejects:,} bad records left out" if rejects else ""
+    return f"{content['documents']:,} documents, {content['tokens']:,} tokens, {content['dtype']}{bad}"

@@ -1,82 +1,116 @@
-"""Whether a PREFIX.bin and .idx are whole and belong together, and every id is in the vocabulary."""
+"""Whether a PREFIX.bin and .idx are whole, belong together, and hold what was written."""
 
-import struct
-import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_tools.files import append_suffix
-from data_tools.megatron import indexed_dataset
+from data_tools.files import append_suffix, crc32
+from data_tools.indexed import Indexed, open_indexed
+from data_tools.merge import IDS, read_card
 from data_tools.progress import byte_progress
 
-# Megatron's index (_IndexWriter in megatron/core/datasets/indexed_dataset.py): magic, version, dtype code,
-# number of sequences, number of document indices; then the sequences' int32 lengths and int64 offsets, and
-# the int64 document indices.
-HEADER = struct.Struct("<9sQBQQ")
-MAGIC = b"MMIDIDX\x00\x00"
-CHUNK_TOKENS = 1 << 24
+CHUNK_BYTES = 1 << 25
 
 
-def open_whole(prefix: Path) -> Any:
-    """Megatron's ``IndexedDataset`` of PREFIX.bin/.idx, once their sizes are known to be right.
+def verify(prefix: Path, *, vocab_size: int | None = None) -> None:
+    """Check sizes, offsets, checksums and every id; print one line when all is well.
 
-    Raises:
-        FileNotFoundError: the .bin or .idx is missing.
-        ValueError: the .idx is something else or truncated, or the .bin has another size than it says.
-    """
-    bin_file, idx_file = append_suffix(prefix, ".bin"), append_suffix(prefix, ".idx")
-    for file in (bin_file, idx_file):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: there is no such file (give the path without .bin or .idx)")
-    with open(idx_file, "rb") as index:
-        header = index.read(HEADER.size)
-    if len(header) < HEADER.size or not header.startswith(MAGIC):
-        raise ValueError(f"{idx_file} is not an index of Megatron's: tokenize again")
-    *_, sequences, documents = HEADER.unpack(header)
-    _check_size(idx_file, HEADER.size + 12 * sequences + 8 * documents)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no rank
-        dataset = indexed_dataset().IndexedDataset(str(prefix))
-    tokens = int(dataset.sequence_lengths.sum(dtype=np.int64))
-    _check_size(bin_file, tokens * np.dtype(dataset.index.dtype).itemsize)
-    return dataset
-
-
-def _check_size(file: Path, expected: int) -> None:
-    if (size := file.stat().st_size) != expected:
-        raise ValueError(f"{file} holds {size} bytes, the .idx speaks of {expected}: tokenize again")
-
-
-def verify(prefix: Path, *, vocab_size: int) -> None:
-    """Check sizes, offsets and every id; print one line when all is well.
+    Args:
+        prefix: path without .bin or .idx.
+        vocab_size: ids are below it; by default what the card says.
 
     Raises:
-        FileNotFoundError, ValueError: see ``open_whole``.
+        FileNotFoundError, ValueError: see ``open_indexed``.
         ValueError: a sequence does not begin where the one before it ends, the document indices do not rise
-            from the first sequence to the last, or an id is not below ``vocab_size``.
+            from the first sequence to the last, a checksum is another than when it was written, an id is not
+            below ``vocab_size``, or there is neither a card nor a ``vocab_size``.
     """
-    index = open_whole(prefix).index
-    dtype, documents = np.dtype(index.dtype), index.document_indices
-    lengths = index.sequence_lengths.astype(np.int64)
+    indexed, card = open_indexed(prefix), read_card(prefix)
+    if vocab_size is None:
+        if card is None:
+            raise ValueError(f"{prefix}.json is not there to tell the vocabulary: give --tokenizer-model")
+        vocab_size = card["vocab_size"]
+    _check_index(indexed)
+    if card is not None:
+        _check_card(indexed, card)
+    with byte_progress() as progress:
+        task = progress.add_task("verify", total=indexed.tokens * indexed.dtype.itemsize, note="")
+        for size in _check_content(indexed, card, vocab_size):
+            progress.update(task, advance=size)
+    told = "" if card is not None else " (no card, so no checksums to compare with)"
+    print(f"{prefix}: whole, {indexed.documents:,} documents, {indexed.tokens:,} tokens{told}")
+
+
+def _check_index(indexed: Indexed) -> None:
+    lengths = indexed.lengths.astype(np.int64)
     ends = np.cumsum(lengths)
-    if not np.array_equal(index.sequence_pointers, (ends - lengths) * dtype.itemsize):
-        raise ValueError(f"{prefix}.idx: the sequences do not follow one another: tokenize again")
+    if not np.array_equal(indexed.offsets, (ends - lengths) * indexed.dtype.itemsize):
+        raise ValueError(f"{indexed.prefix}.idx: the sequences do not follow one another: tokenize again")
+    documents = indexed.document_indices
     if documents[0] != 0 or documents[-1] != len(lengths) or np.any(np.diff(documents) < 0):
-        raise ValueError(f"{prefix}.idx: the documents do not cover the sequences in order: tokenize again")
-    bin_file, tokens = append_suffix(prefix, ".bin"), int(lengths.sum())
-    with byte_progress() as progress, open(bin_file, "rb") as file:
-        task = progress.add_task("verify", total=tokens * dtype.itemsize, note="")
-        for start in range(0, tokens, CHUNK_TOKENS):
-            ids = np.fromfile(file, dtype=dtype, count=CHUNK_TOKENS)
-            wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
-            if wrong.size:
-                first = int(wrong[0])
-                sequence = int(np.searchsorted(ends, start + first, side="right"))
+        raise ValueError(
+            f"{indexed.prefix}.idx: the documents do not cover the sequences in order: tokenize again"
+        )
+
+
+def _check_card(indexed: Indexed, card: dict[str, Any]) -> None:
+    for name, found in (("documents", indexed.documents), ("tokens", indexed.tokens)):
+        if card[name] != found:
+            raise ValueError(f"{indexed.prefix}.json speaks of {card[name]} {name}, the .idx of {found}")
+    for end, size in card["file_bytes"].items():
+        file = append_suffix(indexed.prefix, end)
+        if not file.is_file() or file.stat().st_size != size:
+            raise ValueError(
+                f"{file} is missing or not the {size} bytes that the .json tells: tokenize again"
+            )
+    if "idx_crc32" in card and crc32(append_suffix(indexed.prefix, ".idx")) != card["idx_crc32"]:
+        raise ValueError(f"{indexed.prefix}.idx has changed since it was written (checksum): tokenize again")
+    ids = append_suffix(indexed.prefix, IDS)
+    if IDS in card["file_bytes"]:
+        with open(ids, "rb") as file:
+            lines = sum(part.count(b"\n") for part in iter(lambda: file.read(CHUNK_BYTES), b""))
+        if lines != indexed.documents:
+            raise ValueError(f"{ids} holds {lines} ids for {indexed.documents} documents: tokenize again")
+
+
+def _check_content(indexed: Indexed, card: dict[str, Any] | None, vocab_size: int) -> Iterator[int]:
+    """Go through the .bin once; yields the bytes done."""
+    bin_file = append_suffix(indexed.prefix, ".bin")
+    whole = [
+        {
+            "bytes": indexed.tokens * indexed.dtype.itemsize,
+            "crc32": None if card is None else card.get("crc32"),
+        }
+    ]
+    segments = (card or {}).get("segments", whole)
+    position = 0
+    with open(bin_file, "rb") as file:
+        for segment in segments:
+            crc, left = 0, segment["bytes"]
+            while left:
+                content = file.read(min(left, CHUNK_BYTES))
+                ids = np.frombuffer(content, indexed.dtype)
+                _check_ids(indexed, ids, position // indexed.dtype.itemsize, vocab_size)
+                crc = zlib.crc32(content, crc)
+                left, position = left - len(content), position + len(content)
+                yield len(content)
+            if segment["crc32"] not in (None, crc):
                 raise ValueError(
-                    f"{bin_file}: sequence {sequence} holds id {ids[first]}, not below {vocab_size}: "
-                    "give the --tokenizer-model that it was made with, or tokenize again"
+                    f"{bin_file}: bytes {position - segment['bytes']:,} to {position:,} have changed "
+                    "since they "
+                    "were written (checksum): tokenize again"
                 )
-            progress.update(task, advance=ids.nbytes)
-    print(f"{prefix}: whole, {len(documents) - 1:,} documents, {tokens:,} tokens")
+
+
+def _check_ids(indexed: Indexed, ids: np.ndarray, first: int, vocab_size: int) -> None:
+    if not ids.size or (int(ids.max()) < vocab_size and int(ids.min()) >= 0):
+        return
+    wrong = int(np.flatnonzero((ids < 0) | (ids >= vocab_size))[0])
+    sequence = int(np.searchsorted(np.cumsum(indexed.lengths, dtype=np.int64), first + wrong, side="right"))
+    raise ValueError(
+        f"{indexed.prefix}.bin: sequence {sequence} holds id {ids[wrong]}, not below {vocab_size}: give the "
+        "--tokenizer-model that it was made with, or tokenize again"
+    )

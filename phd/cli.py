@@ -10,8 +10,13 @@ from importlib.metadata import version
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     from data_tools.cli import add_subcommands
+    from phd import prepare
 
-    add_subcommands(parser)
+    commands = add_subcommands(parser)
+    summary = "build Megatron's index caches before the job that trains"
+    add = commands.add_parser("prepare", help=summary, description=summary)
+    prepare.add_arguments(add)
+    add.set_defaults(run=prepare.run)
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

@@ -41,8 +41,11 @@ def phd_config_from_args(args: Namespace) -> PHDConfig:
     return PHDConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(PHDConfig)})
 
 
-def parse_and_validate_args() -> Namespace:
+def parse_and_validate_args(*, with_writers: bool = True) -> Namespace:
     """sys.argv -> checked arguments, set as Megatron's global ones (tokenizer, writers and timers with them).
+
+    Args:
+        with_writers: whether to start TensorBoard and W&B if the flags ask for them.
 
     Raises:
         ValueError: a PHD flag is bad, or a flag does not run with PHD; names the flag and the remedy.
@@ -60,6 +63,8 @@ def parse_and_validate_args() -> Namespace:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
         args.data_cache_path = str(Path(args.save, "index-cache") if args.save else _user_cache())
     validate_args(args)
+    if not with_writers:
+        args.tensorboard_dir, args.wandb_project = None, ""
     set_global_variables(args)
     return args
 

@@ -1,15 +1,64 @@
-"""A check that Megatron's dataset builder lacks: it never ends where a split that is asked for is empty."""
+"""Megatron's GPT data sets as the flags describe them."""
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.training.utils import get_blend_and_blend_per_split
 
 SPLITS = ("train", "validation", "test")
 
 
+def build_datasets(
+    args: Namespace, tokenizer: Any, num_samples: Sequence[int | None], is_built_on_rank: Callable[[], bool]
+) -> tuple:
+    """Training, validation and test data sets over .bin/.idx files (--data-path), or mock data (--mock-data).
+
+    Args:
+        args: Megatron's, validated.
+        tokenizer: Megatron's.
+        num_samples: samples asked for, of train, validation and test.
+        is_built_on_rank: whether this rank needs them; asked in a process group only.
+
+    Raises:
+        ValueError: see ``refuse_empty_splits``.
+    """
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    config = GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=args.split,
+        multiple_validation_sets=args.multiple_validation_sets,
+        full_validation=args.full_validation,
+        num_dataset_builder_threads=args.num_dataset_builder_threads,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=tokenizer,
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=args.create_attention_mask_in_dataloader,
+        object_storage_cache_path=args.object_storage_cache_path,
+        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
+        allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
+        fast_cache_load=args.dataloader_fast_cache_load,
+        defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
+    )
+    if not args.mock_data:
+        refuse_empty_splits(config, num_samples)
+    kind = MockGPTDataset if args.mock_data else GPTDataset
+    return tuple(BlendedMegatronDatasetBuilder(kind, num_samples, is_built_on_rank, config).build())
+
+
 def refuse_empty_splits(config: GPTDatasetConfig, num_samples: Sequence[int | None]) -> None:
     """Check that ``--split`` leaves every data set at least one document for each split in use.
+
+    Megatron's builder lacks the check: it never ends where a split that is asked for is empty.
 
     Args:
         config: with its split matrix made.

@@ -14,10 +14,14 @@ def test_measures_every_method(tmp_path, capsys):
     assert [(result["s"], result["K"]) for result in report["results"]] == [(65, 1), (65, 2)]
     for result in report["results"]:
         for name, method in result["methods"].items():
-            assert len(method["seconds"]) == 2, name
+            assert len(method["seconds"]) == method["rounds"] >= 2, name
             assert method["times_vanilla"] > 0
-        floor = result["K"] * result["vanilla_median"]
-        assert result["phd_times_floor"] == pytest.approx(result["methods"]["phd"]["median"] / floor)
+        rounds = result["phd_times_floor_rounds"]
+        assert min(rounds) <= result["phd_times_floor"] <= max(rounds)
+        least = min(min(result["methods"][name]["seconds"]) for name in attention.METHODS[:2])
+        assert result["phd_times_floor_of_minima"] <= min(result["methods"]["phd"]["seconds"]) / (
+            result["K"] * least
+        )
     assert "dense mask" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [output]
 

@@ -1,0 +1,151 @@
+"""What all tokenizers have in common, and the fast path."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_tools.encoders.hard_texts import TEXTS
+
+END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>")
+BEGIN_TOKENS = ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>")
+MOST_LITERALS = 8
+"""More strings than these are looked for with one regular expression."""
+
+
+class Encoder(ABC):
+    """A tokenizer for data sets.
+
+    Attributes:
+        vocab_size: the largest id plus one.
+        sha256: of its file.
+        specials: strings of control and added tokens, with their ids.
+        why_slow: why there is no fast path, or None if there is one.
+    """
+
+    vocab_size: int
+    sha256: str
+    specials: dict[str, int]
+    why_slow: str | None = "it was switched off"
+    _fast: Any = None
+    _literals: re.Pattern[str] | list[str]
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether there is a fast path."""
+        return self._fast is not None
+
+    @abstractmethod
+    def reference(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids by the reference tokenizer: nothing added, control tokens in the text kept as text."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; control tokens are left out."""
+
+    def cut(self, text: str, limit: int) -> list[str]:
+        """Parts of about ``limit`` characters whose ids, one after the other, are those of ``text``.
+
+        By default the text in one part: a subclass cuts where it is certain.
+        """
+        return [text]
+
+    def encode(self, texts: Sequence[str], limit: int = 1 << 22) -> list[np.ndarray]:
+        """Ids of each text, uint32 or int64; texts over ``limit`` characters in parts where that is safe."""
+        results: list[np.ndarray] = [np.zeros(0, np.uint32)] * len(texts)
+        fast: list[int] = []
+        for index, text in enumerate(texts):
+            if len(text) > limit:
+                parts = [self._encode_one(part) for part in self.cut(text, limit)]
+                results[index] = np.concatenate(parts)
+            elif self._fast is None or self._spells_special(text):
+                results[index] = self._exact(text)
+            else:
+                fast.append(index)
+        if fast:
+            encoded = self._encode_fast([texts[index] for index in fast])
+            for index, ids in zip(fast, encoded, strict=True):
+                results[index] = ids
+        return results
+
+    def _encode_one(self, text: str) -> np.ndarray:
+        if self._fast is None or self._spells_special(text):
+            return self._exact(text)
+        return self._encode_fast([text])[0]
+
+    def _exact(self, text: str) -> np.ndarray:
+        (ids,) = self.reference([text])
+        return np.array(ids, np.uint32)
+
+    def _encode_fast(self, texts: list[str]) -> list[np.ndarray]:
+        layout = self._fast.encode_batch(texts, parallel=False).layout
+        content, offsets = layout.content.data, layout.offsets.data.tolist()
+        return [content[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+
+    def _spells_special(self, text: str) -> bool:
+        if isinstance(self._literals, re.Pattern):
+            return self._literals.search(text) is not None
+        return any(literal in text for literal in self._literals)
+
+    def _use_fast(self, load: Callable[[], Any], more_literals: Sequence[str] = ()) -> None:
+        """Take gigatoken if it reads this tokenizer and gives the reference's ids on hard texts."""
+        literals = [*filter(None, self.specials), *more_literals]
+        many = len(literals) > MOST_LITERALS
+        self._literals = re.compile("|".join(map(re.escape, literals))) if many else literals
+        try:
+            self._fast = load()
+        except (
+            Exception
+        ) as error:  # gigatoken names no error of its own: whatever it cannot read, it cannot read
+            self.why_slow = f"gigatoken does not read it ({error})"
+            return
+        plain = [text for text in TEXTS if not self._spells_special(text)]
+        for text, expected, ids in zip(plain, self.reference(plain), self._encode_fast(plain), strict=True):
+            if expected != ids.tolist():
+                self._fast = None
+                self.why_slow = f"gigatoken gives other ids than the reference for {text[:40]!r}"
+                return
+        self.why_slow = None
+
+    def control_id(self, given: str | None, usual: Sequence[str], flag: str, purpose: str) -> int:
+        """Id of the token that ends or begins documents.
+
+        Args:
+            given: its string, or None for the first of ``usual`` that there is.
+            usual: names it goes by.
+            flag: that names it, for the message.
+            purpose: the flag that needs it, for the message.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if given is not None:
+            if given not in self.specials:
+                raise ValueError(
+                    f"{flag} {given}: the tokenizer has {', '.join(self.specials) or 'no'} control tokens"
+                )
+            return self.specials[given]
+        found = next((name for name in usual if name in self.specials), None)
+        if found is None:
+            raise ValueError(
+                f"{purpose}: name the token with {flag}, one of {', '.join(self.specials) or 'none'}"
+            )
+        return self.specials[found]
+
+
+LETTER_SPACE_LETTER = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
+
+
+def cut_before_spaces(text: str, limit: int) -> list[str]:
+    """Cut before a space between two letters: in all known split expressions a run of letters ends there, a
+    new match begins, and no later character decides on it."""
+    parts, start = [], 0
+    while len(text) - start > limit:
+        found = LETTER_SPACE_LETTER.search(text, start + limit)
+        if found is None:
+            break
+        parts.append(text[start : found.start()])
+        start = found.start()
+    return [*parts, text[start:]]

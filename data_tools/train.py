@@ -1,0 +1,174 @@
+"""Train a SentencePiece tokenizer that gives every text back unchanged."""
+
+import io
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from data_tools.files import append_suffix, sha256, write_bytes, write_json
+from data_tools.inputs import Source, find_sources
+from data_tools.progress import byte_progress
+from data_tools.records import Format, read_batches
+
+# Documents are cut into lines and long lines into pieces: SentencePiece leaves out what is over its limit.
+MAX_SENTENCE_CHARACTERS = 4096
+MAX_SENTENCE_BYTES = 4 * MAX_SENTENCE_CHARACTERS
+BATCH_BYTES = 1 << 22
+UNK, BOS, EOS = 0, 1, 2
+MODEL_TYPES = ("bpe", "unigram")
+
+
+def train_tokenizer(
+    inputs: Sequence[str | Path],
+    output_prefix: Path,
+    *,
+    vocab_size: int,
+    model_type: str = "bpe",
+    control_tokens: Sequence[str] = (),
+    seed: int = 0,
+    sample_rate: float = 1.0,
+    max_sentences: int = 1_000_000,
+    form: Format | None = None,
+    stop_on_bad_record: bool = True,
+) -> None:
+    """Write ``output_prefix``.model, .vocab and a card .model.json that says how they were made.
+
+    Byte fallback, digits split, no normalisation and whitespace kept: decoding gives the text back (but for
+    U+2581, SentencePiece's own mark of a space, which comes back as one). EOD, as Megatron's
+    ``SentencePieceTokenizer`` calls it, is the control token ``</s>`` (id 2). Control tokens are never made
+    from text, so a document that spells ``</s>`` is safe. The same arguments and inputs give the same model.
+
+    Args:
+        inputs: files, folders, patterns and URLs.
+        output_prefix: of the files to write.
+        vocab_size: pieces, control tokens and the 256 bytes included.
+        model_type: one of ``MODEL_TYPES``.
+        control_tokens: more of them, for later use; ids from 3.
+        seed: for the samples.
+        sample_rate: share of the documents to take.
+        max_sentences: lines to take from these, all equally likely: bounds the memory.
+        form: what a document looks like.
+        stop_on_bad_record: otherwise they are left out, and counted.
+
+    Raises:
+        ValueError: a bad record, no text, or a ``vocab_size`` that the text cannot fill.
+        FileNotFoundError: an input is missing.
+    """
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"--model-type must be one of {', '.join(MODEL_TYPES)}, got {model_type}")
+    if len(set(control_tokens)) < len(control_tokens) or set(control_tokens) & {"<unk>", "<s>", "</s>"}:
+        raise ValueError("--control-tokens: each one once, and <unk>, <s> and </s> are there already")
+    if vocab_size < 256 + EOS + 1 + len(control_tokens) + 1:
+        raise ValueError(f"--vocab-size {vocab_size} leaves no room beside 256 bytes and the control tokens")
+    if max_sentences < 1:
+        raise ValueError(f"--max-sentences must be at least 1, got {max_sentences}")
+    if not 0 < sample_rate <= 1:
+        raise ValueError(f"--sample-rate must be above 0 and at most 1, got {sample_rate}")
+    form, sources = form or Format(), find_sources(inputs)
+    documents = _Documents(sources, form, seed, sample_rate, stop_on_bad_record)
+    sentences = _sample(_lines(documents), max_sentences, seed)
+    if not sentences:
+        raise ValueError("--input: there is no text in these files")
+    left_out = f", {documents.rejected:,} bad records left out" if documents.rejected else ""
+    print(f"training on {len(sentences):,} lines of {documents.taken:,} documents{left_out}", flush=True)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            character_coverage=0.9999,
+            max_sentence_length=MAX_SENTENCE_BYTES,
+            control_symbols=list(control_tokens),
+            unk_id=UNK,
+            bos_id=BOS,
+            eos_id=EOS,
+            pad_id=-1,
+            minloglevel=1,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"SentencePiece refused --vocab-size {vocab_size}: {error}") from error
+    output_prefix.parent.mkdir(parents=True, exist_ok=True)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = "".join(f"{processor.id_to_piece(i)}\t{processor.get_score(i)}\n" for i in range(len(processor)))
+    model_file = append_suffix(output_prefix, ".model")
+    write_bytes(append_suffix(output_prefix, ".vocab"), pieces.encode())
+    write_bytes(model_file, model.getvalue())
+    card = {
+        "kind": f"SentencePiece {model_type}, byte fallback, digits split, identity "
+        "normalisation, whitespace kept",
+        "vocab_size": len(processor),
+        "control_tokens": {
+            name: processor.piece_to_id(name) for name in ("<unk>", "<s>", "</s>", *control_tokens)
+        },
+        "sha256": sha256(model_file),
+        "sentencepiece": sentencepiece.__version__,
+        "seed": seed,
+        "sample_rate": sample_rate,
+        "documents": documents.taken,
+        "sentences": len(sentences),
+        "bad_records": documents.rejected,
+        "inputs": [source.identity() for source in sources],
+    }
+    write_json(append_suffix(model_file, ".json"), card)
+    print(f"{model_file}: {len(processor):,} pieces")
+
+
+class _Documents:
+    """The sampled documents of all sources; counts what it takes and leaves out."""
+
+    def __init__(
+        self, sources: Sequence[Source], form: Format, seed: int, rate: float, stop_on_bad_record: bool
+    ) -> None:
+        self.sources, self.form, self.seed, self.rate = sources, form, seed, rate
+        self.stop = stop_on_bad_record
+        self.taken = self.rejected = 0
+
+    def __iter__(self) -> Iterator[str]:
+        generator = random.Random(self.seed)
+        with byte_progress() as progress:
+            task = progress.add_task("read", total=sum(source.size for source in self.sources), note="")
+            done = 0
+            for source in self.sources:
+                for batch in read_batches(source, 0, None, self.form, BATCH_BYTES):
+                    if batch.rejects and self.stop:
+                        bad = batch.rejects[0]
+                        raise ValueError(f"{source.path}, line {bad.line}: {bad.kind}: {bad.detail}")
+                    self.rejected += len(batch.rejects)
+                    for text in batch.texts:
+                        if self.rate == 1 or generator.random() < self.rate:
+                            self.taken += 1
+                            yield text
+                    if source.compression is None and source.kind != "parquet":
+                        progress.update(task, advance=batch.size)
+                done += source.size
+                progress.update(task, completed=done)
+
+
+def _lines(documents: _Documents) -> Iterator[str]:
+    for text in documents:
+        for line in text.splitlines(keepends=True):
+            if "\0" not in line:  # SentencePiece keeps this character to itself in training
+                for start in range(0, len(line), MAX_SENTENCE_CHARACTERS):
+                    yield line[start : start + MAX_SENTENCE_CHARACTERS]
+
+
+def _sample(lines: Iterator[str], count: int, seed: int) -> list[str]:
+    """Up to ``count`` lines, each as likely as the other (reservoir sampling)."""
+    generator = random.Random(seed)
+    kept: list[str] = []
+    for index, line in enumerate(lines):
+        if index < count:
+            kept.append(line)
+        elif (place := generator.randrange(index + 1)) < count:
+            kept[place] = line
+    return kept
