@@ -135,7 +135,11 @@ def _remote(name: str) -> list[Source]:
     if glob.has_magic(path):
         found = sorted(system.glob(path))
     elif system.isdir(path):
-        found = sorted(entry for entry in system.find(path) if known_suffix(entry))
+        found = sorted(
+            entry
+            for entry in system.find(path)
+            if known_suffix(entry) and "/." not in entry.removeprefix(path)
+        )
     else:
         found = [path] if system.exists(path) else []
     if not found:

@@ -64,7 +64,7 @@ def draw_lengths(name: str, lengths: np.ndarray, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    bins = np.geomspace(1, max(2, int(lengths.max(initial=1)) + 1), 60)
+    bins = np.geomspace(1, max(2, int(lengths.max(initial=1)) + 1), 60).tolist()
     figure = Figure(figsize=(8, 4), layout="constrained")
     documents = figure.add_subplot()
     documents.hist(lengths.clip(min=1), bins=bins, color="tab:blue", alpha=0.6, label="documents")

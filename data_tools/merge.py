@@ -178,7 +178,7 @@ def _merge(
     temporary = {end: append_suffix(output_prefix, f"{end}.tmp") for end in (".bin", ".idx")}
     with lock(temporary[".bin"]), byte_progress() as progress:
         task = progress.add_task("merge", total=bin_bytes, note="")
-        segments = []
+        segments: list[dict[str, int]] = []
         with open(temporary[".bin"], "wb") as target:
             for part in parts:
                 known = None if part.card is None else part.card.get("segments", _one_segment(part))

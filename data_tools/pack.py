@@ -41,7 +41,7 @@ def statistics(lengths: np.ndarray, length: int) -> Statistics:
     is_cut = last > first
     tail = np.where(is_cut, ends - last * length, 0)
     between = np.maximum(last - first - 1, 0)
-    seen = _triangle(head).sum() + _triangle(tail).sum() + between.sum() * _triangle(np.int64(length))
+    seen = _triangle(head).sum() + _triangle(tail).sum() + between.sum() * length * (length + 1) // 2
     sequences = _best_fit(lengths, length)
     return Statistics(
         length=length,

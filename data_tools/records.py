@@ -82,7 +82,7 @@ def read_batches(
 
 def _open_lines(source: Source) -> IO[bytes]:
     if source.compression is None and not isinstance((file := source.open()), io.BufferedReader):
-        return io.BufferedReader(file, 1 << 20)  # type: ignore[arg-type, type-var]
+        return io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]
     if source.compression is None:
         return file
     import pyarrow
@@ -99,7 +99,9 @@ def _jsonl_batches(
     line_number = 1
     while end is None or position < end:
         hint = batch_bytes if end is None else min(batch_bytes, end - position)
-        lines = file.readlines(hint)
+        lines = file.readlines(hint)  # until they are more than ``hint`` bytes, so one line may be too many
+        if end is not None and lines and position + sum(map(len, lines[:-1])) >= end:
+            lines.pop()
         if not lines:
             return
         if position == 0 and lines[0].startswith(BYTE_ORDER_MARK):

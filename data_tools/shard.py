@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 import threading
 import zlib
@@ -295,7 +294,6 @@ def start_worker(settings: Settings, counters: Any) -> None:
     """Make this process ready for ``work``."""
     global _settings, _counters
     _settings, _counters = settings, counters
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

@@ -7,11 +7,14 @@ the shards lie in PREFIX.units until the data set is whole.
 import hashlib
 import json
 import multiprocessing
+import shutil
+import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,8 @@ def tokenize(
     card = append_suffix(output_prefix, ".json")
     if card.is_file():
         content = _already_done(output_prefix, card, made_from)
+        if world_size == 1:  # a run that was stopped after its last step but one
+            shutil.rmtree(append_suffix(output_prefix, ".units"), ignore_errors=True)
         print(f"{output_prefix}: already done, {_summary(content)}")
         return content
 
@@ -209,7 +214,9 @@ def _run(
         try:
             while True:
                 while len(running) < 2 * workers and (unit := next(waiting, None)) is not None:
-                    running[pool.submit(work, unit, shard_prefix(folder, unit), digest)] = unit
+                    with _no_interrupts():  # which a worker that this starts inherits
+                        future = pool.submit(work, unit, shard_prefix(folder, unit), digest)
+                    running[future] = unit
                 if not running:
                     break
                 finished, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -233,6 +240,16 @@ def _run(
         f"{title}{done_bytes / 1e6:,.1f} MB in {seconds:,.1f} s ({done_bytes / 1e6 / seconds:,.1f} MB/s), "
         f"at most {peak / 1e6:,.0f} MB a worker"
     )
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Have Ctrl-C wait: it is for this process, which then ends its workers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_rejects(units: Sequence[Unit], folder: Path, max_bad_share: float) -> None:

@@ -70,8 +70,8 @@ def _check_card(indexed: Indexed, card: dict[str, Any]) -> None:
         raise ValueError(f"{indexed.prefix}.idx has changed since it was written (checksum): tokenize again")
     ids = append_suffix(indexed.prefix, IDS)
     if IDS in card["file_bytes"]:
-        with open(ids, "rb") as file:
-            lines = sum(part.count(b"\n") for part in iter(lambda: file.read(CHUNK_BYTES), b""))
+        with open(ids, "rb") as records:
+            lines = sum(part.count(b"\n") for part in iter(lambda: records.read(CHUNK_BYTES), b""))
         if lines != indexed.documents:
             raise ValueError(f"{ids} holds {lines} ids for {indexed.documents} documents: tokenize again")
 

@@ -19,9 +19,10 @@ ALLOWED = {
     "phd/accounting.py": set(),
     "phd/compare": {"phd.compare"},
     "phd/generate.py": {"phd", "megatron"},
-    "phd/cli.py": {"phd.compare", "phd.generate", "data_tools"},
+    "phd/prepare.py": {"phd", "megatron"},
+    "phd/cli.py": {"phd.compare", "phd.generate", "phd.prepare", "data_tools"},
     "pretrain_phd.py": {"phd", "megatron"},
-    "data_tools": {"data_tools", "megatron"},
+    "data_tools": {"data_tools"},
 }
 OURS = {"phd", "data_tools", "megatron", "pretrain_phd", "examples", "benchmarks", "tests"}
 

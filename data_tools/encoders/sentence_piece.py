@@ -68,7 +68,8 @@ class SentencePieceEncoder(Encoder):
             before, after = text[here - 1].replace("\u2581", " "), text[here].replace("\u2581", " ")
             if before + after in self._bigrams:
                 continue
-            if not self._dummy_prefix or (text[here] == " " and before != " "):
+            # The last part must not be empty: SentencePiece gives an empty text no prefix.
+            if not self._dummy_prefix or (text[here] == " " and before != " " and here + 1 < len(text)):
                 return here
         return None
 

@@ -1,13 +1,14 @@
 """A tokenizer trained once on Python's own source, and documents that break naive tools."""
 
 import argparse
+import base64
 import json
 from pathlib import Path
 
 import pytest
 
 from data_tools.tokenize import tokenize
-from data_tools.tokenizer import train_tokenizer
+from data_tools.train import train_tokenizer
 
 HARD = {
     "english": "It was the best of times, it was the worst of times.\n",
@@ -29,6 +30,47 @@ def tokenizer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text.write_text(Path(argparse.__file__).read_text() + HARD["english"] * 20)
     train_tokenizer([text], prefix, vocab_size=600)
     return prefix.with_suffix(".model")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE like GPT-2's, as Hugging Face keeps it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([Path(argparse.__file__).read_text()], trainer)
+    path = tmp_path_factory.mktemp("hugging-face") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def token_bytes(tokenizer_json: Path) -> list[bytes]:
+    """The tokens of ``tokenizer_json`` in the order of their merges, the 256 bytes in order before them."""
+    vocabulary = json.loads(tokenizer_json.read_text())["model"]["vocab"]
+    # GPT-2 writes byte b as this character: itself where that prints, else the next one from 256 on.
+    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printing]
+    byte_of = {chr(byte): byte for byte in printing} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    names = sorted(vocabulary, key=vocabulary.__getitem__)
+    tokens = [bytes(byte_of[letter] for letter in name) for name in names if name != "<|endoftext|>"]
+    return [*(bytes([byte]) for byte in range(256)), *(token for token in tokens if len(token) > 1)]
+
+
+@pytest.fixture(scope="session")
+def tiktoken_model(token_bytes: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiktoken") / "ranks.tiktoken"
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(token_bytes))
+    path.write_text("".join(lines))
+    return path
 
 
 @pytest.fixture(scope="session")

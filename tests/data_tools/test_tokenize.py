@@ -1,24 +1,30 @@
 """Documents in, Megatron's .bin/.idx out: nothing lost, nothing changed, whatever interrupts it."""
 
-import contextlib
+import gzip
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
+import pyarrow
 import pytest
 import sentencepiece
+from pyarrow import parquet
 
 from data_tools import tokenize as module
-from data_tools.files import lock
+from data_tools.inputs import find_sources
+from data_tools.merge import merge_units
+from data_tools.records import Format
 from data_tools.tokenize import tokenize
+from data_tools.verify import verify
 from tests.data_tools.conftest import HARD
 
 ROOT = Path(__file__).parents[2]
+FILES = (".bin", ".idx", ".ids.jsonl", ".rejects.jsonl")
 
 
 def documents(prefix: Path) -> list[list[int]]:
@@ -27,6 +33,30 @@ def documents(prefix: Path) -> list[list[int]]:
     dataset = IndexedDataset(str(prefix))
     assert len(dataset.document_indices) == len(dataset) + 1
     return [dataset[i].tolist() for i in range(len(dataset))]
+
+
+def contents(prefix: Path) -> list[bytes | None]:
+    files = (prefix.with_name(prefix.name + end) for end in FILES)
+    return [file.read_bytes() if file.exists() else None for file in files]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Path:
+    """Files of every kind with ids, and bad records in between."""
+    folder = tmp_path_factory.mktemp("mixed")
+    texts = list(HARD.values())[:-1]
+    records = [{"text": f"{text} {i}", "id": i} for i in range(40) for text in texts]
+    lines = [json.dumps(record, ensure_ascii=i % 2 == 0) for i, record in enumerate(records)]
+    bad = ['{"text": ', '{"id": 1}', '{"text": "", "id": 1}']
+    (folder / "a.jsonl").write_text("\n".join([*lines[:150], bad[0], *lines[150:], bad[1], ""]))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join([*lines[:50], bad[2]]).encode()))
+    with pyarrow.CompressedOutputStream(str(folder / "c.jsonl.zst"), "zstd") as file:
+        file.write("\n".join(lines[50:100]).encode())
+    table = pyarrow.table(
+        {"text": [r["text"] for r in records] + [""], "id": [r["id"] for r in records] + [0]}
+    )
+    parquet.write_table(table, folder / "d.parquet", row_group_size=31)
+    return folder
 
 
 def test_every_document_decodes_to_its_text(hard_jsonl, tokenizer_model, tmp_path):
@@ -49,34 +79,184 @@ def test_every_document_decodes_to_its_text(hard_jsonl, tokenizer_model, tmp_pat
     assert card["dtype"] == "uint16"
 
 
-def test_workers_do_not_change_the_files(hard_jsonl, tokenizer_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("data_tools.documents.BATCH_BYTES", 100_000)
-    for workers in (1, 3):
-        tokenize([hard_jsonl], tmp_path / str(workers), tokenizer_model=tokenizer_model, workers=workers)
-    for end in (".bin", ".idx"):
-        assert (tmp_path / f"1{end}").read_bytes() == (tmp_path / f"3{end}").read_bytes()
+@pytest.mark.parametrize("unit_size", [3000, 10**9])
+def test_workers_ranks_and_units_do_not_change_the_files(unit_size, mixed, tokenizer_model, tmp_path):
+    def run(name, **changes):
+        arguments = {
+            "tokenizer_model": tokenizer_model, "append_eod": True, "prepend_bos": True,
+            "unit_size": unit_size, "form": Format(id_field="id"),
+            "stop_on_bad_record": False, "max_bad_share": 0.05,
+        }  # fmt: skip
+        return tokenize([mixed], tmp_path / name, **arguments | changes)
+
+    card = run("one")
+    run("three", workers=3)
+    for rank in (2, 0, 1):  # in any order
+        assert run("ranks", rank=rank, world_size=3) is None
+    merge_units(tmp_path / "ranks.units", tmp_path / "ranks")
+    run("slow", fast=False, unit_size=10**9)
+    expected = contents(tmp_path / "one")
+    assert None not in expected
+    for name in ("three", "ranks", "slow"):
+        assert contents(tmp_path / name) == expected, name
+        verify(tmp_path / name)
+    assert not (tmp_path / "one.units").exists()
+
+    assert card["rejects"] == {"broken JSON": 1, "empty": 2, "missing field": 1}
+    rejects = [json.loads(line) for line in (tmp_path / "one.rejects.jsonl").read_text().splitlines()]
+    assert [(Path(r["file"]).name, r["line"], r["kind"]) for r in rejects] == [
+        ("a.jsonl", 151, "broken JSON"),
+        ("a.jsonl", 322, "missing field"),
+        ("b.jsonl.gz", 51, "empty"),
+        ("d.parquet", 321, "empty"),
+    ]
+    ids = [json.loads(line) for line in (tmp_path / "one.ids.jsonl").read_text().splitlines()]
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
+    written = documents(tmp_path / "one")
+    assert len(ids) == len(written) == card["documents"] == 320 + 50 + 50 + 320
+    for identifier, tokens in zip(ids, written, strict=True):
+        assert processor.decode(tokens[1:-1]).endswith(f" {identifier}")
+        assert (tokens[0], tokens[-1]) == (1, 2)
 
 
-def test_bad_record_stops_the_run(tokenizer_model, tmp_path):
-    """Also from another process: the message keeps file and line, and nothing looks whole."""
-    path = tmp_path / "bad.jsonl"
-    path.write_bytes(b'{"text": "good"}\n\n{"text": 3}\n')
-    with pytest.raises(ValueError, match=r"bad\.jsonl, line 3: field 'text' is int"):
-        tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model)
-    assert {file.suffix for file in tmp_path.glob("out.*")} <= {".tmp"}
+@pytest.mark.slow
+def test_killed_twenty_times(tokenizer_model, tmp_path):
+    """SIGKILL of all its processes at random moments: the bytes of a run that nothing stopped."""
+    path = tmp_path / "big.jsonl"
+    generator = random.Random(0)
+    words = HARD["english"].split()
+    with open(path, "w") as file:
+        for i in range(40_000):
+            text = " ".join(generator.choices(words, k=generator.randint(1, 120)))
+            file.write(json.dumps({"text": text, "id": i}) + "\n" + ("broken\n" if i % 1000 == 0 else ""))
+    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path), "--workers", "2"]
+    command += ["--tokenizer-model", str(tokenizer_model), "--no-fast", "--unit-bytes", "100000"]
+    command += ["--id-field", "id", "--on-bad-record", "skip", "--output-prefix"]
+    killed = finished = 0
+    while killed < 20:
+        run = subprocess.Popen(
+            [*command, str(tmp_path / f"out{finished}")],
+            cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            run.wait(generator.uniform(0.05, 1.6))
+            assert run.returncode == 0
+            finished += 1  # it was quicker: begin another
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+            killed += 1
+    subprocess.run(
+        [*command, str(tmp_path / f"out{finished}")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
+    form = Format(id_field="id")
+    tokenize([path], tmp_path / "whole", tokenizer_model=tokenizer_model, form=form, stop_on_bad_record=False)
+    for number in range(finished + 1):
+        assert contents(tmp_path / f"out{number}") == contents(tmp_path / "whole")
+        assert not (tmp_path / f"out{number}.units").exists()
+
+
+def test_a_worker_that_is_killed_is_an_error_and_the_next_run_goes_on(tokenizer_model, tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text((json.dumps({"text": HARD["english"] * 40}) + "\n") * 3000)
+    code = (
+        "import sys; from pathlib import Path; from data_tools.tokenize import tokenize\n"
+        "if __name__ == '__main__':\n"
+        "    tokenize([sys.argv[1]], Path(sys.argv[2]), tokenizer_model=Path(sys.argv[3]), workers=2,\n"
+        "             unit_size=100_000, fast=False)\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    arguments = [str(path), str(tmp_path / "out"), str(tokenizer_model)]
+    run = subprocess.Popen(
+        [sys.executable, str(tmp_path / "run.py"), *arguments],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(tmp_path.glob("out.units/*[0-9].json")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    workers = children(run.pid)
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = run.communicate(timeout=60)
+    assert "--workers 2: one of them was killed" in errors
+    assert not any(map(running, workers))
+    tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model, unit_size=100_000)
+    assert "units are done already" in capsys.readouterr().out
+
+
+def test_workers_leave_with_a_killed_parent(tokenizer_model, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text((json.dumps({"text": HARD["english"] * 40}) + "\n") * 6000)
+    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path), "--workers", "2"]
+    command += [
+        "--tokenizer-model",
+        str(tokenizer_model),
+        "--no-fast",
+        "--output-prefix",
+        str(tmp_path / "out"),
+    ]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("out.units/*.bin.tmp")):
+        assert parent.poll() is None
+        time.sleep(0.01)
+    workers = children(parent.pid)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(map(running, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_interrupted_by_the_user(tokenizer_model, tmp_path):
+    """Ctrl-C in a terminal reaches all processes: one line, soon, and no worker is left."""
+    path = tmp_path / "in.jsonl"
+    path.write_text((json.dumps({"text": HARD["english"] * 40}) + "\n") * 20_000)
+    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path), "--workers", "2"]
+    command += [
+        "--tokenizer-model",
+        str(tokenizer_model),
+        "--no-fast",
+        "--output-prefix",
+        str(tmp_path / "out"),
+    ]
+    run = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("out.units/*.bin.tmp")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    workers = children(run.pid)
+    os.killpg(run.pid, signal.SIGINT)
+    _, errors = run.communicate(timeout=20)
+    assert run.returncode == 130
+    assert "Traceback" not in errors
+    assert not any(map(running, workers))
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes of ``pid`` (multiprocessing's resource tracker is not one)."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def running(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_again_does_nothing_and_a_change_is_refused(
     hard_jsonl, tokenizer_model, tmp_path, monkeypatch, capsys
 ):
     first = tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
-    monkeypatch.setattr(module, "_write", None)
+    monkeypatch.setattr(module, "_run", None)
     assert tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model) == first
     assert "already done" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="append_eod was False, is True"):
+    with pytest.raises(ValueError, match="eod_id was None, is 2"):
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model, append_eod=True)
-    with pytest.raises(ValueError, match=r"inputs was None, is {.*hard\.jsonl.*}"):
-        tokenize([hard_jsonl, hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
+    (tmp_path / "more.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(ValueError, match=r"inputs was None, is {.*more\.jsonl.*}"):
+        tokenize([hard_jsonl, tmp_path / "more.jsonl"], tmp_path / "out", tokenizer_model=tokenizer_model)
     (tmp_path / "out.bin").unlink()
     with pytest.raises(ValueError, match=r"out\.bin is missing"):
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
@@ -85,34 +265,77 @@ def test_again_does_nothing_and_a_change_is_refused(
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
 
 
+def test_half_done_with_other_inputs_is_refused(tokenizer_model, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n' * 100)
+    tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model, unit_size=300, world_size=2)
+    path.write_text('{"text": "b"}\n' * 100)
+    with pytest.raises(ValueError, match=r"plan\.json was made from something else \(inputs was"):
+        tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model, unit_size=300, world_size=2)
+
+
+def test_torn_shard_is_made_again(tokenizer_model, tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(f'{{"text": "document {i}"}}\n' for i in range(100)))
+    arguments = {"tokenizer_model": tokenizer_model, "unit_size": 500}
+    tokenize([path], tmp_path / "whole", **arguments)
+    for rank in (0, 1):
+        tokenize([path], tmp_path / "out", rank=rank, world_size=2, **arguments)
+    (tmp_path / "out.units" / "000001.bin").write_bytes(b"torn")
+    (tmp_path / "out.units" / "000002.json").write_text('{"plan": ')
+    with pytest.raises(ValueError, match=r"000001\.bin holds 4 bytes"):
+        merge_units(tmp_path / "out.units", tmp_path / "out")
+    capsys.readouterr()
+    tokenize([path], tmp_path / "out", **arguments)
+    units = len(list(find_sources([path]))) and -(-path.stat().st_size // 500)
+    assert f"{units - 2} of {units} units are done already" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_missing_units_are_named(tokenizer_model, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n' * 100)
+    tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model, unit_size=300, rank=1, world_size=2)
+    with pytest.raises(ValueError, match=r"3 of 5 units are not done \(0, 2, 4\)"):
+        merge_units(tmp_path / "out.units", tmp_path / "out")
+    with pytest.raises(ValueError, match="no folder of work units"):
+        merge_units(tmp_path / "none.units", tmp_path / "out")
+
+
+def test_bad_record_stops_the_run(tokenizer_model, tmp_path):
+    """Also from another process: the message keeps file and line, and nothing looks whole."""
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"text": "good"}\n\n{"text": 3}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 3: not a string: field 'text' is int"):
+        tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model)
+    assert not list(tmp_path.glob("out.*[nx]"))
+    with pytest.raises(ValueError, match="1 of 2 records are bad .* more than --max-bad-share"):
+        tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model, stop_on_bad_record=False)
+    card = tokenize(
+        [path], tmp_path / "out", tokenizer_model=tokenizer_model, stop_on_bad_record=False, max_bad_share=0.5
+    )
+    assert (card["documents"], card["rejects"]) == (1, {"not a string": 1})
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"paths": [Path("none.jsonl")]}, FileNotFoundError, "none.jsonl: there is no such file"),
-        ({"paths": [Path(__file__)]}, ValueError, "expected a .jsonl or .txt file"),
+        ({"inputs": [Path("none.jsonl")]}, FileNotFoundError, "none.jsonl: there is no such file"),
+        ({"inputs": [Path(__file__)]}, ValueError, "expected one of .jsonl"),
         ({"tokenizer_model": Path("none.model")}, FileNotFoundError, "none.model"),
-        ({"tokenizer_model": Path(__file__)}, ValueError, "not a SentencePiece model"),
         ({"workers": 0}, ValueError, "--workers must be at least 1"),
+        ({"rank": 2, "world_size": 2}, ValueError, "--rank must be from 0"),
+        ({"unit_size": -1}, ValueError, "--unit-bytes must be at least 1"),
+        ({"max_bad_share": 2}, ValueError, "--max-bad-share must be from 0 to 1"),
+        ({"form": Format(document_separator="---")}, ValueError, "--document-separator is for .txt files"),
+        ({"form": Format(document_separator="a\nb")}, ValueError, "--document-separator is one line"),
+        ({"append_eod": True, "eod_token": "<end>"}, ValueError, "--eod-token <end>"),
     ],
-    ids=["input", "kind", "tokenizer", "not-a-tokenizer", "workers"],
 )
 def test_bad_arguments(changes, error, message, hard_jsonl, tokenizer_model, tmp_path):
-    arguments = {"paths": [hard_jsonl], "tokenizer_model": tokenizer_model} | changes
+    arguments = {"inputs": [hard_jsonl], "tokenizer_model": tokenizer_model} | changes
     with pytest.raises(error, match=message):
         tokenize(output_prefix=tmp_path / "out", **arguments)
-
-
-def test_eod_that_the_tokenizer_does_not_have(hard_jsonl, tmp_path):
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["some words"] * 9),
-        model_prefix=str(tmp_path / "no"),
-        model_type="char",
-        vocab_size=9,
-        hard_vocab_limit=False,
-        eos_id=-1,
-    )
-    with pytest.raises(ValueError, match="--append-eod: .*no.model has no </s>"):
-        tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tmp_path / "no.model", append_eod=True)
 
 
 def test_no_documents(tokenizer_model, tmp_path):
@@ -131,71 +354,14 @@ def test_the_mark_of_a_space_is_counted(tokenizer_model, tmp_path, capsys):
     assert documents(tmp_path / "out")[0] == documents(tmp_path / "out")[1]
 
 
-def test_second_run_keeps_off(hard_jsonl, tokenizer_model, tmp_path):
-    """`srun -n 8` of one command, say: eight writers of one file would spoil it."""
-    arguments = {"output_prefix": tmp_path / "out", "tokenizer_model": tokenizer_model}
-    with lock(tmp_path / "out.bin.tmp"), pytest.raises(ValueError, match="another run is writing it"):
-        tokenize([hard_jsonl], **arguments)
-    tokenize([hard_jsonl], **arguments)
+def test_a_large_vocabulary_is_int32(tmp_path):
+    """Ids of 65,500 and more do not fit into uint16."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
-
-@pytest.mark.parametrize("renames", range(4))
-def test_torn_between_renames_never_pairs_old_with_new(
-    renames, hard_jsonl, prefix, tokenizer_model, monkeypatch
-):
-    """Written anew over other files and stopped after so many renames: both old, one missing, or both new."""
-    prefix.with_suffix(".json").unlink()
-    old = pair(prefix)
-    done = 0
-
-    def rename(path, target):
-        nonlocal done
-        if done == renames:
-            raise KeyboardInterrupt
-        done += 1
-        path.replace(target)
-
-    def again():
-        tokenize([hard_jsonl], prefix, tokenizer_model=tokenizer_model, append_eod=True)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "rename", rename)
-        patch.setattr("data_tools.files.rename", rename)
-        with contextlib.suppress(KeyboardInterrupt):
-            again()
-    torn = pair(prefix)
-    assert prefix.with_suffix(".json").exists() == (renames == 3)
-    again()
-    new = pair(prefix)
-    assert None not in new
-    assert all(a != b for a, b in zip(old, new, strict=True))
-    assert torn in (new, (old[0], None), (new[0], None))
-
-
-def pair(prefix: Path) -> tuple[bytes | None, ...]:
-    files = (prefix.with_suffix(end) for end in (".bin", ".idx"))
-    return tuple(file.read_bytes() if file.exists() else None for file in files)
-
-
-@pytest.mark.parametrize("moment", ["start", "writing"])
-def test_killed_run_leaves_nothing_that_looks_whole(moment, tokenizer_model, tmp_path):
-    """SIGKILL, then the same command again: the bytes of an uninterrupted run."""
-    path = tmp_path / "big.jsonl"
-    path.write_text((json.dumps({"text": HARD["english"] * 50}) + "\n") * 2000)
-    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path)]
-    command += ["--tokenizer-model", str(tokenizer_model), "--workers", "1", "--output-prefix"]
-    run = subprocess.Popen(
-        [*command, str(tmp_path / "out")], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
-    )
-    unfinished = tmp_path / "out.bin.tmp"
-    while moment == "writing" and not (unfinished.exists() and unfinished.stat().st_size):
-        assert run.poll() is None
-        time.sleep(0.01)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    assert not [file for file in tmp_path.glob("out.*") if file.suffix != ".tmp"]
-    subprocess.run([*command, str(tmp_path / "out")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    tokenize([path], tmp_path / "whole", tokenizer_model=tokenizer_model)
-    for end in (".bin", ".idx"):
-        assert (tmp_path / f"out{end}").read_bytes() == (tmp_path / f"whole{end}").read_bytes()
-    assert np.fromfile(tmp_path / "out.bin", dtype=np.uint16).max() < 600
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(70_000)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "in.jsonl").write_text('{"text": "w3 w69999 w65535"}\n')
+    card = tokenize([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer_model=tmp_path / "tokenizer.json")
+    assert card["dtype"] == "int32"
+    assert documents(tmp_path / "out") == [[3, 69999, 65535]]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.records import Format
 from data_tools.tokenize import tokenize
-from data_tools.tokenizer import train_tokenizer
+from data_tools.train import train_tokenizer
 from tests.world import ROOT, free_port
 
 TINY = """
@@ -25,13 +26,13 @@ def environment(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("pair")
     text = folder / "source.txt"
     text.write_text("\n=\n".join(path.read_text() for path in sorted((ROOT / "phd").rglob("*.py"))))
-    train_tokenizer([text], folder / "tokenizer", vocab_size=512, document_separator="=")
+    train_tokenizer([text], folder / "tokenizer", vocab_size=512, form=Format(document_separator="="))
     tokenize(
         [text],
         folder / "data",
         tokenizer_model=folder / "tokenizer.model",
         append_eod=True,
-        document_separator="=",
+        form=Format(document_separator="="),
     )
     return os.environ | {
         "RUNS": str(folder / "runs"),

@@ -1,0 +1,407 @@
+"""Tokenizing end to end, jsonl to .bin/.idx: `phd data tokenize` beside what it replaces, on the same cores.
+
+    python benchmarks/tokenize.py           # about ten minutes on 2 cores; writes tokenize.json
+    python benchmarks/tokenize.py --large   # also a 2 GB jsonl and one document of 500 MB (5 GB of disk)
+    python benchmarks/tokenize.py --megabytes 5 --rounds 1 --output /tmp/try.json   # a minute
+
+The corpus is the Python source that lies in this environment, one file a document. Two tokenizers of 16,000
+are trained on a part of it, and each method gives the ids of its tokenizer, which is checked:
+
+SentencePiece BPE: phd with 1 and 2 workers and with the reference alone; Megatron's loop (preprocess_data.py:
+Pool.imap with chunks of 32 lines, one document an encode, the parent writes); SentencePiece's own batch API
+with threads, in a plain loop.
+Byte-level BPE of Hugging Face: phd; a plain loop over tokenizers' encode_batch; datatrove's
+MegatronDocumentTokenizer, if the Python of --datatrove-python (this one by default) has it.
+
+Every measurement is a process of its own, started in turn; times are medians of wall time, imports included.
+Memory is the largest resident set of any one of its processes.
+"""
+
+import sys
+
+# The standard library has a module of this file's name, which it must go on finding.
+if __name__ == "__main__":
+    sys.path.pop(0)
+
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_suffix(".json")
+VOCAB_SIZE = 16_000
+SEPARATE = "-- run --"
+
+
+# Each of these runs in a process of its own: (corpus, tokenizer, output prefix, workers).
+
+
+def megatron_loop(corpus: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
+    import multiprocessing
+
+    import numpy as np
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+    with multiprocessing.Pool(workers, _load_sentencepiece, (tokenizer,)) as pool, open(corpus) as lines:
+        builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(VOCAB_SIZE))
+        for ids in pool.imap(_encode_line, lines, 32):
+            builder.add_document(np.array(ids), [len(ids)])
+    builder.finalize(f"{prefix}.idx")
+
+
+_processor: Any = None
+
+
+def _load_sentencepiece(tokenizer: Path) -> None:
+    global _processor
+    import sentencepiece
+
+    _processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+
+
+def _encode_line(line: str) -> list[int]:
+    return [*_processor.encode(json.loads(line)["text"]), _processor.eos_id()]
+
+
+def sentencepiece_batches(corpus: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+    batches = (processor.encode(texts, add_eos=True, num_threads=workers) for texts in _text_batches(corpus))
+    _write_plainly(prefix, batches)
+
+
+def hugging_face_batches(corpus: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
+    import tokenizers
+
+    loaded = tokenizers.Tokenizer.from_file(str(tokenizer))
+    end = loaded.token_to_id("<|endoftext|>")
+    assert end is not None
+    batches = ([[*e.ids, end] for e in loaded.encode_batch_fast(texts)] for texts in _text_batches(corpus))
+    _write_plainly(prefix, batches)
+
+
+def datatrove_megatron(corpus: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import MegatronDocumentTokenizer
+
+    # It spreads files, not parts of them: give it as many as it has workers.
+    folder = prefix.with_name(f"{prefix.name}-parts")
+    folder.mkdir()
+    lines = corpus.read_bytes().splitlines(keepends=True)
+    for part in range(workers):
+        share = lines[len(lines) * part // workers : len(lines) * (part + 1) // workers]
+        (folder / f"{part}.jsonl").write_bytes(b"".join(share))
+    LocalPipelineExecutor(
+        pipeline=[
+            JsonlReader(str(folder)),
+            MegatronDocumentTokenizer(
+                output_folder=str(prefix.with_name(f"{prefix.name}-out")),
+                tokenizer_name_or_path=str(tokenizer),
+                eos_token="<|endoftext|>",
+            ),
+        ],
+        tasks=workers,
+        workers=workers,
+        logging_dir=str(prefix.with_name(f"{prefix.name}-logs")),
+    ).run()
+
+
+def _text_batches(corpus: Path) -> Iterator[list[str]]:
+    with open(corpus, "rb") as file:
+        while lines := file.readlines(1 << 22):
+            yield [json.loads(line)["text"] for line in lines]
+
+
+def _write_plainly(prefix: Path, batches: Iterator[list[list[int]]]) -> None:
+    import numpy as np
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(VOCAB_SIZE))
+    for batch in batches:
+        for ids in batch:
+            builder.add_document(np.array(ids), [len(ids)])
+    builder.finalize(f"{prefix}.idx")
+
+
+PLAIN: dict[str, Callable[[Path, Path, Path, int], None]] = {
+    function.__name__: function
+    for function in (megatron_loop, sentencepiece_batches, hugging_face_batches, datatrove_megatron)
+}
+
+
+def phd(*arguments: Any) -> list[str]:
+    return [sys.executable, "-m", "data_tools", *map(str, arguments)]
+
+
+def plain(name: str, python: str = sys.executable) -> Callable[..., list[str]]:
+    def command(corpus: Path, tokenizer: Path, prefix: Path, workers: int) -> list[str]:
+        return [python, __file__, SEPARATE, name, str(corpus), str(tokenizer), str(prefix), str(workers)]
+
+    return command
+
+
+def our_tool(*more: str) -> Callable[..., list[str]]:
+    def command(corpus: Path, tokenizer: Path, prefix: Path, workers: int) -> list[str]:
+        return phd(
+            "tokenize", "--input", corpus, "--tokenizer-model", tokenizer, "--output-prefix", prefix,
+            "--append-eod", "--workers", workers, *more,
+        )  # fmt: skip
+
+    return command
+
+
+def run(command: list[str]) -> tuple[float, int]:
+    """Wall seconds of a command and the largest resident set of one of its processes, bytes."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-c", WATCH, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+    output, errors = process.communicate()
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"{shlex.join(command)} failed:\n{errors[-3000:]}")
+    return seconds, int(output.rsplit("peak_kb=", 1)[1]) * 1024
+
+
+# The system tells the largest of a process's descendants that have ended: each method gets its own parent.
+WATCH = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+print("peak_kb=%d" % resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
+def write_corpus(path: Path, megabytes: float) -> int:
+    """Python source of this environment as jsonl; returns its bytes."""
+    files = sorted(
+        {file.resolve() for folder in sys.path if "python" in folder for file in Path(folder).rglob("*.py")}
+    )
+    size = 0
+    with open(path, "w", encoding="utf-8") as out:
+        for file in files:
+            try:
+                text = file.read_text(encoding="utf-8")
+            except (UnicodeDecodeError, OSError):
+                continue
+            if text:
+                size += out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            if size >= megabytes * 1e6:
+                break
+    return path.stat().st_size
+
+
+def train_byte_level(corpus: Path, path: Path) -> None:
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = next(_text_batches(corpus))
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(path))
+
+
+def measure(methods: dict, corpus: Path, tokenizer: Path, folder: Path, rounds: int) -> dict:
+    """Run all methods in turn, ``rounds`` times; their files must be the same.
+
+    Args:
+        methods: name -> (function that makes the command, workers).
+    """
+    results: dict[str, dict] = {
+        name: {"seconds": [], "peak_bytes": 0, "workers": w} for name, (_, w) in methods.items()
+    }
+    reference: bytes | None = None
+    for turn in range(rounds):
+        for name, (command, workers) in methods.items():
+            tell(f"{name}, round {turn + 1} of {rounds}")
+            prefix = folder / "out"
+            seconds, peak = run(command(corpus, tokenizer, prefix, workers))
+            results[name]["seconds"].append(seconds)
+            results[name]["peak_bytes"] = max(peak, results[name]["peak_bytes"])
+            content = written_ids(prefix)
+            reference = reference or content
+            results[name]["same_ids"] = content == reference
+            for leftover in folder.glob("out*"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    size = corpus.stat().st_size
+    for result in results.values():
+        result["median"] = statistics.median(result["seconds"])
+        result["megabytes_per_second"] = size / 1e6 / result["median"]
+    return results
+
+
+def written_ids(prefix: Path) -> bytes:
+    """The .bin, or datatrove's, one a task, in order."""
+    folder = prefix.with_name(f"{prefix.name}-out")
+    files = sorted(folder.rglob("*.bin")) if folder.is_dir() else [Path(f"{prefix}.bin")]
+    return b"".join(file.read_bytes() for file in files)
+
+
+def measure_large(corpus: Path, tokenizer: Path, folder: Path) -> dict:
+    """A 2 GB jsonl, its merge, and one document of 500 MB."""
+    lines = corpus.read_bytes()
+    large = folder / "large.jsonl"
+    with open(large, "wb") as out:
+        while out.tell() < 2e9:
+            out.write(lines)
+    tell("2 GB, 2 workers")
+    results: dict[str, Any] = {"bytes": large.stat().st_size}
+    ranks = [
+        our_tool("--rank", str(rank), "--world-size", "2")(large, tokenizer, folder / "big", 2)
+        for rank in (0, 1)
+    ]
+    times = [run(command) for command in ranks]
+    results["seconds"] = sum(seconds for seconds, _ in times)
+    results["peak_bytes_a_worker"] = max(peak for _, peak in times)
+    tell("merge")
+    results["merge_seconds"], results["merge_peak_bytes"] = run(
+        phd("merge", folder / "big.units", "--output-prefix", folder / "big")
+    )
+    results["bin_bytes"] = (folder / "big.bin").stat().st_size
+    start = time.perf_counter()
+    shutil.copyfile(folder / "big.bin", folder / "copy.bin")
+    os.sync()
+    results["copy_seconds"] = time.perf_counter() - start
+    for file in (large, *folder.glob("big*"), folder / "copy.bin"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+    tell("one document of 500 MB")
+    text = "".join(json.loads(line)["text"] for line in lines.splitlines())
+    one = folder / "one.jsonl"
+    with open(one, "w", encoding="utf-8") as out:
+        out.write(json.dumps({"text": text * (int(5e8 // len(text)) + 1)}, ensure_ascii=False) + "\n")
+    results["one_document_bytes"] = one.stat().st_size
+    results["one_document_seconds"], results["one_document_peak_bytes"] = run(
+        our_tool()(one, tokenizer, folder / "one", 1)
+    )
+    for file in folder.glob("one*"):
+        file.unlink()
+    return results
+
+
+def tell(progress: str) -> None:
+    print(time.strftime("%H:%M:%S"), progress, file=sys.stderr, flush=True)
+
+
+def show(title: str, results: dict, base: str) -> None:
+    table = Table(
+        "method", "workers", "MB/s", f"times {base}", "largest process, MB", "same ids", title=title
+    )
+    for name, result in results.items():
+        table.add_row(
+            name,
+            str(result["workers"]),
+            f"{result['megabytes_per_second']:.1f}",
+            f"{results[base]['median'] / result['median']:.2f}",
+            f"{result['peak_bytes'] / 1e6:.0f}",
+            "yes" if result["same_ids"] else "NO",
+        )
+    Console(width=110).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tokenizing end to end, beside what it replaces.")
+    parser.add_argument("--megabytes", type=float, default=60.0, help="size of the corpus")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--large", action="store_true", help="also 2 GB, the merge, and one document of 500 MB"
+    )
+    parser.add_argument(
+        "--datatrove-python", default=sys.executable, help="an interpreter that has datatrove"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    workers = options.workers
+
+    with tempfile.TemporaryDirectory(prefix="phd-tokenize-") as name:
+        folder = Path(name)
+        corpus = folder / "corpus.jsonl"
+        size = write_corpus(corpus, options.megabytes)
+        tell(f"corpus of {size / 1e6:.1f} MB; training two tokenizers")
+        train = ["train-tokenizer", "--input", corpus, "--vocab-size", VOCAB_SIZE, "--sample-rate", "0.1"]
+        subprocess.run(
+            phd(*train, "--output-prefix", folder / "spm"), check=True, cwd=ROOT, stderr=subprocess.DEVNULL
+        )
+        train_byte_level(corpus, folder / "tokenizer.json")
+        sentence_piece = {
+            "phd": (our_tool(), workers),
+            "phd, 1 worker": (our_tool(), 1),
+            "phd --no-fast": (our_tool("--no-fast"), workers),
+            "Megatron's loop": (plain("megatron_loop"), workers),
+            "SentencePiece batches": (plain("sentencepiece_batches"), workers),
+        }
+        hugging_face = {
+            "phd": (our_tool(), workers),
+            "tokenizers batches": (plain("hugging_face_batches"), workers),
+        }
+        has_datatrove = not subprocess.run(
+            [options.datatrove_python, "-c", "import datatrove.pipeline.tokens"], capture_output=True
+        ).returncode
+        if has_datatrove:
+            hugging_face["datatrove"] = (plain("datatrove_megatron", options.datatrove_python), workers)
+        report: dict[str, Any] = {
+            "command": shlex.join(["python", *sys.argv]),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": {
+                "cores": os.cpu_count(),
+                "system": platform.platform(),
+                "python": platform.python_version(),
+                "load_average_at_start": os.getloadavg()[0],
+            },
+            "corpus_bytes": size,
+            "documents": corpus.read_bytes().count(b"\n"),
+            "sentencepiece": measure(sentence_piece, corpus, folder / "spm.model", folder, options.rounds),
+            "hugging_face": measure(hugging_face, corpus, folder / "tokenizer.json", folder, options.rounds),
+            "datatrove": "measured" if has_datatrove else f"not installed for {options.datatrove_python}",
+        }
+        ours = report["sentencepiece"]
+        report["times_megatrons_loop"] = ours["Megatron's loop"]["median"] / ours["phd"]["median"]
+        report["scaling"] = ours["phd, 1 worker"]["median"] / ours["phd"]["median"]
+        if options.large:
+            report["large"] = measure_large(corpus, folder / "spm.model", folder)
+    part = options.output.with_name(options.output.name + ".part")
+    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    part.replace(options.output)
+    show("SentencePiece BPE", report["sentencepiece"], "Megatron's loop")
+    show("Byte-level BPE", report["hugging_face"], "tokenizers batches")
+    if options.large:
+        print(json.dumps(report["large"], indent=1))
+    print(f"Written to {options.output}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [SEPARATE]:
+        function, corpus, tokenizer, prefix, count = sys.argv[2:]
+        PLAIN[function](Path(corpus), Path(tokenizer), Path(prefix), int(count))
+    else:
+        main()

@@ -1,0 +1,99 @@
+"""Data sets one after the other: every byte kept, mismatches refused."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from data_tools import merge as module
+from data_tools.indexed import open_indexed
+from data_tools.merge import merge_data_sets
+from data_tools.tokenize import tokenize
+from data_tools.verify import verify
+
+
+@pytest.fixture
+def two(tokenizer_model, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{name} {i}"}}\n' for i in range(50)))
+        tokenize(
+            [tmp_path / f"{name}.jsonl"], tmp_path / name, tokenizer_model=tokenizer_model, append_eod=True
+        )
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "read-and-write"])
+def test_merged_is_tokenized_together(two, kernel, tokenizer_model, tmp_path, monkeypatch):
+    if not kernel:
+
+        def refuse(*_):
+            raise OSError(errno.EXDEV, "across file systems")
+
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    content = merge_data_sets(two, tmp_path / "out")
+    inputs = [prefix.with_suffix(".jsonl") for prefix in two]
+    tokenize(inputs, tmp_path / "together", tokenizer_model=tokenizer_model, append_eod=True)
+    for end in (".bin", ".idx"):
+        assert (tmp_path / f"out{end}").read_bytes() == (tmp_path / f"together{end}").read_bytes()
+    verify(tmp_path / "out")
+    assert merge_data_sets(two, tmp_path / "out") == content
+    with pytest.raises(ValueError, match=r"out\.json is there already and was made from something else"):
+        merge_data_sets(two[::-1], tmp_path / "out")
+
+
+def test_merging_the_merged(two, tmp_path):
+    merge_data_sets(two, tmp_path / "out")
+    card = merge_data_sets([tmp_path / "out", two[0]], tmp_path / "twice")
+    assert card["documents"] == 150
+    assert len(card["segments"]) == 3
+    verify(tmp_path / "twice")
+
+
+def test_megatrons_own_with_several_sequences_a_document(tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    generator = np.random.default_rng(0)
+    reference = IndexedDatasetBuilder(str(tmp_path / "all.bin"), dtype=np.int32)
+    for name in "ab":
+        builder = IndexedDatasetBuilder(str(tmp_path / f"{name}.bin"), dtype=np.int32)
+        for _ in range(5):
+            lengths = generator.integers(1, 6, 3).tolist()
+            builder.add_document(np.arange(sum(lengths)), lengths)
+        builder.finalize(str(tmp_path / f"{name}.idx"))
+        reference.add_index(str(tmp_path / name))
+    reference.finalize(str(tmp_path / "all.idx"))
+    card = merge_data_sets([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    for end in (".bin", ".idx"):
+        assert (tmp_path / f"out{end}").read_bytes() == (tmp_path / f"all{end}").read_bytes()
+    assert open_indexed(tmp_path / "out").documents == card["documents"] == 10
+    verify(tmp_path / "out")  # with the checksums made on the way
+
+
+def test_other_tokenizers_are_refused(two, tokenizer_json, tmp_path):
+    tokenize([tmp_path / "a.jsonl"], tmp_path / "c", tokenizer_model=tokenizer_json)
+    with pytest.raises(ValueError, match="were made with different tokenizers"):
+        merge_data_sets([two[0], tmp_path / "c"], tmp_path / "out")
+
+
+def test_other_types_are_refused(two, tmp_path):
+    from data_tools.indexed import write_index
+
+    np.arange(3, dtype=np.int32).tofile(tmp_path / "c.bin")
+    write_index(tmp_path / "c.idx", np.dtype(np.int32), [np.array([3], np.int32)])
+    with pytest.raises(ValueError, match=r"c holds int32, .*a uint16"):
+        merge_data_sets([two[0], tmp_path / "c"], tmp_path / "out")
+
+
+def test_a_full_disk_is_seen_before(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: module.shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(OSError, match="bytes and 0 are free"):
+        merge_data_sets(two, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_card_of_something_else(two):
+    two[0].with_suffix(".json").write_text(json.dumps([1, 2]))
+    with pytest.raises(ValueError, match=r"a\.json is no card"):
+        merge_data_sets(two, two[0].parent / "out")

@@ -1,0 +1,94 @@
+"""Training a tokenizer: reproducible, lossless, with a card; and what it refuses."""
+
+import gzip
+import json
+
+import pytest
+import sentencepiece
+
+from data_tools.train import train_tokenizer
+from tests.data_tools.conftest import HARD
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("".join(f"line {i} of a text with words and wordings\n" for i in range(500)))
+    return path
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_reproducible_for_a_seed(model_type, text, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train_tokenizer(
+            [text], tmp_path / name, vocab_size=287, seed=seed, max_sentences=50, model_type=model_type
+        )
+    a, b, c = ((tmp_path / f"{name}.model").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_lossless(model_type, text, tmp_path):
+    train_tokenizer([text], tmp_path / "a", vocab_size=287, model_type=model_type)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "a.model"))
+    for document in HARD.values():
+        assert processor.decode(processor.encode(document)) == document
+
+
+def test_card_and_control_tokens(text, tmp_path):
+    train_tokenizer([text], tmp_path / "a", vocab_size=300, control_tokens=["<pad>", "<|user|>"])
+    card = json.loads((tmp_path / "a.model.json").read_text())
+    assert card["vocab_size"] == 300 == len((tmp_path / "a.vocab").read_text().splitlines())
+    assert card["sentences"] == 500
+    assert card["inputs"][0]["size"] == text.stat().st_size
+    assert card["control_tokens"] == {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, "<|user|>": 4}
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "a.model"))
+    assert 4 not in processor.encode("a <|user|> b")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_samples_documents(tmp_path):
+    lines = "".join(json.dumps({"text": f"document {i} of words"}) + "\n" for i in range(1000))
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    train_tokenizer([tmp_path / "in.jsonl.gz"], tmp_path / "a", vocab_size=290, sample_rate=0.2)
+    assert 150 < json.loads((tmp_path / "a.model.json").read_text())["documents"] < 250
+
+
+def test_a_document_in_one_long_line_is_learnt_from(tmp_path):
+    """SentencePiece drops what is over its limit; here nothing may be."""
+    (tmp_path / "in.txt").write_text("abracadabra " * 5000)
+    train_tokenizer([tmp_path / "in.txt"], tmp_path / "a", vocab_size=275)
+    assert "abra" in (tmp_path / "a.vocab").read_text()
+
+
+def test_bad_records(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "some words and more words"}\n' * 20 + "{}\n")
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 21: missing field"):
+        train_tokenizer([tmp_path / "in.jsonl"], tmp_path / "a", vocab_size=280)
+    train_tokenizer([tmp_path / "in.jsonl"], tmp_path / "a", vocab_size=280, stop_on_bad_record=False)
+    assert json.loads((tmp_path / "a.model.json").read_text())["bad_records"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 200}, "leaves no room"),
+        ({"vocab_size": 50_000}, "SentencePiece refused --vocab-size 50000"),
+        ({"max_sentences": 0}, "--max-sentences must be at least 1"),
+        ({"sample_rate": 0.0}, "--sample-rate must be above 0"),
+        ({"model_type": "word"}, "--model-type must be one of bpe, unigram"),
+        ({"control_tokens": ["<s>"]}, "--control-tokens: each one once"),
+    ],
+    ids=["small", "large", "sentences", "rate", "type", "control"],
+)
+def test_refused(changes, message, text, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer([text], tmp_path / "a", **{"vocab_size": 300} | changes)
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_no_text(tmp_path):
+    (tmp_path / "in.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="there is no text"):
+        train_tokenizer([tmp_path / "in.jsonl"], tmp_path / "a", vocab_size=300)

@@ -1,0 +1,149 @@
+"""A SLURM cluster of this machine for one test session: munged, slurmctld and a slurmd for each node.
+
+Needs Debian's slurmctld, slurmd, slurm-client and munge, and root (each daemon runs as this user). Everything
+lies in a temporary folder, listens on loopback only, and is stopped by process id.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort=26817
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
+CredType=cred/munge
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/completed.log
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
+SwitchType=switch/none
+ReturnToService=2
+KillWait=5
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+MailProg=/bin/true
+SlurmdParameters=config_overrides
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmdSpoolDir={folder}/spool/%n
+StateSaveLocation={folder}/state
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+PropagateResourceLimits=NONE
+NodeName=DEFAULT CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=4000
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Cluster:
+    """A running cluster; ``environment`` makes SLURM's commands find it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+
+    def run(self, *command: str, **environment: str) -> str:
+        """Output of a command; its errors are in the exception."""
+        done = subprocess.run(
+            command, env=self.environment | environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def wait(self, seconds: float) -> None:
+        """Until no job is left."""
+        deadline = time.monotonic() + seconds
+        while queue := self.run("squeue", "-h"):
+            assert time.monotonic() < deadline, queue
+            time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def cluster(nodes: int = 2, cpus: int = 1) -> Iterator[Cluster]:
+    """Start the daemons, and stop them in the end.
+
+    Raises:
+        RuntimeError: SLURM is not installed, or does not come up.
+    """
+    if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
+        raise RuntimeError(f"apt-get install slurmctld slurmd slurm-client munge: {missing[0]} is not there")
+    with tempfile.TemporaryDirectory(prefix="phd-slurm-") as name:
+        folder = Path(name)
+        for part in ("state", "spool"):
+            (folder / part).mkdir()
+        key = folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        lines = [
+            f"NodeName=n{i} NodeHostname=localhost NodeAddr=127.0.0.1 Port={27000 + i}" for i in range(nodes)
+        ]
+        user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+        text = CONFIGURATION.format(folder=folder, user=user, cpus=cpus, nodes="\n".join(lines))
+        (folder / "slurm.conf").write_text(text)
+        (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nIgnoreSystemd=yes\n")
+        started = Cluster(folder)
+        try:
+            _munged(folder, key)
+            started.run("slurmctld", "-c")
+            for i in range(nodes):
+                started.run("slurmd", "-N", f"n{i}")
+            _until_idle(started, nodes)
+            yield started
+        finally:
+            _stop(folder)
+
+
+def _munged(folder: Path, key: Path) -> None:
+    subprocess.run(
+        [
+            *("munged", "--force", f"--socket={folder}/munge.sock", f"--key-file={key}"),
+            *(f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log"),
+            f"--seed-file={folder}/munge.seed",
+        ],
+        check=True,
+    )
+
+
+def _until_idle(started: Cluster, nodes: int) -> None:
+    for _ in range(100):
+        states = subprocess.run(
+            ["sinfo", "-h", "-N", "-o", "%T"], env=started.environment, capture_output=True, text=True
+        ).stdout.split()
+        if states.count("idle") == nodes:
+            return
+        time.sleep(0.2)
+    logs = "\n".join(file.read_text()[-2000:] for file in started.folder.glob("*.log"))
+    raise RuntimeError(f"SLURM did not come up\n{logs}")
+
+
+def _stop(folder: Path) -> None:
+    pids = [
+        int(file.read_text())
+        for file in sorted(folder.glob("*.pid"), reverse=True)
+        if file.read_text().strip()
+    ]
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    for pid in pids:
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
