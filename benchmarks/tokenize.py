@@ -13,7 +13,8 @@ with threads, in a plain loop.
 Byte-level BPE of Hugging Face: phd; a plain loop over tokenizers' encode_batch; datatrove's
 MegatronDocumentTokenizer, if the Python of --datatrove-python (this one by default) has it.
 
-Every measurement is a process of its own, started in turn; times are medians of wall time, imports included.
+Every measurement is a process of its own, started in turn; times are medians of wall time, from start to end. The
+others are also timed without their imports (seven seconds for Megatron's), which a long run forgets.
 Memory is the largest resident set of any one of its processes.
 """
 
@@ -25,6 +26,7 @@ if __name__ == "__main__":
 
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -146,6 +148,22 @@ PLAIN: dict[str, Callable[[Path, Path, Path, int], None]] = {
 }
 
 
+def import_for(function: str) -> None:
+    """What a method needs, so that it is there when its time begins."""
+    names = {
+        "megatron_loop": ("megatron.core.datasets.indexed_dataset", "sentencepiece"),
+        "sentencepiece_batches": ("megatron.core.datasets.indexed_dataset", "sentencepiece"),
+        "hugging_face_batches": ("megatron.core.datasets.indexed_dataset", "tokenizers"),
+        "datatrove_megatron": (
+            "datatrove.pipeline.tokens",
+            "datatrove.executor",
+            "datatrove.pipeline.readers",
+        ),
+    }[function]
+    for name in names:
+        importlib.import_module(name)
+
+
 def phd(*arguments: Any) -> list[str]:
     return [sys.executable, "-m", "data_tools", *map(str, arguments)]
 
@@ -246,6 +264,8 @@ def measure(methods: dict, corpus: Path, tokenizer: Path, folder: Path, rounds: 
             prefix = folder / "out"
             seconds, peak = run(command(corpus, tokenizer, prefix, workers))
             results[name]["seconds"].append(seconds)
+            if (told := folder / "out.seconds").exists():
+                results[name].setdefault("seconds_without_imports", []).append(float(told.read_text()))
             results[name]["peak_bytes"] = max(peak, results[name]["peak_bytes"])
             content = written_ids(prefix)
             reference = reference or content
@@ -273,15 +293,14 @@ def measure_large(corpus: Path, tokenizer: Path, folder: Path) -> dict:
     with open(large, "wb") as out:
         while out.tell() < 2e9:
             out.write(lines)
-    tell("2 GB, 2 workers")
-    results: dict[str, Any] = {"bytes": large.stat().st_size}
-    ranks = [
-        our_tool("--rank", str(rank), "--world-size", "2")(large, tokenizer, folder / "big", 2)
-        for rank in (0, 1)
-    ]
-    times = [run(command) for command in ranks]
-    results["seconds"] = sum(seconds for seconds, _ in times)
-    results["peak_bytes_a_worker"] = max(peak for _, peak in times)
+    results: dict[str, Any] = {"bytes": large.stat().st_size, "halves": {}}
+    # Two ranks share it, so that the merge comes as a step of its own; one has two workers, the other one.
+    for rank, workers in ((0, 2), (1, 1)):
+        tell(f"1 GB, {workers} workers")
+        command = our_tool("--rank", str(rank), "--world-size", "2")
+        seconds, peak = run(command(large, tokenizer, folder / "big", workers))
+        results["halves"][f"{workers} workers"] = {"seconds": seconds, "peak_bytes": peak}
+    results["scaling"] = results["halves"]["1 workers"]["seconds"] / results["halves"]["2 workers"]["seconds"]
     tell("merge")
     results["merge_seconds"], results["merge_peak_bytes"] = run(
         phd("merge", folder / "big.units", "--output-prefix", folder / "big")
@@ -330,7 +349,7 @@ def show(title: str, results: dict, base: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tokenizing end to end, beside what it replaces.")
-    parser.add_argument("--megabytes", type=float, default=60.0, help="size of the corpus")
+    parser.add_argument("--megabytes", type=float, default=120.0, help="size of the corpus")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
@@ -348,10 +367,8 @@ def main() -> None:
         corpus = folder / "corpus.jsonl"
         size = write_corpus(corpus, options.megabytes)
         tell(f"corpus of {size / 1e6:.1f} MB; training two tokenizers")
-        train = ["train-tokenizer", "--input", corpus, "--vocab-size", VOCAB_SIZE, "--sample-rate", "0.1"]
-        subprocess.run(
-            phd(*train, "--output-prefix", folder / "spm"), check=True, cwd=ROOT, stderr=subprocess.DEVNULL
-        )
+        train = ["train-tokenizer", "--input", corpus, "--vocab-size", VOCAB_SIZE, "--max-sentences", 150_000]
+        run(phd(*train, "--output-prefix", folder / "spm"))
         train_byte_level(corpus, folder / "tokenizer.json")
         sentence_piece = {
             "phd": (our_tool(), workers),
@@ -385,7 +402,11 @@ def main() -> None:
             "datatrove": "measured" if has_datatrove else f"not installed for {options.datatrove_python}",
         }
         ours = report["sentencepiece"]
-        report["times_megatrons_loop"] = ours["Megatron's loop"]["median"] / ours["phd"]["median"]
+        loop = ours["Megatron's loop"]
+        report["times_megatrons_loop"] = loop["median"] / ours["phd"]["median"]
+        report["times_megatrons_loop_without_its_imports"] = (
+            statistics.median(loop["seconds_without_imports"]) / ours["phd"]["median"]
+        )
         report["scaling"] = ours["phd, 1 worker"]["median"] / ours["phd"]["median"]
         if options.large:
             report["large"] = measure_large(corpus, folder / "spm.model", folder)
@@ -402,6 +423,9 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == [SEPARATE]:
         function, corpus, tokenizer, prefix, count = sys.argv[2:]
+        import_for(function)
+        start = time.perf_counter()
         PLAIN[function](Path(corpus), Path(tokenizer), Path(prefix), int(count))
+        Path(f"{prefix}.seconds").write_text(str(time.perf_counter() - start))
     else:
         main()

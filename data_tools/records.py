@@ -113,6 +113,7 @@ def _jsonl_batches(
                 _add(batch, number, line, form, _parse_line)
         position += batch.size
         line_number += len(lines)
+        del lines, line  # not to be kept while the batch is worked on: it may be one huge document
         yield batch
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from data_tools.inputs import Source
 from data_tools.records import open_parquet
 
-SMALLEST, LARGEST = 8 << 20, 1 << 30  # bytes
+SMALLEST, LARGEST = 2 << 20, 1 << 30  # bytes
 UNITS = 1024
 """About how many a corpus is cut into, as long as they are neither tiny nor huge."""
 

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from data_tools.encoders.hard_texts import TEXTS
 
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>")
 BEGIN_TOKENS = ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>")
+SLOW_PART = 1 << 14
+"""Characters of a part that the reference encodes in the place of the fast path."""
 MOST_LITERALS = 8
 """More strings than these are looked for with one regular expression."""
 
@@ -45,22 +47,24 @@ class Encoder(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control tokens are left out."""
 
-    def cut(self, text: str, limit: int) -> list[str]:
+    def cut(self, text: str, limit: int) -> Iterator[str]:
         """Parts of about ``limit`` characters whose ids, one after the other, are those of ``text``.
 
         By default the text in one part: a subclass cuts where it is certain.
         """
-        return [text]
+        yield text
 
     def encode(self, texts: Sequence[str], limit: int = 1 << 22) -> list[np.ndarray]:
-        """Ids of each text, uint32 or int64; texts over ``limit`` characters in parts where that is safe."""
+        """Ids of each text, uint32; texts over ``limit`` characters in parts where that is safe."""
         results: list[np.ndarray] = [np.zeros(0, np.uint32)] * len(texts)
         fast: list[int] = []
         for index, text in enumerate(texts):
-            if len(text) > limit:
-                parts = [self._encode_one(part) for part in self.cut(text, limit)]
-                results[index] = np.concatenate(parts)
-            elif self._fast is None or self._spells_special(text):
+            # Of a text that spells a control token only the part around it needs to go the slow way.
+            is_slow = self._fast is None or self._spells_special(text)
+            most = min(limit, SLOW_PART) if is_slow and self._fast is not None else limit
+            if len(text) > most:
+                results[index] = np.concatenate([self._encode_one(part) for part in self.cut(text, most)])
+            elif is_slow:
                 results[index] = self._exact(text)
             else:
                 fast.append(index)
@@ -96,9 +100,7 @@ class Encoder(ABC):
         self._literals = re.compile("|".join(map(re.escape, literals))) if many else literals
         try:
             self._fast = load()
-        except (
-            Exception
-        ) as error:  # gigatoken names no error of its own: whatever it cannot read, it cannot read
+        except Exception as error:  # gigatoken has no error class of its own
             self.why_slow = f"gigatoken does not read it ({error})"
             return
         plain = [text for text in TEXTS if not self._spells_special(text)]
@@ -138,14 +140,14 @@ class Encoder(ABC):
 LETTER_SPACE_LETTER = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 
 
-def cut_before_spaces(text: str, limit: int) -> list[str]:
+def cut_before_spaces(text: str, limit: int) -> Iterator[str]:
     """Cut before a space between two letters: in all known split expressions a run of letters ends there, a
     new match begins, and no later character decides on it."""
-    parts, start = [], 0
+    start = 0
     while len(text) - start > limit:
         found = LETTER_SPACE_LETTER.search(text, start + limit)
         if found is None:
             break
-        parts.append(text[start : found.start()])
+        yield text[start : found.start()]
         start = found.start()
-    return [*parts, text[start:]]
+    yield text[start:]

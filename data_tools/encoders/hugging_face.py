@@ -1,7 +1,7 @@
 """Hugging Face's tokenizer.json."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ class HuggingFaceEncoder(Encoder):
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def cut(self, text: str, limit: int) -> list[str]:
-        return cut_before_spaces(text, limit) if self._splits else [text]
+    def cut(self, text: str, limit: int) -> Iterator[str]:
+        return cut_before_spaces(text, limit) if self._splits else iter([text])
 
 
 def _splits_before_spaces(tokenizer: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """SentencePiece models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +49,17 @@ class SentencePieceEncoder(Encoder):
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode(list(ids))
 
-    def cut(self, text: str, limit: int) -> list[str]:
+    def cut(self, text: str, limit: int) -> Iterator[str]:
         """Cut between two characters that are neighbours in no piece: no merge can cross there."""
-        if not self.is_bpe:
-            return [text]
-        parts, start = [], 0
-        while len(text) - start > limit:
+        start = 0
+        while self.is_bpe and len(text) - start > limit:
             here = self._next_cut(text, start + limit)
             if here is None:
                 break
-            parts.append(text[start:here])
+            yield text[start:here]
             # With a dummy prefix every part is given the space that it began with.
             start = here + self._dummy_prefix
-        return [*parts, text[start:]]
+        yield text[start:]
 
     def _next_cut(self, text: str, position: int) -> int | None:
         for here in range(position, len(text)):

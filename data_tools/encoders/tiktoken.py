@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class TiktokenEncoder(Encoder):
         control = set(self.specials.values())
         return self._encoding.decode([token for token in ids if token not in control])
 
-    def cut(self, text: str, limit: int) -> list[str]:
+    def cut(self, text: str, limit: int) -> Iterator[str]:
         return cut_before_spaces(text, limit)
 
 

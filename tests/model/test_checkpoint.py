@@ -16,6 +16,10 @@ LAYOUTS = {
     "TP2": (2, "--tensor-model-parallel-size 2"),
     "PP2": (2, "--pipeline-model-parallel-size 2"),
     "DP2-distopt": (2, "--use-distributed-optimizer"),
+    "dropout": (
+        1,
+        "--hidden-dropout 0.2",
+    ),  # each copy has its own mask, drawn in the same order after a resume
 }
 PHD = VARIANTS["PHD-CSWA-3-5-12"]
 
