@@ -17,6 +17,12 @@ of the minima stands beside it. Peak memory is the growth of a fresh process's r
 Legend: s positions, K copies, h query heads, g key/value heads, d head dimension.
 """
 
+import sys
+
+# The folder of this file holds a tokenize.py, and the standard library must go on finding its own.
+if __name__ == "__main__":
+    sys.path.pop(0)
+
 import argparse
 import json
 import multiprocessing
@@ -24,7 +30,6 @@ import os
 import platform
 import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor

@@ -13,8 +13,8 @@ with threads, in a plain loop.
 Byte-level BPE of Hugging Face: phd; a plain loop over tokenizers' encode_batch; datatrove's
 MegatronDocumentTokenizer, if the Python of --datatrove-python (this one by default) has it.
 
-Every measurement is a process of its own, started in turn; times are medians of wall time, from start to end. The
-others are also timed without their imports (seven seconds for Megatron's), which a long run forgets.
+Every measurement is a process of its own, started in turn; times are medians of wall time, from start to end.
+The others are also timed without their imports (seven seconds for Megatron's), which a long run forgets.
 Memory is the largest resident set of any one of its processes.
 """
 

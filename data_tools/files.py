@@ -1,9 +1,10 @@
-"""Files that are whole or absent: write beside, sync, rename; and the identity of inputs."""
+"""Files that are whole or absent: write beside, sync, rename."""
 
 import fcntl
 import hashlib
 import json
 import os
+import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,11 +51,14 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
-    temporary = append_suffix(path, ".tmp")
-    temporary.write_bytes(content)
-    sync(temporary)
-    rename(temporary, path)
+    """Write ``content`` to ``path``, whole or not at all; of several writers at once the last one wins."""
+    temporary = append_suffix(path, f".{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        sync(temporary)
+        rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -75,9 +79,3 @@ def crc32(path: Path) -> int:
         while part := file.read(1 << 24):
             value = zlib.crc32(part, value)
     return value
-
-
-def identity(path: Path) -> dict[str, Any]:
-    """What tells whether an input has changed."""
-    status = path.stat()
-    return {"path": str(path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}

@@ -163,7 +163,8 @@ class _Shard:
         self.crc = zlib.crc32(content, self.crc)
         self.lengths.extend(lengths)
         self.tokens += len(ids)
-        self.marked += sum(SPACE_MARK in text for text in batch.texts)
+        if self.encoder.loses_space_mark:
+            self.marked += sum(SPACE_MARK in text for text in batch.texts)
         if batch.ids:
             self.files[".ids.jsonl"].write("".join(f"{identifier}\n" for identifier in batch.ids).encode())
         self._check_share()

@@ -93,6 +93,10 @@ def tokenize(
     bos_id = (
         encoder.control_id(bos_token, BEGIN_TOKENS, "--bos-token", "--prepend-bos") if prepend_bos else None
     )
+    for name, token in (("EOD", eod_id), ("BOS", bos_id)):
+        if token is not None:
+            string = next(string for string, index in encoder.specials.items() if index == token)
+            print(f"{name} is {string}, id {token}")
     unit_size = unit_size or unit_bytes(sources)
     made_from = {
         "inputs": [source.identity() for source in sources],

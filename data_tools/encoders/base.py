@@ -24,12 +24,14 @@ class Encoder(ABC):
         vocab_size: the largest id plus one.
         sha256: of its file.
         specials: strings of control and added tokens, with their ids.
+        loses_space_mark: decodes U+2581 to a space.
         why_slow: why there is no fast path, or None if there is one.
     """
 
     vocab_size: int
     sha256: str
     specials: dict[str, int]
+    loses_space_mark = False
     why_slow: str | None = "it was switched off"
     _fast: Any = None
     _literals: re.Pattern[str] | list[str]
@@ -57,33 +59,44 @@ class Encoder(ABC):
     def encode(self, texts: Sequence[str], limit: int = 1 << 22) -> list[np.ndarray]:
         """Ids of each text, uint32; texts over ``limit`` characters in parts where that is safe."""
         results: list[np.ndarray] = [np.zeros(0, np.uint32)] * len(texts)
-        fast: list[int] = []
+        short: list[int] = []
+        slow: list[bool] = []
         for index, text in enumerate(texts):
+            is_slow = self._is_slow(text)
             # Of a text that spells a control token only the part around it needs to go the slow way.
-            is_slow = self._fast is None or self._spells_special(text)
-            most = min(limit, SLOW_PART) if is_slow and self._fast is not None else limit
+            most = min(limit, SLOW_PART) if is_slow and self.is_fast else limit
             if len(text) > most:
-                results[index] = np.concatenate([self._encode_one(part) for part in self.cut(text, most)])
-            elif is_slow:
-                results[index] = self._exact(text)
+                encoded = (
+                    self._encode_whole(group, [self._is_slow(part) for part in group])
+                    for group in _groups(self.cut(text, most), limit)
+                )
+                results[index] = np.concatenate([ids for group in encoded for ids in group])
             else:
-                fast.append(index)
-        if fast:
-            encoded = self._encode_fast([texts[index] for index in fast])
-            for index, ids in zip(fast, encoded, strict=True):
-                results[index] = ids
+                short.append(index)
+                slow.append(is_slow)
+        for index, ids in zip(short, self._encode_whole([texts[i] for i in short], slow), strict=True):
+            results[index] = ids
         return results
 
-    def _encode_one(self, text: str) -> np.ndarray:
-        if self._fast is None or self._spells_special(text):
-            return self._exact(text)
-        return self._encode_fast([text])[0]
+    def _is_slow(self, text: str) -> bool:
+        return not self.is_fast or self._spells_special(text)
+
+    def _encode_whole(self, texts: list[str], slow: list[bool]) -> list[np.ndarray]:
+        """Without cutting; all at once, as the fast path remembers words within a call only."""
+        fast = iter(
+            self._encode_fast([text for text, is_slow in zip(texts, slow, strict=True) if not is_slow])
+        )
+        return [
+            self._exact(text) if is_slow else next(fast) for text, is_slow in zip(texts, slow, strict=True)
+        ]
 
     def _exact(self, text: str) -> np.ndarray:
         (ids,) = self.reference([text])
         return np.array(ids, np.uint32)
 
     def _encode_fast(self, texts: list[str]) -> list[np.ndarray]:
+        if not texts:
+            return []
         layout = self._fast.encode_batch(texts, parallel=False).layout
         content, offsets = layout.content.data, layout.offsets.data.tolist()
         return [content[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
@@ -135,6 +148,20 @@ class Encoder(ABC):
                 f"{purpose}: name the token with {flag}, one of {', '.join(self.specials) or 'none'}"
             )
         return self.specials[found]
+
+
+def _groups(parts: Iterator[str], size: int) -> Iterator[list[str]]:
+    """Lists of consecutive parts, each of about ``size`` characters in all."""
+    group: list[str] = []
+    total = 0
+    for part in parts:
+        group.append(part)
+        total += len(part)
+        if total >= size:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
 
 
 LETTER_SPACE_LETTER = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")

@@ -11,6 +11,8 @@ from data_tools.files import sha256
 class SentencePieceEncoder(Encoder):
     """A .model. Fast, and cut, if it is BPE with byte fallback that leaves the text as it is."""
 
+    loses_space_mark = True
+
     def __init__(self, path: Path, *, fast: bool) -> None:
         import sentencepiece
         from sentencepiece import sentencepiece_model_pb2

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -206,6 +207,48 @@ def test_workers_leave_with_a_killed_parent(tokenizer_model, tmp_path):
     while any(map(running, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_ranks_that_start_at_the_same_moment(mixed, tokenizer_model, tmp_path):
+    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(mixed), "--workers", "1"]
+    command += ["--tokenizer-model", str(tokenizer_model), "--unit-bytes", "2000", "--on-bad-record", "skip"]
+    command += [
+        "--max-bad-share",
+        "1",
+        "--output-prefix",
+        str(tmp_path / "out"),
+        "--world-size",
+        "6",
+        "--rank",
+    ]
+    ranks = [subprocess.Popen([*command, str(rank)], cwd=ROOT, stderr=subprocess.PIPE) for rank in range(6)]
+    errors = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * 6, errors
+    merge_units(tmp_path / "out.units", tmp_path / "out")
+    arguments = {"tokenizer_model": tokenizer_model, "stop_on_bad_record": False, "max_bad_share": 1}
+    tokenize([mixed], tmp_path / "whole", **arguments)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_full_disk_is_one_line_and_the_next_run_goes_on(tokenizer_model, tmp_path):
+    """A limit on the size of files stands in for the disk: the write fails in a worker in the same way."""
+    path = tmp_path / "in.jsonl"
+    path.write_text((json.dumps({"text": HARD["english"] * 40}) + "\n") * 2000)
+    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path), "--workers", "2"]
+    command += ["--tokenizer-model", str(tokenizer_model), "--unit-bytes", "1000000", "--output-prefix"]
+    limit = (300_000, resource.RLIM_INFINITY)
+    run = subprocess.run(
+        [*command, str(tmp_path / "out")],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "error: [Errno 27] File too large" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "out.idx").exists()
+    tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model, unit_size=1_000_000)
+    tokenize([path], tmp_path / "whole", tokenizer_model=tokenizer_model)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_interrupted_by_the_user(tokenizer_model, tmp_path):
