@@ -1,7 +1,7 @@
 """Tokenizing end to end, jsonl to .bin/.idx: `phd data tokenize` beside what it replaces, on the same cores.
 
     python benchmarks/tokenize.py           # about ten minutes on 2 cores; writes tokenize.json
-    python benchmarks/tokenize.py --large   # also a 2 GB jsonl and one document of 500 MB (5 GB of disk)
+    python benchmarks/tokenize.py --large   # 2 GB, and one document of 500 MB; writes tokenize_large.json
     python benchmarks/tokenize.py --megabytes 5 --rounds 1 --output /tmp/try.json   # a minute
 
 The corpus is the Python source that lies in this environment, one file a document. Two tokenizers of 16,000
@@ -279,6 +279,37 @@ def measure(methods: dict, corpus: Path, tokenizer: Path, folder: Path, rounds: 
     return results
 
 
+def compare(corpus: Path, folder: Path, workers: int, rounds: int, datatrove_python: str) -> dict:
+    """All methods of both tokenizers, and the ratios that are aimed at."""
+    sentence_piece = {
+        "phd": (our_tool(), workers),
+        "phd, 1 worker": (our_tool(), 1),
+        "phd --no-fast": (our_tool("--no-fast"), workers),
+        "Megatron's loop": (plain("megatron_loop"), workers),
+        "SentencePiece batches": (plain("sentencepiece_batches"), workers),
+    }
+    hugging_face = {
+        "phd": (our_tool(), workers),
+        "tokenizers batches": (plain("hugging_face_batches"), workers),
+    }
+    check = [datatrove_python, "-c", "import datatrove.pipeline.tokens"]
+    has_datatrove = not subprocess.run(check, capture_output=True).returncode
+    if has_datatrove:
+        hugging_face["datatrove"] = (plain("datatrove_megatron", datatrove_python), workers)
+    report: dict[str, Any] = {
+        "sentencepiece": measure(sentence_piece, corpus, folder / "spm.model", folder, rounds),
+        "hugging_face": measure(hugging_face, corpus, folder / "tokenizer.json", folder, rounds),
+        "datatrove": "measured" if has_datatrove else f"not installed for {datatrove_python}",
+    }
+    ours, loop = report["sentencepiece"]["phd"], report["sentencepiece"]["Megatron's loop"]
+    report["times_megatrons_loop"] = loop["median"] / ours["median"]
+    report["times_megatrons_loop_without_its_imports"] = (
+        statistics.median(loop["seconds_without_imports"]) / ours["median"]
+    )
+    report["scaling"] = report["sentencepiece"]["phd, 1 worker"]["median"] / ours["median"]
+    return report
+
+
 def written_ids(prefix: Path) -> bytes:
     """The .bin, or datatrove's, one a task, in order."""
     folder = prefix.with_name(f"{prefix.name}-out")
@@ -350,17 +381,18 @@ def show(title: str, results: dict, base: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tokenizing end to end, beside what it replaces.")
     parser.add_argument("--megabytes", type=float, default=120.0, help="size of the corpus")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
-        "--large", action="store_true", help="also 2 GB, the merge, and one document of 500 MB"
+        "--large", action="store_true", help="2 GB, the merge, and one document of 500 MB instead"
     )
     parser.add_argument(
         "--datatrove-python", default=sys.executable, help="an interpreter that has datatrove"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name} beside this file")
     options = parser.parse_args()
     workers = options.workers
+    output = options.output or RESULTS.with_stem(RESULTS.stem + ("_large" if options.large else ""))
 
     with tempfile.TemporaryDirectory(prefix="phd-tokenize-") as name:
         folder = Path(name)
@@ -370,22 +402,6 @@ def main() -> None:
         train = ["train-tokenizer", "--input", corpus, "--vocab-size", VOCAB_SIZE, "--max-sentences", 150_000]
         run(phd(*train, "--output-prefix", folder / "spm"))
         train_byte_level(corpus, folder / "tokenizer.json")
-        sentence_piece = {
-            "phd": (our_tool(), workers),
-            "phd, 1 worker": (our_tool(), 1),
-            "phd --no-fast": (our_tool("--no-fast"), workers),
-            "Megatron's loop": (plain("megatron_loop"), workers),
-            "SentencePiece batches": (plain("sentencepiece_batches"), workers),
-        }
-        hugging_face = {
-            "phd": (our_tool(), workers),
-            "tokenizers batches": (plain("hugging_face_batches"), workers),
-        }
-        has_datatrove = not subprocess.run(
-            [options.datatrove_python, "-c", "import datatrove.pipeline.tokens"], capture_output=True
-        ).returncode
-        if has_datatrove:
-            hugging_face["datatrove"] = (plain("datatrove_megatron", options.datatrove_python), workers)
         report: dict[str, Any] = {
             "command": shlex.join(["python", *sys.argv]),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -397,27 +413,20 @@ def main() -> None:
             },
             "corpus_bytes": size,
             "documents": corpus.read_bytes().count(b"\n"),
-            "sentencepiece": measure(sentence_piece, corpus, folder / "spm.model", folder, options.rounds),
-            "hugging_face": measure(hugging_face, corpus, folder / "tokenizer.json", folder, options.rounds),
-            "datatrove": "measured" if has_datatrove else f"not installed for {options.datatrove_python}",
         }
-        ours = report["sentencepiece"]
-        loop = ours["Megatron's loop"]
-        report["times_megatrons_loop"] = loop["median"] / ours["phd"]["median"]
-        report["times_megatrons_loop_without_its_imports"] = (
-            statistics.median(loop["seconds_without_imports"]) / ours["phd"]["median"]
-        )
-        report["scaling"] = ours["phd, 1 worker"]["median"] / ours["phd"]["median"]
         if options.large:
-            report["large"] = measure_large(corpus, folder / "spm.model", folder)
-    part = options.output.with_name(options.output.name + ".part")
+            report |= measure_large(corpus, folder / "spm.model", folder)
+        else:
+            report |= compare(corpus, folder, workers, options.rounds, options.datatrove_python)
+    part = output.with_name(output.name + ".part")
     part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    part.replace(options.output)
-    show("SentencePiece BPE", report["sentencepiece"], "Megatron's loop")
-    show("Byte-level BPE", report["hugging_face"], "tokenizers batches")
+    part.replace(output)
     if options.large:
-        print(json.dumps(report["large"], indent=1))
-    print(f"Written to {options.output}")
+        print(json.dumps(report, indent=1))
+    else:
+        show("SentencePiece BPE", report["sentencepiece"], "Megatron's loop")
+        show("Byte-level BPE", report["hugging_face"], "tokenizers batches")
+    print(f"Written to {output}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def _open_lines(source: Source) -> IO[bytes]:
 def _jsonl_batches(
     file: IO[bytes], start: int, end: int | None, form: Format, batch_bytes: int
 ) -> Iterator[Batch]:
-    position = _seek_line(file, start)
+    position = _seek_line(file, start, end)
     line_number = 1
     while end is None or position < end:
         hint = batch_bytes if end is None else min(batch_bytes, end - position)
@@ -117,12 +117,15 @@ def _jsonl_batches(
         yield batch
 
 
-def _seek_line(file: IO[bytes], start: int) -> int:
-    """Go to the first line that begins at or after byte ``start``; returns where that is."""
+def _seek_line(file: IO[bytes], start: int, end: int | None) -> int:
+    """Go to the first line that begins at or after byte ``start``; returns where that is, if before ``end``.
+
+    Reads no further than ``end``: a line may be as long as hundreds of ranges.
+    """
     if start == 0:
         return 0
     file.seek(start - 1)
-    return start - 1 + len(file.readline())
+    return start - 1 + len(file.readline(-1 if end is None else end - start + 1))
 
 
 def _add(batch: Batch, number: int, record: Any, form: Format, parse: Any) -> None:
@@ -203,7 +206,7 @@ def _separated_batches(
 ) -> Iterator[Batch]:
     assert form.document_separator is not None
     separator = form.document_separator.encode()
-    position = _seek_line(file, start)
+    position = _seek_line(file, start, end)
     batch = Batch()
     # Before the first separator of a later range is the end of a document of the range before it.
     document: list[bytes] | None = [] if start == 0 else None

@@ -1,5 +1,6 @@
 """Work units cover every document once, wherever the cuts fall."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -66,3 +67,30 @@ def test_default_size(tmp_path):
     assert unit_bytes([source]) == SMALLEST
     assert unit_bytes([replace(source, size=LARGEST)] * 100) == LARGEST * 100 // 1024
     assert unit_bytes([replace(source, size=LARGEST)] * 10_000) == LARGEST
+
+
+def test_a_line_over_many_units_is_read_once(tmp_path, monkeypatch):
+    """Looking for the next line must stop at the end of the range."""
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps({"text": "x" * 1_000_000}) + '\n{"text": "next"}\n')
+    (source,) = find_sources([path])
+    units = plan_units([source], 10_000, txt_is_split=False)
+    assert len(units) > 90
+    read = 0
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer):
+            nonlocal read
+            count = super().readinto(buffer)
+            read += count or 0
+            return count
+
+    monkeypatch.setattr(type(source), "open", lambda self: io.BufferedReader(Counting(self.path), 10_000))
+    texts = []
+    for unit in units:
+        (piece,) = unit.pieces
+        for batch in read_batches(source, piece.start, piece.end, Format(), 1 << 20):
+            texts += batch.texts
+    assert [len(text) for text in texts] == [1_000_000, 4]
+    # Besides the line itself each range fills one buffer.
+    assert read < 2_000_000 + len(units) * 20_000
