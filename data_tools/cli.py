@@ -143,7 +143,7 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unit-bytes",
         type=int,
-        help="size of a work unit (default: a thousandth of the inputs, 2 MiB to 1 GiB)",
+        help="size of a work unit (default: a 256th of the inputs, 4 MiB to 1 GiB)",
     )
     parser.add_argument(
         "--rank", type=int, help="which share of the units to do (default: of SLURM's array or task, or 0)"

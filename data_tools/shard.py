@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.encoders import Encoder, load_encoder
-from data_tools.files import append_suffix, lock, rename, sync, write_json
+from data_tools.files import append_suffix, lock, sync, write_json
 from data_tools.indexed import BLOCK, token_dtype, write_index
 from data_tools.records import Batch, Format, Reject, open_parquet, read_batches
 from data_tools.units import Piece, Unit
@@ -222,7 +222,7 @@ class _Shard:
         for end in ends:
             file = append_suffix(self.prefix, f"{end}.tmp")
             sync(file)
-            rename(file, append_suffix(self.prefix, end))
+            file.replace(append_suffix(self.prefix, end))  # the card's rename, after these, syncs the folder
         return {
             "documents": len(self.lengths),
             "tokens": self.tokens,

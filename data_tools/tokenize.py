@@ -70,7 +70,7 @@ def tokenize(
         form: what a document looks like.
         workers: processes.
         rank, world_size: which share of the units this call does.
-        unit_size: bytes of a work unit; by default about a thousandth of the inputs.
+        unit_size: bytes of a work unit; by default a 256th of the inputs, 4 MiB to 1 GiB.
         worker_memory: bytes that a worker may use, for documents up to a twentieth of that.
         stop_on_bad_record: otherwise they are counted and listed in ``output_prefix``.rejects.jsonl.
         max_bad_share: more of them stop the run all the same.

@@ -12,8 +12,8 @@ from typing import Any
 from data_tools.inputs import Source
 from data_tools.records import open_parquet
 
-SMALLEST, LARGEST = 2 << 20, 1 << 30  # bytes
-UNITS = 1024
+SMALLEST, LARGEST = 4 << 20, 1 << 30  # bytes
+UNITS = 256
 """About how many a corpus is cut into, as long as they are neither tiny nor huge."""
 
 

@@ -65,7 +65,7 @@ def test_small_files_share_a_unit_and_whole_files_are_not_cut(tmp_path):
 def test_default_size(tmp_path):
     (source,) = find_sources([write(tmp_path, "jsonl")])
     assert unit_bytes([source]) == SMALLEST
-    assert unit_bytes([replace(source, size=LARGEST)] * 100) == LARGEST * 100 // 1024
+    assert unit_bytes([replace(source, size=LARGEST)] * 100) == LARGEST * 100 // 256
     assert unit_bytes([replace(source, size=LARGEST)] * 10_000) == LARGEST
 
 
