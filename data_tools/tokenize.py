@@ -238,7 +238,7 @@ def _run(
         finally:
             with counters.get_lock():
                 counters[STOP] = 1
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # waits: a worker that is starting needs what it was given
     seconds = time.monotonic() - begin
     print(
         f"{title}{done_bytes / 1e6:,.1f} MB in {seconds:,.1f} s ({done_bytes / 1e6 / seconds:,.1f} MB/s), "
