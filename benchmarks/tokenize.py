@@ -405,7 +405,8 @@ def main() -> None:
         run(phd(*train, "--output-prefix", folder / "spm"))
         train_byte_level(corpus, folder / "tokenizer.json")
         report: dict[str, Any] = {
-            "command": shlex.join(["python", *sys.argv]),
+            # a Python elsewhere on this machine is nobody else's
+            "command": shlex.join(["python", *(a if not a.startswith("/") else Path(a).name for a in sys.argv)]),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": {
                 "cores": os.cpu_count(),
