@@ -406,7 +406,9 @@ def main() -> None:
         train_byte_level(corpus, folder / "tokenizer.json")
         report: dict[str, Any] = {
             # a Python elsewhere on this machine is nobody else's
-            "command": shlex.join(["python", *(a if not a.startswith("/") else Path(a).name for a in sys.argv)]),
+            "command": shlex.join(
+                ["python", *(Path(word).name if word.startswith("/") else word for word in sys.argv)]
+            ),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": {
                 "cores": os.cpu_count(),

@@ -92,9 +92,9 @@ def install() -> None:
         setattr(torch.cuda, name, answer)
     torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
     torch.cuda.random.set_rng_state = torch.cuda.set_rng_state
-    # Each new iterator of a DataLoader draws a seed for its workers from the CPU's generator. A CUDA device's own
-    # generator never sees that; the shared one would give other dropout masks after a resume.
-    torch.utils.data.DataLoader.__init__ = functools.partialmethod(  # type: ignore[method-assign]
+    # Each new iterator of a DataLoader draws a seed for its workers from the CPU's generator. A CUDA device's
+    # own generator never sees that; the shared one would give other dropout masks after a resume.
+    torch.utils.data.DataLoader.__init__ = functools.partialmethod(  # type: ignore[assignment]
         torch.utils.data.DataLoader.__init__, generator=torch.Generator()
     )
 

@@ -12,18 +12,25 @@ from phd.attention.kernels import cpu, cuda
 
 
 def attention_forward(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention, causal without ``mask``.
+    """Softmax attention under ``mask``; without one causal, or over all keys.
 
     Args:
         query: [n, h, s, d]; key, value: [n, g, t, d]. Any strides with d contiguous.
         mask: [n, 1, s, t] in the dtype of the query, added to the scores. Every row sees some key.
+        causal: without a mask, whether row i sees keys up to i, or all.
 
     Returns:
         output [n, h, s, d], contiguous as [n, s, h, d], and log-sum-exp [n, h, s] in fp32 (fp64 for fp64).
     """
-    return _kernel(query).forward(query, key, value, scale, mask)
+    return _kernel(query).forward(query, key, value, scale, mask, causal)
 
 
 def attention_backward(
@@ -36,7 +43,7 @@ def attention_backward(
     scale: float,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value of ``attention_forward``.
+    """Gradients of query, key and value of ``attention_forward``, causal without ``mask``.
 
     ``out`` and ``lse`` may be those of a softmax over more keys than these: the result is then the share of
     these keys, as in ring attention.

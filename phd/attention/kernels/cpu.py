@@ -8,9 +8,9 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None, causal: bool = True
 ) -> tuple[Tensor, Tensor]:
-    return _forward(query, key, value, 0.0, mask is None, attn_mask=mask, scale=scale)
+    return _forward(query, key, value, 0.0, causal and mask is None, attn_mask=mask, scale=scale)
 
 
 def backward(

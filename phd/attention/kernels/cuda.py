@@ -13,15 +13,18 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None, causal: bool = True
 ) -> tuple[Tensor, Tensor]:
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if mask is None and not causal and not half:
+        mask = query.new_zeros((1, 1, 1, 1))
     if mask is not None:
         return masked_forward(query, key, value, scale, mask)
-    if query.dtype not in (torch.float16, torch.bfloat16):
+    if not half:
         raise ValueError(
             f"backend 'flash' on CUDA takes fp16 and bf16, got {query.dtype}: use bf16, or 'reference'"
         )
-    out, lse, *_ = _forward(query, key, value, 0.0, True, scale=scale)
+    out, lse, *_ = _forward(query, key, value, 0.0, causal, scale=scale)
     return out, lse
 
 

@@ -1,0 +1,380 @@
+"""PHD-Transformer for transformers: Llama's weights and layers, K copies of every token, a vanilla KV cache.
+
+A forward pass runs its layers on the new columns' original tokens and, behind them in the same rows, on the
+hidden tokens that ``plan.py`` found needed: all linear layers are single products over both. Only attention
+tells them apart. To train, or where logits of all positions are asked for, the copies are batch rows as in
+pretrain_phd.py, and the attention is that of ``phd.attention``.
+
+Legend: b samples, q new columns, K copies, H = K - 1, r columns with hidden tokens, h hidden size, a query
+heads, g key/value heads, d head dimension.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.utils import can_return_tuple
+
+from phd.attention import phd_attention
+from phd.hf.attend import attend
+from phd.hf.cache import PHDCache
+from phd.hf.configuration import PHDLlamaConfig
+from phd.hf.plan import BLOCK, Block, Plan, plan_all, plan_static_decode, plan_step
+
+
+class PHDLlamaAttention(LlamaAttention):
+    """Llama's attention between the copies of every token."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Any = None,
+        past_key_values: PHDCache | None = None,
+        *,
+        plan: Plan,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """``hidden_states`` [b, q + r*H, h], or as the plan says [b*K, q, h]."""
+        # [b, heads, rows, d]
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if plan.copies_as_rows:
+            out = self._all_copies(query, key, value, past_key_values, plan)
+        else:
+            out = self._planned(query, key, value, attention_mask, past_key_values, plan, **kwargs)
+        return self.o_proj(out.flatten(2)), None
+
+    def _planned(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        cache: PHDCache | None,
+        plan: Plan,
+        **kwargs: Any,
+    ) -> Tensor:
+        """[b, q + r*H, a, d]"""
+        new = key[:, :, : plan.originals], value[:, :, : plan.originals]
+        hidden = key[:, :, plan.originals :], value[:, :, plan.originals :]
+        everything = new
+        if cache is not None:
+            if cached := cache.hidden(self.layer_idx, plan.cached, plan.ring):
+                hidden = torch.cat([cached[0], hidden[0]], dim=2), torch.cat([cached[1], hidden[1]], dim=2)
+            everything = cache.update(*new, self.layer_idx)
+            if plan.columns:
+                cache.keep_hidden(self.layer_idx, *hidden, plan.keep, plan.end)
+        parts = []
+        if not plan.decode:
+            name = self.config._attn_implementation
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+            rows = query[:, :, : plan.originals]
+            dropout = self.attention_dropout if self.training else 0.0
+            scaling = self.scaling
+            out, _ = attention(
+                self, rows, *everything, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
+            parts.append(out)
+        for block in plan.blocks:
+            parts.append(self._attend(query, everything, new, hidden, block))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _attend(
+        self,
+        query: Tensor,
+        everything: tuple[Tensor, Tensor],
+        new: tuple[Tensor, Tensor],
+        hidden: tuple[Tensor, Tensor],
+        block: Block,
+    ) -> Tensor:
+        """[b, rows, a, d]"""
+        originals = new if block.split is None else everything
+        past_key, past_value = (x[:, :, : block.split] for x in everything)
+        key, value = (
+            torch.cat([x[:, :, block.originals], copies[:, :, block.hidden]], dim=2)
+            for x, copies in zip(originals, hidden, strict=True)
+        )
+        past, near = (past_key, past_value, block.past_mask), (key, value, block.mask)
+        return attend(query[:, :, block.rows], past, near, self.scaling)
+
+    def _all_copies(
+        self, query: Tensor, key: Tensor, value: Tensor, cache: PHDCache | None, plan: Plan
+    ) -> Tensor:
+        """Every copy of every position from the start of the sequence: [b*K, q, a, d]."""
+        copies = self.config.phd_copies
+        if cache is not None:
+            # [b, K, g, q, d]
+            keys, values = (x.unflatten(0, (-1, copies)) for x in (key, value))
+            cache.update(keys[:, 0], values[:, 0], self.layer_idx)
+            # [b, g, n, H, d] -> [b, g, n*H, d]
+            first = plan.originals - plan.keep
+            keys, values = (x[:, 1:, :, first:].permute(0, 2, 3, 1, 4).flatten(2, 3) for x in (keys, values))
+            cache.keep_hidden(self.layer_idx, keys, values, plan.keep, plan.end)
+        # [b*K, heads, q, d] -> [q, b*K, heads, d]
+        rows = (x.permute(2, 0, 1, 3) for x in (query, key, value))
+        out = phd_attention(
+            *rows,
+            copies=copies,
+            window=self.config.phd_window,
+            chunk=self.config.phd_chunk,
+            softmax_scale=self.scaling,
+            backend="reference" if self.config._attn_implementation == "eager" else "auto",
+        )
+        return out.transpose(0, 1)
+
+
+class PHDLlamaDecoderLayer(LlamaDecoderLayer):
+    """Llama's layer with the attention of PHD."""
+
+    def __init__(self, config: PHDLlamaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.self_attn = PHDLlamaAttention(config, layer_idx)
+
+
+class PHDLlamaModel(LlamaModel):
+    """Llama's stack on originals and hidden tokens; returns the last copy's states."""
+
+    config_class = PHDLlamaConfig
+    config: PHDLlamaConfig
+    _no_split_modules = ["PHDLlamaDecoderLayer"]
+
+    def __init__(self, config: PHDLlamaConfig) -> None:
+        super().__init__(config)
+        self.layers = torch.nn.ModuleList(
+            PHDLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Arguments as Llama's, and ``logits_to_keep``: the columns whose states are asked for.
+
+        Returns:
+            states [b, n, h] of the last n columns, down to the first that is asked for.
+
+        Raises:
+            ValueError: a cache that is not a PHDCache; hidden states or attentions are asked for; a rollback
+                of what came as embeddings.
+        """
+        _refuse_outputs(kwargs)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass input_ids or inputs_embeds, one of them")
+        embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        cache = _checked_cache(past_key_values)
+        if use_cache and cache is None:
+            cache = PHDCache(self.config)
+        count, device = embeddings.shape[1], embeddings.device
+
+        past = 0 if cache is None else cache.get_seq_length()
+        # Compiled code must not read it. A prompt is not compiled.
+        compiled = cache is not None and cache.is_static and cache.is_initialized and count == 1
+        if not compiled:
+            past = int(past)
+        columns = torch.arange(count, device=device) + past
+        padding = _padding(attention_mask, position_ids, columns, len(embeddings))
+        if not compiled and padding is not None and not padding.any():
+            padding = None
+        if position_ids is None:
+            position_ids = _positions(columns, padding)
+
+        copies = self.config.phd_copies
+        asked = _columns_asked(logits_to_keep, count)
+        if copies == 1:
+            plan = Plan(originals=count)
+        elif compiled:
+            assert cache is not None
+            padding = columns.new_zeros(len(embeddings)) if padding is None else padding
+            plan = plan_static_decode(self.config, cache, padding, embeddings.dtype)
+        elif asked == count and past == 0 and padding is None and self._takes_rows(embeddings):
+            plan = plan_all(self.config, count)
+        else:
+            plan = plan_step(self.config, cache, past, count, asked, padding, embeddings.dtype, device)
+
+        states, positions = embeddings, position_ids
+        if plan.copies_as_rows:
+            states = embeddings.repeat_interleave(copies, dim=0)
+        elif plan.columns:
+            again = plan.columns - count  # columns before this step's
+            hidden, hidden_positions = embeddings[:, max(0, -again) :], position_ids[:, max(0, -again) :]
+            if again > 0:
+                assert cache is not None
+                old = torch.arange(past - again, past, device=device)
+                hidden = torch.cat([self.embed_tokens(cache.ids(past - again, past)), hidden], dim=1)
+                hidden_positions = torch.cat([_positions(old, padding), hidden_positions], dim=1)
+            # [b, q, h] + [b, r*H, h]
+            states = torch.cat([embeddings, hidden.repeat_interleave(copies - 1, dim=1)], dim=1)
+            positions = torch.cat(
+                [position_ids, hidden_positions.repeat_interleave(copies - 1, dim=1)], dim=1
+            )
+        if cache is not None:
+            cache.append_ids(input_ids, past)
+        causal_mask = None
+        if not plan.decode and not plan.copies_as_rows:
+            causal_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=embeddings,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                position_ids=position_ids,
+            )
+        rotary = self.rotary_emb(states, position_ids=positions)
+        for layer in self.layers:
+            states = layer(
+                states,
+                attention_mask=causal_mask,
+                position_embeddings=rotary,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=use_cache,
+                plan=plan,
+                **kwargs,
+            )
+        if copies > 1:  # the last copy of the columns that are asked for
+            last = states[:, count - 1 + (copies - 1) :: copies - 1]
+            states = states[copies - 1 :: copies] if plan.copies_as_rows else last
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(states[:, -asked:]), past_key_values=cache)
+
+    def _takes_rows(self, embeddings: Tensor) -> bool:
+        """Whether copies as rows of the batch serve better than blocks: long sequences, or gradients; torch's
+        flash attention takes half precision alone on a GPU.
+        """
+        long = embeddings.shape[1] > BLOCK or torch.is_grad_enabled()
+        return long and (not embeddings.is_cuda or embeddings.dtype in (torch.float16, torch.bfloat16))
+
+
+def _refuse_outputs(kwargs: dict[str, Any]) -> None:
+    for name in ("output_hidden_states", "output_attentions"):
+        if kwargs.pop(name, None):
+            raise ValueError(
+                f"{name}: not offered by a PHD model, whose layers run some copies of some tokens: "
+                "leave it out"
+            )
+
+
+def _checked_cache(cache: Cache | None) -> PHDCache | None:
+    if cache is not None and not isinstance(cache, PHDCache):
+        raise ValueError(
+            f"past_key_values is a {type(cache).__name__}: a PHD model needs a PHDCache(model.config), "
+            "or None"
+        )
+    return cache
+
+
+def _padding(
+    attention_mask: Any, position_ids: Tensor | None, columns: Tensor, samples: int
+) -> Tensor | None:
+    """[b], columns before each sample's first token; None if nothing was said of it."""
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        return (attention_mask.cumsum(-1) == 0).sum(-1)
+    if position_ids is not None:
+        return (columns[-1] - position_ids[:, -1]).expand(samples)
+    return None
+
+
+def _positions(columns: Tensor, padding: Tensor | None) -> Tensor:
+    """[b|1, columns]"""
+    return columns[None] if padding is None else (columns - padding[:, None]).clamp(min=0)
+
+
+def _columns_asked(logits_to_keep: int | Tensor, count: int) -> int:
+    """How many of the last columns the asked-for logits span."""
+    if isinstance(logits_to_keep, int):
+        return min(logits_to_keep, count) or count
+    if logits_to_keep.dtype == torch.bool:
+        return count
+    return count - int(logits_to_keep.min())
+
+
+class PHDLlamaForCausalLM(LlamaForCausalLM):
+    """PHD-Transformer with its language-modeling head."""
+
+    config_class = PHDLlamaConfig
+    config: PHDLlamaConfig
+    _no_split_modules = ["PHDLlamaDecoderLayer"]
+
+    def __init__(self, config: PHDLlamaConfig) -> None:
+        super().__init__(config)
+        self.model = PHDLlamaModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As LlamaForCausalLM.forward; the fewer logits are asked for, the fewer hidden tokens run."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        states = outputs.last_hidden_state
+        if isinstance(logits_to_keep, Tensor):
+            if logits_to_keep.dtype != torch.bool:  # columns, of which the states begin with the least
+                logits_to_keep = logits_to_keep - logits_to_keep.min()
+            states = slice_logits_to_keep(states, logits_to_keep)
+        logits = self.lm_head(states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        # The hook of ``generate`` that makes a cache when the user brings none.
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        cache = model_kwargs.get("past_key_values")
+        if isinstance(cache, PHDCache) or cache is None:
+            return
+        if type(cache) not in (DynamicCache, StaticCache):
+            name = generation_config.cache_implementation or type(cache).__name__
+            raise ValueError(f"cache_implementation {name}: a PHD model takes dynamic, offloaded or static")
+        length = cache.get_max_length() if type(cache) is StaticCache else None
+        model_kwargs["past_key_values"] = PHDCache(self.config, length, cache.offloading)
+
+
+AutoConfig.register(PHDLlamaConfig.model_type, PHDLlamaConfig)
+AutoModel.register(PHDLlamaConfig, PHDLlamaModel)
+AutoModelForCausalLM.register(PHDLlamaConfig, PHDLlamaForCausalLM)
