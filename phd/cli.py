@@ -33,9 +33,25 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    from phd.export import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    from phd.importing import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "data": ("train a tokenizer, turn text into Megatron's .bin/.idx, inspect the result", _add_data),
     "compare": ("table and plot of the losses of finished or running runs", _add_compare),
+    "export": ("a checkpoint of pretrain_phd.py as a Hugging Face folder", _add_export),
+    "import": ("a Hugging Face folder of a Llama model as a checkpoint to train from", _add_import),
     "generate": ("continue a text with a checkpoint of pretrain_phd.py", _add_generate),
 }
 

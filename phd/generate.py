@@ -1,190 +1,111 @@
-"""`phd generate`: continue a text with a checkpoint of pretrain_phd.py, on one process.
-
-Plain recomputation: every new token runs the whole sequence through the training model, copies and all.
-"""
+"""`phd generate`: continue a text with a trained model, from its KV cache."""
 
 import argparse
-import contextlib
-import io
-import os
 import sys
+import time
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from phd.loading import load_model
 
 if TYPE_CHECKING:
-    import torch
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.tokenizers import MegatronTokenizer
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `phd generate`."""
     parser.add_argument(
-        "checkpoint", type=Path, help="the --save folder of a run, or one iter_* folder in it"
+        "model",
+        type=Path,
+        help="a Hugging Face folder, the --save folder of a run, or one iter_* folder in it",
     )
-    parser.add_argument("--prompt", default="", help="text to continue (default: start a document)")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", action="append", help="text to continue; repeat it for several at once")
+    prompt.add_argument("--prompt-file", type=Path, help="file with the text to continue; - is stdin")
+    parser.add_argument("--batch", type=int, default=1, help="continuations of each prompt, side by side")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
     parser.add_argument("--top-k", type=int, default=50, help="sample among this many likeliest; 0 is all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--tokenizer-model", type=Path, help="where it lies now, if not where training found it"
-    )
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
+    parser.add_argument("--tokenizer", type=Path, help="where it lies now, if not where training found it")
 
 
 def run(args: Namespace) -> int:
-    """Print the continuation token by token."""
-    if args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
+    """Print the continuation token by token; of several, each when all are done. Rates go to stderr."""
+    for name in ("batch", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.temperature < 0 or args.top_k < 0:
         raise ValueError("--temperature and --top-k must not be negative")
-    log = io.StringIO()  # Megatron prints hundreds of lines on its way; they matter only when it fails
-    try:
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            model, tokenizer, trained = load_model(args.checkpoint, args.tokenizer_model)
-    except ValueError:
-        raise
-    except Exception:
-        sys.stderr.write(log.getvalue())
-        raise
-    prompt = tokenizer.tokenize(args.prompt) if args.prompt else [tokenizer.eod]
-    if len(prompt) >= trained.seq_length:
+    prompts = _prompts(args)
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model, tokenizer = load_model(
+        args.model, args.tokenizer, getattr(torch, args.dtype) if args.dtype else None
+    )
+    model.to(device)
+    inputs = _encode(tokenizer, prompts, device)
+    length, limit = inputs["input_ids"].shape[1], model.config.max_position_embeddings
+    if length >= limit:
         raise ValueError(
-            f"--prompt has {len(prompt)} tokens, the model was trained on sequences of {trained.seq_length}: "
-            "shorten it"
+            f"--prompt has {length} tokens, the model was trained on sequences of {limit}: shorten it"
         )
-    print(args.prompt, end="", flush=True)
-    room = min(args.max_new_tokens, trained.seq_length - len(prompt))
-    tokens = sample(model, prompt, room, args.temperature, args.top_k, args.seed, tokenizer.eod)
-    # Pieces of one character may be spread over several tokens: print what is certain so far.
-    generated: list[int] = []
-    shown = ""
-    for token in tokens:
-        generated.append(token)
-        text = tokenizer.detokenize(generated)
-        if not text.endswith("\ufffd"):
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
-    print()
+    transformers.set_seed(args.seed)
+    streamer = None
+    if len(prompts) * args.batch == 1:
+        print(prompts[0], end="", flush=True)
+        streamer = transformers.TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    begin = time.perf_counter()
+    settings = transformers.GenerationConfig(
+        max_new_tokens=min(args.max_new_tokens, limit - length),
+        num_return_sequences=args.batch,
+        return_dict_in_generate=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=args.temperature > 0,
+        **({"temperature": args.temperature, "top_k": args.top_k} if args.temperature > 0 else {}),
+    )
+    outputs: Any = model.generate(**inputs, generation_config=settings, streamer=streamer)
+    seconds = time.perf_counter() - begin
+    new = outputs.sequences[:, length:]
+    if streamer is None:
+        for index, text in enumerate(tokenizer.batch_decode(new, skip_special_tokens=True)):
+            print(f"--- {index + 1}\n{prompts[index // args.batch]}{text}")
+    count = int((new != tokenizer.pad_token_id).sum())
+    print(
+        f"{count} tokens in {seconds:.2f} s: {count / seconds:.1f} tokens/s; "
+        f"{_cache_bytes(outputs.past_key_values):,} bytes of keys and values for "
+        f"{len(outputs.sequences)} x {outputs.past_key_values.get_seq_length()} tokens",
+        file=sys.stderr,
+    )
     return 0
 
 
-def load_model(
-    checkpoint: Path, tokenizer_model: Path | None = None
-) -> "tuple[GPTModel, MegatronTokenizer, Namespace]":
-    """Build the model of a torch_dist checkpoint of any layout on this process, with its tokenizer.
-
-    Returns:
-        the model in eval mode, the tokenizer, the arguments it was trained with.
-
-    Raises:
-        ValueError: there is no whole checkpoint at ``checkpoint``, or its tokenizer is not found.
-    """
-    import phd.model  # noqa: F401 (first: it prepares torch for Megatron on a machine without a GPU)
-
-    # isort: split
-    from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.training import get_tokenizer
-    from megatron.training.checkpointing import load_checkpoint
-    from megatron.training.global_vars import set_global_variables
-
-    from phd.model import compat
-    from phd.model.builder import PHDModelBuilder, model_config_from_args
-    from phd.model.checkpoint import chosen_folder, find_damage, read_args
-
-    root, step = checkpoint, None
-    if checkpoint.name.startswith("iter_"):
-        root, step = checkpoint.parent, int(checkpoint.name.removeprefix("iter_"))
-    folder = chosen_folder(root, step)
-    if folder is None:
-        raise ValueError(
-            f"no checkpoint in {checkpoint}: give the --save folder of a run, or one iter_* in it"
-        )
-    if damage := find_damage(folder):
-        raise ValueError(f"the checkpoint {folder} is damaged: {damage}")
-    args = read_args(folder)
-    vars(args).update(_ONE_PROCESS, load=str(root), ckpt_step=step)
-    if tokenizer_model is not None:
-        args.tokenizer_model = str(tokenizer_model)
-    if args.tokenizer_model is not None and not Path(args.tokenizer_model).exists():
-        raise ValueError(f"the tokenizer {args.tokenizer_model} is not there: pass --tokenizer-model")
-
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    set_global_variables(args)
-    compat.apply(args.phd_copies)
-    compat.initialize_megatron()
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    model = PHDModelBuilder(model_config_from_args(args)).build_model(groups, True, True).cuda()
-    load_checkpoint([model], None, None)
-    return model.eval(), get_tokenizer(), args
+def _prompts(args: Namespace) -> list[str]:
+    if args.prompt_file is None:
+        return args.prompt or [""]
+    if str(args.prompt_file) == "-":
+        return [sys.stdin.read()]
+    return [args.prompt_file.read_text(encoding="utf-8")]
 
 
-# What of the training run's arguments must not carry over to one process that only reads.
-_ONE_PROCESS = {
-    "rank": 0,
-    "world_size": 1,
-    "local_rank": 0,
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": None,
-    "data_parallel_size": 1,
-    "sequence_parallel": False,
-    "use_distributed_optimizer": False,
-    "recompute_granularity": None,
-    "micro_batch_size": 1,
-    "global_batch_size": 1,
-    "finetune": True,
-    "no_load_optim": True,
-    "no_load_rng": True,
-    "exit_on_missing_checkpoint": True,
-    "save": None,
-    "pretrained_checkpoint": None,
-    "tensorboard_dir": None,
-    "wandb_project": None,
-    "exit_signal_handler": False,
-}
+def _encode(tokenizer: "PreTrainedTokenizerBase", prompts: list[str], device: Any) -> "BatchEncoding":
+    """Ids and mask, padded on the left. An empty prompt starts a document: the end of the one before."""
+    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
+    ids = [x or [tokenizer.eos_token_id] for x in encoded]
+    padded = tokenizer.pad({"input_ids": ids}, padding=True, padding_side="left", return_tensors="pt")
+    return padded.to(device)
 
 
-def sample(
-    model: "GPTModel",
-    tokens: list[int],
-    count: int,
-    temperature: float,
-    top_k: int,
-    seed: int,
-    end: int,
-) -> Iterator[int]:
-    """Up to ``count`` next tokens after ``tokens``, ending before the token ``end``."""
-    import torch
-
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    for _ in range(count):
-        token = _next_token(_last_logits(model, tokens, device), temperature, top_k, generator)
-        if token == end:
-            return
-        tokens = [*tokens, token]
-        yield token
-
-
-def _last_logits(model: "GPTModel", tokens: list[int], device: "torch.device") -> "torch.Tensor":
-    """Logits [v] after the last of ``tokens``."""
-    import torch
-
-    ids = torch.tensor([tokens], device=device)
-    positions = torch.arange(len(tokens), device=device)[None]
-    with torch.no_grad():
-        return model(ids, positions, None)[0, -1].float()
-
-
-def _next_token(logits: "torch.Tensor", temperature: float, top_k: int, generator: "torch.Generator") -> int:
-    import torch
-
-    if temperature == 0:
-        return int(logits.argmax())
-    if 0 < top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
-    weights = (logits / temperature).softmax(-1)
-    return int(torch.multinomial(weights, 1, generator=generator))
+def _cache_bytes(cache: Any) -> int:
+    if hasattr(cache, "nbytes"):
+        return cache.nbytes()
+    return sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))

@@ -2,6 +2,8 @@
 
 from transformers import LlamaConfig
 
+VERSION = 1
+
 
 class PHDLlamaConfig(LlamaConfig):
     """LlamaConfig plus what makes a model a PHD-Transformer (arXiv 2504.14992); the weights are Llama's.
@@ -11,9 +13,10 @@ class PHDLlamaConfig(LlamaConfig):
         phd_window: W, a hidden copy sees the hidden copies of the W most recent positions, its own
             included. 1 is plain PHD.
         phd_chunk: C, only inside chunks of C positions (PHD-CSWA); None for no chunks (PHD-SWA).
+        phd_config_version: of these fields' meaning.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: one of them is out of range, or written by a later version than this one.
     """
 
     model_type = "phd_llama"
@@ -21,9 +24,16 @@ class PHDLlamaConfig(LlamaConfig):
     phd_copies: int = 1
     phd_window: int = 16
     phd_chunk: int | None = 32
+    phd_config_version: int = VERSION
 
     def validate_architecture(self) -> None:
         super().validate_architecture()
+        if self.phd_config_version != VERSION:
+            raise ValueError(
+                f"config.json has phd_config_version {self.phd_config_version}, this modeling code reads "
+                f"{VERSION}: take the modeling files that came with it (trust_remote_code=True), or another "
+                "version of phd"
+            )
         if self.phd_copies < 1:
             raise ValueError(f"phd_copies must be at least 1, got {self.phd_copies}")
         if self.phd_window < 1:
@@ -32,9 +42,3 @@ class PHDLlamaConfig(LlamaConfig):
             raise ValueError(
                 f"phd_chunk must be None or at least phd_window ({self.phd_window}), got {self.phd_chunk}"
             )
-
-    @property
-    def reach(self) -> int:
-        """How many positions back the hidden copies of a position depend on others', through all layers."""
-        reach = self.num_hidden_layers * (self.phd_window - 1)
-        return reach if self.phd_chunk is None else min(reach, self.phd_chunk - 1)

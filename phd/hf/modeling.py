@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
+from transformers import LlamaForCausalLM, LlamaModel
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -373,8 +373,3 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
             raise ValueError(f"cache_implementation {name}: a PHD model takes dynamic, offloaded or static")
         length = cache.get_max_length() if type(cache) is StaticCache else None
         model_kwargs["past_key_values"] = PHDCache(self.config, length, cache.offloading)
-
-
-AutoConfig.register(PHDLlamaConfig.model_type, PHDLlamaConfig)
-AutoModel.register(PHDLlamaConfig, PHDLlamaModel)
-AutoModelForCausalLM.register(PHDLlamaConfig, PHDLlamaForCausalLM)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from megatron.core.safe_globals import register_safe_globals
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from phd.config import PHDConfig
 
@@ -116,6 +116,61 @@ def _read_item(folder: Path, item: Any) -> bytes:
     with open(folder / item.relative_path, "rb") as file:
         file.seek(item.offset)
         return file.read(item.length)
+
+
+class CheckpointTensors:
+    """The model's tensors in a torch_dist checkpoint of any layout, read one at a time and never executed.
+
+    Layers lie stacked in it: ``decoder.layers.mlp.linear_fc2.weight`` is [layers, ...].
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        metadata = _read_metadata(folder)
+        self._tensors = {
+            name: entry
+            for name, entry in metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata) and not name.startswith(("optimizer.", "chained_"))
+        }
+        self._items = {(index.fqn, index.offset): item for index, item in metadata.storage_data.items()}
+
+    def names(self) -> list[str]:
+        return sorted(self._tensors)
+
+    def shape(self, name: str) -> torch.Size:
+        return self._tensors[name].size
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].properties.dtype
+
+    def read(self, name: str, layer: int | None = None) -> torch.Tensor:
+        """A tensor, or the part of a stacked one that is ``layer``'s.
+
+        Raises:
+            ValueError: it is not in the checkpoint, or a part of it is not.
+        """
+        if name not in self._tensors:
+            raise ValueError(f"the checkpoint {self.folder} has no tensor {name}")
+        entry = self._tensors[name]
+        whole = torch.empty(entry.size if layer is None else entry.size[1:], dtype=entry.properties.dtype)
+        filled = 0
+        for chunk in entry.chunks:
+            first = chunk.offsets[0] if chunk.offsets else 0
+            if layer is not None and not first <= layer < first + chunk.sizes[0]:
+                continue
+            item = _read_item(self.folder, self._items[name, chunk.offsets])
+            part = torch.load(io.BytesIO(item), weights_only=True)
+            offsets, sizes = chunk.offsets, chunk.sizes
+            if layer is not None:
+                part, offsets, sizes = part[layer - first], offsets[1:], sizes[1:]
+            place = tuple(slice(a, a + n) for a, n in zip(offsets, sizes, strict=True))
+            whole[place] = part
+            filled += part.numel()
+        if filled != whole.numel():
+            raise ValueError(
+                f"the checkpoint {self.folder} holds {filled} of the {whole.numel()} numbers of {name}"
+            )
+        return whole
 
 
 def chosen_folder(root: Path, step: int | None) -> Path | None:

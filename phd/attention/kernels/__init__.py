@@ -4,11 +4,12 @@ Legend: n batch, h query heads, g key/value heads (query head i reads key head i
 t key rows, d head dimension.
 """
 
-from types import ModuleType
-
 from torch import Tensor
 
-from phd.attention.kernels import cpu, cuda
+from phd.attention.kernels.cpu import backward as _cpu_backward
+from phd.attention.kernels.cpu import forward as _cpu_forward
+from phd.attention.kernels.cuda import backward as _cuda_backward
+from phd.attention.kernels.cuda import forward as _cuda_forward
 
 
 def attention_forward(
@@ -30,7 +31,8 @@ def attention_forward(
     Returns:
         output [n, h, s, d], contiguous as [n, s, h, d], and log-sum-exp [n, h, s] in fp32 (fp64 for fp64).
     """
-    return _kernel(query).forward(query, key, value, scale, mask, causal)
+    forward = _cuda_forward if query.is_cuda else _cpu_forward
+    return forward(query, key, value, scale, mask, causal)
 
 
 def attention_backward(
@@ -48,8 +50,5 @@ def attention_backward(
     ``out`` and ``lse`` may be those of a softmax over more keys than these: the result is then the share of
     these keys, as in ring attention.
     """
-    return _kernel(query).backward(grad_out, query, key, value, out, lse, scale, mask)
-
-
-def _kernel(query: Tensor) -> ModuleType:
-    return cuda if query.is_cuda else cpu
+    backward = _cuda_backward if query.is_cuda else _cpu_backward
+    return backward(grad_out, query, key, value, out, lse, scale, mask)

@@ -1,0 +1,136 @@
+"""`phd export`: a checkpoint of pretrain_phd.py as a Hugging Face folder.
+
+K = 1 becomes a Llama model that any server loads; K > 1 brings its own modeling files and loads with
+``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
+"""
+
+import argparse
+import json
+from argparse import Namespace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phd.loading import add_tokenizer_arguments, describe, open_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedTokenizerBase
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `phd export`."""
+    parser.add_argument(
+        "checkpoint", type=Path, help="the --save folder of a run, or one iter_* folder in it"
+    )
+    parser.add_argument("output", type=Path, metavar="OUT_DIR", help="folder to write; must not be there yet")
+    add_tokenizer_arguments(parser)
+
+
+def run(args: Namespace) -> int:
+    """Write the folder and say what is in it."""
+    from phd.hf.convert import hf_weights
+    from phd.hf.save import new_folder, save_weights
+
+    trained, tensors, step = open_checkpoint(args.checkpoint)
+    config, tokenizer = describe(trained, tensors, args.tokenizer, args.no_tokenizer)
+
+    with new_folder(args.output) as folder:
+        total = save_weights(hf_weights(tensors.read, config), folder)
+        save_rest(folder, config, tokenizer, trained, step)
+    print(
+        f"{args.output}: {name_of(trained)}, iteration {step:,}, "
+        f"{total / 1e6:,.1f} MB of {config.dtype} weights"
+    )
+    remote = "" if trained.phd_copies == 1 else ", trust_remote_code=True"
+    print(f'load it with: AutoModelForCausalLM.from_pretrained("{args.output}"{remote})')
+    return 0
+
+
+def save_rest(
+    folder: Path,
+    config: "LlamaConfig",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    trained: Namespace,
+    step: int,
+) -> None:
+    """Everything but the weights."""
+    from transformers import GenerationConfig
+
+    from phd.hf.code import AUTO_MAP, write_code
+
+    if trained.phd_copies > 1:
+        write_code(folder)
+        config.auto_map = AUTO_MAP
+    config.save_pretrained(folder)
+    tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    GenerationConfig(**tokens).save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.model_max_length = config.max_position_embeddings
+        tokenizer.save_pretrained(folder)
+    facts = training_facts(trained, step)
+    (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(config, trained, facts), encoding="utf-8")
+
+
+def name_of(trained: Namespace) -> str:
+    """The paper's name of the variant."""
+    from phd.config import PHDConfig
+
+    names = ("phd_copies", "phd_window", "phd_chunk", "phd_naive")
+    return PHDConfig(**{name: getattr(trained, name) for name in names}).variant
+
+
+def training_facts(trained: Namespace, step: int) -> dict[str, object]:
+    """What the card tells of the training, for programs."""
+    names = (
+        *("seq_length", "global_batch_size", "lr", "min_lr", "lr_decay_style", "weight_decay", "clip_grad"),
+        *("seed", "bf16", "tensor_model_parallel_size", "pipeline_model_parallel_size"),
+    )
+    return {
+        "variant": name_of(trained),
+        "iteration": step,
+        "tokens": step * trained.global_batch_size * trained.seq_length,
+        **{name: getattr(trained, name) for name in names},
+        "megatron_core": version("megatron-core"),
+        "pretrain_phd": version("pretrain-phd"),
+    }
+
+
+def model_card(config: "LlamaConfig", trained: Namespace, facts: dict[str, object]) -> str:
+    """README.md of the folder."""
+    phd = trained.phd_copies > 1
+    remote = ", trust_remote_code=True" if phd else ""
+    rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
+    about = (
+        f"""A PHD-Transformer (arXiv 2504.14992), {facts["variant"]}: every token passes through the model
+{trained.phd_copies} times in one forward pass, only the first copy stays in the KV cache, and the last
+predicts the next token. The weights have a Llama model's names and shapes.
+"""
+        if phd
+        else "A Llama model, the vanilla baseline of a PHD-Transformer (arXiv 2504.14992).\n"
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [{"phd-transformer, " if phd else ""}llama]
+---
+
+# {facts["variant"]}
+
+{about}
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("."{remote})
+tokenizer = AutoTokenizer.from_pretrained(".")
+inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
+```
+
+## Training
+
+Pretrained from random weights with pretrain_phd.py on Megatron-Core.
+
+| | |
+|---|---|
+{rows}"""

@@ -1,0 +1,98 @@
+"""`phd import`: a Hugging Face folder as a checkpoint that pretrain_phd.py continues from.
+
+Any Llama model will do: K > 1 needs no new weights, so a PHD run may start from one (upcycling).
+"""
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+
+from phd.quiet import quiet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `phd import`."""
+    parser.add_argument("folder", type=Path, metavar="HF_DIR", help="Hugging Face folder of a Llama model")
+    parser.add_argument("output", type=Path, metavar="CHECKPOINT", help="folder to write, for --load")
+
+
+def run(args: Namespace) -> int:
+    """Write the checkpoint and print how to train from it."""
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise ValueError(f"{args.output} is there already: choose another folder, or delete it")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        flags = import_folder(args.folder.resolve(), args.output)
+    print(f"{args.output}: written. Train it with its own shape and tokenizer, and flags of your choice:")
+    print(f"pretrain_phd.py --load {args.output} --finetune \\\n  {shlex.join(flags)}")
+    if "--phd-copies" not in flags:
+        print("with --phd-copies K --override-phd-variant as well, it becomes a PHD-Transformer")
+    return 0
+
+
+def import_folder(folder: Path, output: Path) -> list[str]:
+    """Write ``folder``'s weights as the newest checkpoint in ``output``, whole or not at all.
+
+    Returns:
+        the flags of pretrain_phd.py for its model and tokenizer.
+
+    Raises:
+        ValueError: the folder is damaged, or holds what Megatron's GPT cannot do.
+    """
+    import phd.model  # noqa: F401 (first: it prepares torch for Megatron on a machine without a GPU)
+
+    # isort: split
+    import torch
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training.checkpointing import save_checkpoint
+
+    from phd.hf.convert import megatron_flags, megatron_weight
+    from phd.hf.load import open_folder
+    from phd.model import compat
+    from phd.model.arguments import parse_and_validate_args
+    from phd.model.builder import PHDModelBuilder, model_config_from_args
+
+    config, tensors, dtype = open_folder(folder)
+    flags = [*megatron_flags(config), *_tokenizer_flags(folder, config.vocab_size)]
+    if dtype in (torch.bfloat16, torch.float16):
+        flags.append("--bf16")
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        once = [
+            "--micro-batch-size",
+            "1",
+            "--train-iters",
+            "1",
+            "--lr",
+            "0",
+            "--save",
+            temporary,
+            "--save-interval",
+            "1",
+        ]
+        sys.argv = ["pretrain_phd.py", *flags, *once, "--no-save-optim", "--no-save-rng", "--mock-data"]
+        args = parse_and_validate_args(with_writers=False)
+        compat.apply(args.phd_copies)
+        compat.initialize_megatron()
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        model = PHDModelBuilder(model_config_from_args(args)).build_model(groups, True, True)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(megatron_weight(name, tensors.get, config, len(parameter)))
+        args.save = temporary
+        save_checkpoint(1, [model], None, None, 0)
+        torch.distributed.destroy_process_group()
+        os.replace(temporary, output)
+        os.mkdir(temporary)  # for the clean-up
+    return flags
+
+
+def _tokenizer_flags(folder: Path, vocab_size: int) -> list[str]:
+    if (folder / "tokenizer_config.json").is_file():
+        return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder)]
+    # NullTokenizer's end of document comes on top
+    return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocab_size - 1)]

@@ -1,0 +1,142 @@
+"""A model for inference, from a Hugging Face folder or straight from a checkpoint of pretrain_phd.py."""
+
+import argparse
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phd.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaConfig, PreTrainedTokenizerBase
+
+    from phd.model.checkpoint import CheckpointTensors
+
+
+def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
+    """--tokenizer and --no-tokenizer."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="SentencePiece .model, tokenizer.json or a Hugging Face folder, if not where training found it",
+    )
+    group.add_argument("--no-tokenizer", action="store_true", help="export the model alone")
+
+
+def load_model(
+    path: Path, tokenizer: Path | None = None, dtype: "torch.dtype | None" = None
+) -> "tuple[Any, PreTrainedTokenizerBase]":
+    """Model (a LlamaForCausalLM) in eval mode and tokenizer of a Hugging Face folder, or of a run's newest checkpoint.
+
+    Args:
+        tokenizer: where it lies, if not in the folder or where training found it.
+        dtype: of the weights; None keeps the stored one.
+
+    Raises:
+        ValueError: there is no model at ``path``, or it is damaged; or its tokenizer is not found.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if (path / "config.json").is_file():
+        from phd.hf.load import open_folder
+        from phd.hf.tokenizer import load_tokenizer
+
+        open_folder(path)  # names what is wrong with it
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+        if tokenizer is not None:
+            return model.eval(), load_tokenizer(tokenizer)
+        if not (path / "tokenizer_config.json").is_file():
+            raise ValueError(f"{path} has no tokenizer: pass --tokenizer")
+        return model.eval(), AutoTokenizer.from_pretrained(path)
+
+    trained, tensors, _ = open_checkpoint(path)
+    config, found = describe(trained, tensors, tokenizer, False)
+    assert found is not None
+    import phd.hf  # noqa: F401 (registers our model)
+    from phd.hf.convert import hf_weights
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weights = dict(hf_weights(tensors.read, config))
+    if config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are computed, not stored
+    return model.to(dtype or config.dtype).eval(), found
+
+
+def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":
+    """The training's arguments, the tensors and the iteration of a run's newest checkpoint, or of one iter_*.
+
+    Raises:
+        ValueError: there is none, or it is damaged; names the file.
+    """
+    with quiet():
+        from phd.model.checkpoint import CheckpointTensors, chosen_folder, find_damage, read_args
+    root, step = path, None
+    if path.name.startswith("iter_"):
+        root, step = path.parent, int(path.name.removeprefix("iter_"))
+    folder = chosen_folder(root, step)
+    if folder is None or not folder.is_dir():
+        raise ValueError(f"no checkpoint in {path}: give the --save folder of a run, or one iter_* in it")
+    if damage := find_damage(folder):
+        raise ValueError(f"the checkpoint {folder} is damaged: {damage}")
+    trained = read_args(folder)
+    for name, default in (("phd_copies", 1), ("phd_window", 1), ("phd_chunk", 0), ("phd_naive", False)):
+        if not hasattr(trained, name):  # Megatron's own pretrain_gpt.py
+            setattr(trained, name, default)
+    return trained, CheckpointTensors(folder), int(folder.name.removeprefix("iter_"))
+
+
+def describe(
+    trained: Namespace, tensors: "CheckpointTensors", file: Path | None, without: bool
+) -> "tuple[LlamaConfig, PreTrainedTokenizerBase | None]":
+    """Configuration and tokenizer of a checkpoint's model.
+
+    Args:
+        file: of the tokenizer, if not where training found it.
+        without: leave the tokenizer out.
+
+    Raises:
+        ValueError: the model is not Llama's, or its tokenizer is not found.
+    """
+    from phd.hf.convert import hf_config
+
+    embedding = "embedding.word_embeddings.weight"
+    rows = tensors.shape(embedding)[0]
+    tokenizer = None if without else find_tokenizer(trained, file)
+    vocab_size = rows
+    if tokenizer is not None:
+        vocab_size = len(tokenizer)
+        if vocab_size > rows:
+            raise ValueError(
+                f"the tokenizer has {vocab_size} tokens, the model {rows}: pass the one it was trained with"
+            )
+    elif trained.vocab_size is not None:
+        vocab_size = min(trained.vocab_size + (trained.tokenizer_type == "NullTokenizer"), rows)
+    config = hf_config(trained, vocab_size, tensors.dtype(embedding))
+    if tokenizer is not None:
+        config.eos_token_id = tokenizer.eos_token_id
+        config.bos_token_id = tokenizer.bos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+    return config, tokenizer
+
+
+def find_tokenizer(trained: Namespace, file: Path | None) -> "PreTrainedTokenizerBase":
+    """The tokenizer that a model was trained with, or the one in ``file``, for transformers."""
+    from phd.hf.tokenizer import load_tokenizer
+
+    if file is None:
+        if trained.tokenizer_type not in ("SentencePieceTokenizer", "HuggingFaceTokenizer"):
+            raise ValueError(
+                f"the model was trained with a {trained.tokenizer_type}: pass --tokenizer with its "
+                "counterpart of Hugging Face, or --no-tokenizer"
+            )
+        file = Path(trained.tokenizer_model)
+    if not file.exists():
+        raise ValueError(f"the tokenizer {file} is not there: pass --tokenizer, or --no-tokenizer")
+    return load_tokenizer(file)

@@ -1,0 +1,61 @@
+"""Small models with weights large enough that a wrong key shows."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+VOCABULARY = 97
+# K, W, C. C + 1, 2C and L(W-1)+1 = 13 lie within the lengths that the tests use.
+VARIANTS = {
+    "PHD-2": (2, 1, None),
+    "PHD-SWA-2-5-inf": (2, 5, None),
+    "PHD-SWA-3-3-inf": (3, 3, None),
+    "PHD-CSWA-2-16-32": (2, 16, 32),
+    "PHD-CSWA-3-5-12": (3, 5, 12),
+    "PHD-CSWA-4-4-4": (4, 4, 4),
+}
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable:
+    """make_model("PHD-SWA-2-5-inf", **settings): 3 layers, 4 heads on 2 groups, fp32."""
+    from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
+
+    models: dict = {}
+
+    def make(variant: str, **settings):
+        copies, window, chunk = VARIANTS[variant] if variant in VARIANTS else (1, 1, None)
+        key = (variant, *sorted(settings.items()))
+        if key not in models:
+            torch.manual_seed(1)
+            config = PHDLlamaConfig(**{
+                **dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3),
+                **dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256),
+                **dict(initializer_range=0.3, pad_token_id=0, bos_token_id=None, eos_token_id=None),
+                **dict(phd_copies=copies, phd_window=window, phd_chunk=chunk, **settings),
+            })  # fmt: skip
+            models[key] = PHDLlamaForCausalLM(config).eval()
+        return models[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ids() -> torch.Tensor:
+    return torch.randint(1, VOCABULARY, (2, 76), generator=torch.Generator().manual_seed(0))
+
+
+def reference_logits(model, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of all positions through the dense mask of the one rule, no cache."""
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            return model(ids, use_cache=False).logits
+    finally:
+        model.set_attn_implementation(implementation)
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=3e-5)

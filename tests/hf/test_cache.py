@@ -1,0 +1,119 @@
+"""How large the cache is at every step, and what is in it."""
+
+import pytest
+import torch
+
+from phd.hf import PHDCache, kv_bytes
+from tests.hf.conftest import VARIANTS
+
+
+def entries(cache: PHDCache) -> tuple[int, int]:
+    """Originals and hidden entries of the first layer."""
+    layer = cache.phd_layers[0]
+    hidden = 0 if layer.hidden_keys is None else layer.hidden_keys.shape[2]
+    return layer.keys.shape[2], hidden
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_size_at_every_step(variant, make_model, ids):
+    copies, window, chunk = VARIANTS[variant]
+    model = make_model(variant)
+    with torch.no_grad():
+        cache = model(ids[:, :1]).past_key_values
+        for length in range(1, 70):
+            columns = min(window - 1, length if chunk is None else length % chunk)
+            assert entries(cache) == (length, columns * (copies - 1))
+            assert cache.nbytes() == kv_bytes(model.config, length, 2, element_size=4)
+            model(ids[:, length : length + 1], past_key_values=cache)
+    vanilla = kv_bytes(make_model("vanilla").config, length, 2, element_size=4)
+    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == vanilla * 70 // length
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_size_after_a_prompt(variant, make_model, ids):
+    """No more than after steps, however long the prompt; storage included."""
+    model = make_model(variant)
+    with torch.no_grad():
+        for length in (1, 12, 40, 70):
+            cache = model(ids[:, :length], logits_to_keep=1).past_key_values
+            assert cache.nbytes() == kv_bytes(model.config, length, 2, element_size=4)
+            for layer in cache.phd_layers:
+                for hidden in (layer.hidden_keys, layer.hidden_values):
+                    assert hidden.untyped_storage().nbytes() == hidden.nbytes
+
+
+def test_originals_are_a_vanilla_models(make_model, ids):
+    """Bit for bit: that is why the cache can be as small."""
+    vanilla, model = make_model("vanilla"), make_model("PHD-CSWA-3-5-12")
+    model.load_state_dict(vanilla.state_dict())
+    with torch.no_grad():
+        ours, theirs = (m(ids[:, :40], logits_to_keep=1).past_key_values for m in (model, vanilla))
+    for layer, expected in zip(ours.layers, theirs.layers, strict=True):
+        assert torch.equal(layer.keys, expected.keys)
+        assert torch.equal(layer.values, expected.values)
+
+
+@pytest.mark.parametrize("variant", ["PHD-2", "PHD-CSWA-3-5-12"])
+def test_static_is_allocated_once(variant, make_model, ids):
+    model = make_model(variant)
+    cache = PHDCache(model.config, max_cache_len=50)
+    with torch.no_grad():
+        model(ids[:, :9], past_key_values=cache, logits_to_keep=1)
+        assert cache.nbytes() == kv_bytes(model.config, 50, 2, element_size=4, static=True)
+        places = [layer.hidden_keys.data_ptr() for layer in cache.phd_layers]
+        for position in range(9, 20):
+            model(ids[:, position : position + 1], past_key_values=cache)
+    assert [layer.hidden_keys.data_ptr() for layer in cache.phd_layers] == places
+    with pytest.raises(ValueError, match="static cache cannot be rolled back"):
+        cache.drop_hidden()
+
+
+def test_samples_reordered_repeated_selected(make_model, ids):
+    """As beams do: what follows is what follows the samples taken."""
+    model = make_model("PHD-CSWA-3-5-12")
+    step = ids[:1, 30:31].expand(2, 1)
+    for change, taken in (
+        (lambda cache: cache.reorder_cache(torch.tensor([1, 1])), [1, 1]),
+        (lambda cache: cache.batch_select_indices(torch.tensor([1, 0])), [1, 0]),
+        (lambda cache: (cache.batch_repeat_interleave(2), cache.batch_select_indices([0, 1])), [0, 0]),
+    ):
+        with torch.no_grad():
+            cache = model(ids[:, :30]).past_key_values
+            change(cache)
+            cache.crop(-2)  # the ids went along too
+            again = model(torch.cat([ids[taken, 28:30], step], 1), past_key_values=cache).logits
+            expected = model(torch.cat([ids[taken, :30], step], 1)).logits[:, -3:]
+        torch.testing.assert_close(again, expected, rtol=1e-4, atol=3e-5)
+
+
+def test_reset(make_model, ids):
+    model = make_model("PHD-CSWA-3-5-12")
+    for cache in (PHDCache(model.config), PHDCache(model.config, max_cache_len=40)):
+        with torch.no_grad():
+            first = model(ids[:, :9], past_key_values=cache).logits
+            cache.reset()
+            assert torch.equal(model(ids[:, :9], past_key_values=cache).logits, first)
+
+
+def test_keys_outside_the_window_change_nothing(make_model, ids):
+    """In one attention call: new numbers in hidden keys that the rule hides, and in those it does not."""
+    from phd.hf.attend import attend
+    from phd.hf.plan import plan_step
+
+    model = make_model("PHD-CSWA-3-5-12")
+    cache = model(ids[:, :30]).past_key_values
+    plan = plan_step(model.config, cache, 0, 30, 30, None, torch.float32, ids.device)
+    (block,) = plan.blocks
+    torch.manual_seed(0)
+    rows = block.rows.stop - block.rows.start
+    query, key = torch.randn(1, 4, rows, 8), torch.randn(1, 2, block.mask.shape[-1], 8)
+    seen = (block.mask == 0)[0, 0]
+    nothing = torch.empty(1, 2, 0, 8)
+    before = attend(query, (nothing, nothing, None), (key, key, block.mask), 0.3)
+    for column in (35, 60, 80):
+        changed = key.clone()
+        changed[:, :, column] += 1
+        after = attend(query, (nothing, nothing, None), (changed, changed, block.mask), 0.3)
+        differs = (after != before).flatten(2).any(-1)[0]
+        assert torch.equal(differs, seen[:, column])
+        assert differs.any() and not differs.all()

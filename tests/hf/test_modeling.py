@@ -1,0 +1,202 @@
+"""Every way through the model gives the logits of the dense rule: prompts, steps, turns, padding, gradients."""
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from tests.hf.conftest import VARIANTS, assert_close, reference_logits
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request, make_model):
+    return make_model(request.param)
+
+
+@pytest.fixture
+def expected(model, ids):
+    return reference_logits(model, ids)
+
+
+def test_k_1_is_llama(make_model, ids):
+    """Bit for bit, through a prompt and steps."""
+    model = make_model("vanilla")
+    llama = LlamaForCausalLM(model.config)
+    llama.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        ours, theirs = model(ids[:, :20]), llama(ids[:, :20])
+        assert torch.equal(ours.logits, theirs.logits)
+        caches = ours.past_key_values, theirs.past_key_values
+        steps = [
+            m(ids[:, 20:21], past_key_values=c).logits for m, c in zip((model, llama), caches, strict=True)
+        ]
+    assert torch.equal(*steps)
+
+
+def test_variants_differ(make_model, ids):
+    """A test that compares logits proves nothing if K, W and C have no effect."""
+    logits = [reference_logits(make_model(name), ids)[:, -1] for name in VARIANTS]
+    for index, one in enumerate(logits):
+        assert all((one - other).abs().max() > 0.05 for other in logits[index + 1 :])
+
+
+def test_all_logits(model, expected, ids):
+    with torch.no_grad():
+        assert_close(model(ids, use_cache=False).logits, expected)
+        assert_close(model(ids[:, :30], use_cache=False).logits, expected[:, :30])
+
+
+def test_prompts_of_every_length_then_steps(model, expected, ids):
+    """1 .. 2C + 1 tokens of prompt, asked for the last logits only; then token by token over a chunk's end."""
+    longest = 2 * (model.config.phd_chunk or 16) + 1
+    with torch.no_grad():
+        for length in range(1, min(longest, 66) + 1):
+            output = model(ids[:, :length], logits_to_keep=1)
+            assert_close(output.logits[:, 0], expected[:, length - 1])
+            for position in range(length, length + 9):
+                cache = output.past_key_values
+                output = model(ids[:, position : position + 1], past_key_values=cache)
+                assert_close(output.logits[:, 0], expected[:, position])
+
+
+@pytest.mark.parametrize("step", [2, 7, 33])
+def test_continuing_a_cached_prompt(model, expected, ids, step):
+    cache, logits = None, []
+    with torch.no_grad():
+        for first in range(0, ids.shape[1], step):
+            output = model(ids[:, first : first + step], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits.append(output.logits)
+    assert_close(torch.cat(logits, dim=1), expected)
+
+
+@pytest.mark.parametrize("padding", [1, 6, 13])
+def test_left_padding(model, expected, ids, padding):
+    """The second sample is shorter; chunks follow its own positions."""
+    padded = torch.stack([ids[0], ids[1].roll(padding)])
+    padded[1, :padding] = 0
+    mask = torch.ones_like(padded)
+    mask[1, :padding] = 0
+    with torch.no_grad():
+        logits = model(padded, attention_mask=mask, use_cache=False).logits
+        assert_close(logits[0], expected[0])
+        assert_close(logits[1, padding:], expected[1, :-padding])
+        for length in range(padding + 1, 40, 5):
+            output = model(padded[:, :length], attention_mask=mask[:, :length], logits_to_keep=1)
+            for position in range(length, length + 14):
+                assert_close(output.logits[0, -1], expected[0, position - 1])
+                assert_close(output.logits[1, -1], expected[1, position - 1 - padding])
+                step = padded[:, position : position + 1]
+                cache = output.past_key_values
+                output = model(step, attention_mask=mask[:, : position + 1], past_key_values=cache)
+
+
+@pytest.mark.parametrize("keep", [3, torch.tensor([21, 25, 29])], ids=["int", "tensor"])
+def test_logits_to_keep(model, expected, ids, keep):
+    with torch.no_grad():
+        logits = model(ids[:, :30], logits_to_keep=keep).logits
+    columns = [27, 28, 29] if isinstance(keep, int) else keep
+    assert_close(logits, expected[:, columns])
+
+
+def test_rolled_back_hidden_tokens_come_back(model, expected, ids):
+    with torch.no_grad():
+        for length in range(9, 40, 6):
+            for back in (1, 3, 8):
+                cache = model(ids[:, :length], logits_to_keep=1).past_key_values
+                cache.crop(-back)
+                assert cache.get_seq_length() == length - back
+                output = model(ids[:, length - back : length + 1], past_key_values=cache)
+                assert_close(output.logits, expected[:, length - back : length + 1])
+            cache = model(ids[:, :length], logits_to_keep=1).past_key_values
+            cache.drop_hidden()  # a stored prompt: originals alone
+            for position in range(length, length + 3):
+                output = model(ids[:, position : position + 1], past_key_values=cache)
+                assert_close(output.logits[:, 0], expected[:, position])
+
+
+def test_embeddings_instead_of_ids(make_model, ids):
+    model = make_model("PHD-CSWA-3-5-12")
+    expected = reference_logits(model, ids)
+    with torch.no_grad():
+        output = model(inputs_embeds=model.model.embed_tokens(ids[:, :17]), logits_to_keep=1)
+        assert_close(output.logits[:, 0], expected[:, 16])
+        cache = output.past_key_values
+        cache.crop(-1)
+        with pytest.raises(ValueError, match="passed as inputs_embeds"):
+            model(ids[:, 16:17], past_key_values=cache)
+
+
+def test_static_cache(model, expected, ids):
+    from phd.hf import PHDCache
+
+    with torch.no_grad():
+        for length in (1, 4, 11, 12, 13, 33):
+            cache = PHDCache(model.config, max_cache_len=ids.shape[1])
+            output = model(ids[:, :length], past_key_values=cache, logits_to_keep=1)
+            assert_close(output.logits[:, 0], expected[:, length - 1])
+            for position in range(length, length + 15):
+                output = model(ids[:, position : position + 1], past_key_values=cache)
+                assert_close(output.logits[:, 0], expected[:, position])
+            turn = slice(length + 15, length + 24)
+            output = model(ids[:, turn], past_key_values=cache)
+            assert_close(output.logits, expected[:, turn])
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_gradients(make_model, ids, padding):
+    """Of the loss of a batch, against the dense rule on its samples one by one."""
+    model = make_model("PHD-CSWA-3-5-12")
+    parameters = list(model.parameters())
+    short = ids[:, :30].clone()
+    short[1] = short[1].roll(padding)
+    mask, labels = torch.ones_like(short), short.clone()
+    mask[1, :padding], labels[1, : padding + 1] = 0, -100
+    model.train()
+    try:
+        attention_mask = mask if padding else None
+        loss = model(short, attention_mask=attention_mask, labels=labels).loss
+        gradients = torch.autograd.grad(loss, parameters)
+        model.set_attn_implementation("eager")
+        counts = torch.tensor([29, 29 - padding])
+        parts = [model(x[None], labels=x[None]).loss for x in (short[0], short[1, padding:])]
+        expected_loss = (torch.stack(parts) * counts).sum() / counts.sum()
+        expected = torch.autograd.grad(expected_loss, parameters)
+    finally:
+        model.set_attn_implementation("sdpa")
+        model.eval()
+    assert_close(loss, expected_loss)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert (gradient - wanted).abs().max() <= 2e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output_hidden_states": True}, "output_hidden_states"),
+        ({"output_attentions": True}, "output_attentions"),
+        ({"past_key_values": "vanilla"}, "DynamicCache: a PHD model needs a PHDCache"),
+        ({"inputs_embeds": torch.zeros(1, 3, 32)}, "one of them"),
+    ],
+)
+def test_refused(make_model, ids, settings, message):
+    from transformers import DynamicCache
+
+    if "past_key_values" in settings:
+        settings = {"past_key_values": DynamicCache()}
+    with pytest.raises(ValueError, match=message):
+        make_model("PHD-CSWA-3-5-12")(ids[:1, :3], **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(make_model, ids, dtype):
+    """Prompt, steps and dense rule agree as far as rounding lets them."""
+    model = make_model("PHD-CSWA-3-5-12", initializer_range=0.1).to(dtype)
+    try:
+        expected = reference_logits(model, ids)
+        with torch.no_grad():
+            output = model(ids[:, :17], logits_to_keep=1)
+            for position in range(17, 27):
+                torch.testing.assert_close(output.logits[:, 0], expected[:, position - 1], rtol=0.1, atol=0.1)
+                output = model(ids[:, position : position + 1], past_key_values=output.past_key_values)
+    finally:
+        model.float()
