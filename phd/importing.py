@@ -13,6 +13,9 @@ from pathlib import Path
 
 from phd.quiet import quiet
 
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer, beside the checkpoint."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `phd import`."""
@@ -57,24 +60,14 @@ def import_folder(folder: Path, output: Path) -> list[str]:
     from phd.model.builder import PHDModelBuilder, model_config_from_args
 
     config, tensors, dtype = open_folder(folder)
-    flags = [*megatron_flags(config), *_tokenizer_flags(folder, config.vocab_size)]
+    flags = megatron_flags(config)
     if dtype in (torch.bfloat16, torch.float16):
         flags.append("--bf16")
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        once = [
-            "--micro-batch-size",
-            "1",
-            "--train-iters",
-            "1",
-            "--lr",
-            "0",
-            "--save",
-            temporary,
-            "--save-interval",
-            "1",
-        ]
-        sys.argv = ["pretrain_phd.py", *flags, *once, "--no-save-optim", "--no-save-rng", "--mock-data"]
+        tokenizer = _tokenizer_flags(folder, Path(temporary), config.vocab_size)
+        once = f"--micro-batch-size 1 --train-iters 1 --lr 0 --save-interval 1 --mock-data --save {temporary}"
+        sys.argv = ["pretrain_phd.py", *flags, *tokenizer, *once.split(), "--no-save-optim", "--no-save-rng"]
         args = parse_and_validate_args(with_writers=False)
         compat.apply(args.phd_copies)
         compat.initialize_megatron()
@@ -83,16 +76,22 @@ def import_folder(folder: Path, output: Path) -> list[str]:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(megatron_weight(name, tensors.get, config, len(parameter)))
-        args.save = temporary
+        if args.tokenizer_model is not None:  # where it will lie
+            args.tokenizer_model = str(output.resolve() / TOKENIZER)
         save_checkpoint(1, [model], None, None, 0)
         torch.distributed.destroy_process_group()
+        os.chmod(temporary, 0o755)
         os.replace(temporary, output)
         os.mkdir(temporary)  # for the clean-up
-    return flags
+    return [*flags, *(word.replace(temporary, str(output.resolve())) for word in tokenizer)]
 
 
-def _tokenizer_flags(folder: Path, vocab_size: int) -> list[str]:
+def _tokenizer_flags(folder: Path, output: Path, vocab_size: int) -> list[str]:
+    """Copy the tokenizer, away from a model's own code; the flags that name it."""
     if (folder / "tokenizer_config.json").is_file():
-        return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder)]
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(folder).save_pretrained(output / TOKENIZER)
+        return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(output / TOKENIZER)]
     # NullTokenizer's end of document comes on top
     return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocab_size - 1)]

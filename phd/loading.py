@@ -28,7 +28,8 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 def load_model(
     path: Path, tokenizer: Path | None = None, dtype: "torch.dtype | None" = None
 ) -> "tuple[Any, PreTrainedTokenizerBase]":
-    """Model (a LlamaForCausalLM) in eval mode and tokenizer of a Hugging Face folder, or of a run's newest checkpoint.
+    """Model (a LlamaForCausalLM) in eval mode and tokenizer, of a Hugging Face folder or of a run's newest
+    checkpoint.
 
     Args:
         tokenizer: where it lies, if not in the folder or where training found it.

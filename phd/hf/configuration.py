@@ -1,10 +1,12 @@
 """Configuration of a PHD-Transformer for transformers: Llama's, and K, W, C."""
 
+from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
 VERSION = 1
 
 
+@strict
 class PHDLlamaConfig(LlamaConfig):
     """LlamaConfig plus what makes a model a PHD-Transformer (arXiv 2504.14992); the weights are Llama's.
 

@@ -45,7 +45,7 @@ def load_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"{file}: a tokenizer is a SentencePiece .model, a tokenizer.json or a folder")
     if tokenizer.eos_token is not None and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # to batch prompts of unequal lengths
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the second is what is saved
     return tokenizer
 
 

@@ -77,8 +77,10 @@ def install() -> None:
     global _installed
     if not needed() or _installed:
         return
-    # Megatron loads dynamo; its table of known functions must be made from the real ones.
+    # Two tables of torch's own functions must be made from the real ones: dynamo's, which Megatron loads, and
+    # that of ``with torch.device(...)``, by which transformers makes a model before it loads the weights.
     importlib.import_module("torch._dynamo")
+    importlib.import_module("torch.utils._device")._device_constructors()
     _installed = True
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron asks for it with TP; idle here
     for name in _FACTORIES:

@@ -1,11 +1,25 @@
 """Small models with weights large enough that a wrong key shows."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 VOCABULARY = 97
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 # K, W, C. C + 1, 2C and L(W-1)+1 = 13 lie within the lengths that the tests use.
 VARIANTS = {
     "PHD-2": (2, 1, None),
@@ -25,16 +39,13 @@ def make_model() -> Callable:
     models: dict = {}
 
     def make(variant: str, **settings):
-        copies, window, chunk = VARIANTS[variant] if variant in VARIANTS else (1, 1, None)
+        copies, window, chunk = VARIANTS.get(variant, (1, 1, None))
         key = (variant, *sorted(settings.items()))
         if key not in models:
             torch.manual_seed(1)
-            config = PHDLlamaConfig(**{
-                **dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3),
-                **dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256),
-                **dict(initializer_range=0.3, pad_token_id=0, bos_token_id=None, eos_token_id=None),
-                **dict(phd_copies=copies, phd_window=window, phd_chunk=chunk, **settings),
-            })  # fmt: skip
+            config = PHDLlamaConfig(**SHAPE, phd_copies=copies, phd_window=window, phd_chunk=chunk)
+            for name, value in settings.items():
+                setattr(config, name, value)
             models[key] = PHDLlamaForCausalLM(config).eval()
         return models[key]
 

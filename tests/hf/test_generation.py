@@ -38,7 +38,7 @@ def test_greedy(variant, make_model, ids):
 
 def test_static_cache(model, ids):
     prompt = ids[:, :PROMPT]
-    settings = dict(max_new_tokens=20, do_sample=False, cache_implementation="static")
+    settings = {"max_new_tokens": 20, "do_sample": False, "cache_implementation": "static"}
     assert torch.equal(model.generate(prompt, **settings), greedy(model, prompt))
 
 
@@ -53,20 +53,20 @@ def test_prompts_of_unequal_lengths(model, ids, implementation):
     prompt[1, :5] = 0
     mask = torch.ones_like(prompt)
     mask[1, :5] = 0
-    settings = dict(max_new_tokens=20, do_sample=False, cache_implementation=implementation)
+    settings = {"max_new_tokens": 20, "do_sample": False, "cache_implementation": implementation}
     output = model.generate(prompt, attention_mask=mask, **settings)
     assert torch.equal(output[0], greedy(model, prompt[:1])[0])
     assert torch.equal(output[1, 5:], greedy(model, prompt[1:, 5:])[0])
 
 
 def test_beams(model, ids):
-    settings = dict(max_new_tokens=15, do_sample=False, num_beams=3)
+    settings = {"max_new_tokens": 15, "do_sample": False, "num_beams": 3}
     with_cache = model.generate(ids[:, :PROMPT], **settings)
     assert torch.equal(with_cache, model.generate(ids[:, :PROMPT], use_cache=False, **settings))
 
 
 def test_sampling_several_of_a_prompt(model, ids):
-    settings = dict(max_new_tokens=15, do_sample=True, num_return_sequences=3, top_k=20)
+    settings = {"max_new_tokens": 15, "do_sample": True, "num_return_sequences": 3, "top_k": 20}
     transformers.set_seed(3)
     with_cache = model.generate(ids[:, :PROMPT], **settings)
     transformers.set_seed(3)
@@ -84,7 +84,7 @@ def test_turns_share_a_cache(model, ids):
 def test_assisted(model, make_model, ids):
     """Both roll their caches back; K = 2 guesses for K = 3 with the same weights, so some guesses hold."""
     assistant = make_model("PHD-CSWA-2-16-32")
-    prompt, settings = ids[:1, :PROMPT], dict(max_new_tokens=20, do_sample=False)
+    prompt, settings = ids[:1, :PROMPT], {"max_new_tokens": 20, "do_sample": False}
     expected = greedy(model, prompt)
     assert torch.equal(model.generate(prompt, assistant_model=assistant, **settings), expected)
     assert torch.equal(model.generate(prompt, prompt_lookup_num_tokens=3, **settings), expected)

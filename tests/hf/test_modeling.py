@@ -1,4 +1,4 @@
-"""Every way through the model gives the logits of the dense rule: prompts, steps, turns, padding, gradients."""
+"""Every way through the model gives the logits of the dense rule: prompts, steps, padding, gradients."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_all_logits(model, expected, ids):
 
 
 def test_prompts_of_every_length_then_steps(model, expected, ids):
-    """1 .. 2C + 1 tokens of prompt, asked for the last logits only; then token by token over a chunk's end."""
+    """1 .. 2C + 1 tokens of prompt, the last logits only; then token by token over a chunk's end."""
     longest = 2 * (model.config.phd_chunk or 16) + 1
     with torch.no_grad():
         for length in range(1, min(longest, 66) + 1):
