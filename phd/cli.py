@@ -47,12 +47,35 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from phd.bench import add_arguments
+
+    add_arguments(parser)
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    from phd.evaluation.cli import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    from phd.serve import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "data": ("train a tokenizer, turn text into Megatron's .bin/.idx, inspect the result", _add_data),
     "compare": ("table and plot of the losses of finished or running runs", _add_compare),
     "export": ("a checkpoint of pretrain_phd.py as a Hugging Face folder", _add_export),
     "import": ("a Hugging Face folder of a Llama model as a checkpoint to train from", _add_import),
-    "generate": ("continue a text with a checkpoint of pretrain_phd.py", _add_generate),
+    "serve": ("an OpenAI-compatible server for an exported model, by transformers", _add_serve),
+    "eval": ("tasks of EleutherAI's lm-evaluation-harness, or of a corpus at hand", _add_eval),
+    "bench": ("latency of reading a prompt and of a step against K", _add_bench),
+    "generate": ("continue a text with an exported model or a checkpoint", _add_generate),
 }
 
 

@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from phd.hf import PHDCache, kv_bytes
-from tests.hf.conftest import VARIANTS
+from tests.models import VARIANTS
 
 
 def entries(cache: PHDCache) -> tuple[int, int]:
     """Originals and hidden entries of the first layer."""
     layer = cache.phd_layers[0]
-    hidden = 0 if layer.hidden_keys is None else layer.hidden_keys.shape[2]
-    return layer.keys.shape[2], hidden
+    keys, hidden = layer.keys, layer.hidden_keys
+    assert keys is not None
+    return keys.shape[2], 0 if hidden is None else hidden.shape[2]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -27,6 +28,18 @@ def test_size_at_every_step(variant, make_model, ids):
             model(ids[:, length : length + 1], past_key_values=cache)
     vanilla = kv_bytes(make_model("vanilla").config, length, 2, element_size=4)
     assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == vanilla * 70 // length
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_formula_of_the_training_side(variant, make_model):
+    """phd.accounting knows no configuration of transformers, and phd.hf not phd.accounting."""
+    from phd.accounting import kv_cache_bytes
+
+    copies, window, chunk = VARIANTS[variant]
+    shape = {"num_layers": 3, "num_query_groups": 2, "kv_channels": 8, "bytes_per_element": 2}
+    for length in range(1, 80):
+        expected = kv_cache_bytes(length, **shape, copies=copies, window=window, chunk=chunk)
+        assert kv_bytes(make_model(variant).config, length) == expected
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

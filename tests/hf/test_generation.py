@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from phd.hf import PHDCache
-from tests.hf.conftest import VARIANTS
+from tests.models import VARIANTS
 
 SOME = ["PHD-2", "PHD-SWA-3-3-inf", "PHD-CSWA-3-5-12"]
 PROMPT = 17

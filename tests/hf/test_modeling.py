@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from tests.hf.conftest import VARIANTS, assert_close, reference_logits
+from tests.models import VARIANTS, assert_close, reference_logits
 
 
 @pytest.fixture(params=VARIANTS)

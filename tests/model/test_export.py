@@ -63,7 +63,9 @@ def megatron_logits(root: str, ids: list[list[int]]) -> torch.Tensor:
     from phd.model.builder import PHDModelBuilder, model_config_from_args
     from phd.model.checkpoint import chosen_folder, read_args
 
-    args = read_args(chosen_folder(Path(root), None))
+    folder = chosen_folder(Path(root), None)
+    assert folder is not None
+    args = read_args(folder)
     changes = dict.fromkeys(("tensor_model_parallel_size", "pipeline_model_parallel_size", "world_size"), 1)
     reading = {"finetune": True, "no_load_optim": True, "no_load_rng": True, "load": root, "rank": 0}
     nothing = dict.fromkeys(("save", "tensorboard_dir", "virtual_pipeline_model_parallel_size"))
@@ -164,7 +166,8 @@ def test_a_llama_becomes_a_phd_transformer(world, data, tmp_path):
     command = result.stdout.partition("pretrain_phd.py ")[2].partition("\nwith ")[0].replace("\\\n", " ")
     flags = [*shlex.split(command), "--phd-copies", "2", "--override-phd-variant"]
     flags = [x for x in flags if x != "--bf16"]  # in fp32 from bf16 weights
-    training = "--micro-batch-size 2 --global-batch-size 4 --lr 3e-3 --train-iters 8 --log-interval 1"
+    training = "--micro-batch-size 2 --global-batch-size 4 --lr 3e-3 --train-iters 8"
+    training += " --log-interval 1 --eval-interval 100 --eval-iters 0"
     flags += [*shlex.split(training), *data[:6], "--tensorboard-dir", str(tmp_path / "log")]
     output = world.pretrain(flags)
     assert "PHD-CSWA-2-16-32 continues from" in output

@@ -1,4 +1,4 @@
-"""Small models with weights large enough that a wrong key shows."""
+"""Small models of phd.hf for tests of several folders, with weights large enough that a wrong key shows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 VOCABULARY = 97
+ENGLISH = "it was the best of times, it was the worst of times, it was the age of wisdom, "
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -55,6 +56,25 @@ def make_model() -> Callable:
 @pytest.fixture(scope="session")
 def ids() -> torch.Tensor:
     return torch.randint(1, VOCABULARY, (2, 76), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(make_model, tmp_path_factory):
+    """A random model of 97 tokens and a tokenizer of as many."""
+    import sentencepiece
+
+    from phd.hf.tokenizer import load_tokenizer
+
+    path = tmp_path_factory.mktemp("model")
+    text = ENGLISH
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text] * 5), model_prefix=str(path / "t"), vocab_size=40, model_type="bpe",
+        normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    make_model("PHD-CSWA-3-5-12").save_pretrained(path)
+    load_tokenizer(path / "t.model").save_pretrained(path)
+    return path
 
 
 def reference_logits(model, ids: torch.Tensor) -> torch.Tensor:

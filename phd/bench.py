@@ -1,0 +1,406 @@
+"""`phd bench latency`: time to read a prompt and time of a step against K, the paper's Figure 9.
+
+Vanilla, naive repetition, PHD-SWA and PHD-CSWA, random weights, one sample, in one run: rounds in turns, so
+that what disturbs one disturbs all. Vanilla is K = 1 of the same code.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from phd.hf import PHDCache
+
+Model = Any
+"""A PHDLlamaForCausalLM; transformers' own annotations do not pass mypy."""
+
+WINDOW, CHUNK = 16, 32
+SHAPES: dict[str, dict[str, Any]] = {
+    # layers, hidden, FFN, heads, groups, vocabulary
+    "small": {"num_hidden_layers": 4, "hidden_size": 768, "intermediate_size": 2048,
+              "num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 8192},
+    # the paper's 550M: its FFN of 8192 counts gate and up together
+    "550m": {"num_hidden_layers": 16, "hidden_size": 1536, "intermediate_size": 4096,
+             "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 100352},
+}  # fmt: skip
+STYLES = ("naive", "PHD-SWA", "PHD-CSWA")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the figure."""
+
+    style: str
+    copies: int
+
+    @property
+    def name(self) -> str:
+        return {
+            "vanilla": "vanilla",
+            "naive": f"naive-{self.copies}",
+            "PHD-SWA": f"PHD-SWA-{self.copies}-{WINDOW}-inf",
+            "PHD-CSWA": f"PHD-CSWA-{self.copies}-{WINDOW}-{CHUNK}",
+        }[self.style]
+
+    def hidden_columns(self, length: int, layers: int) -> int:
+        """Columns whose hidden tokens a prompt of ``length`` runs."""
+        if self.style == "PHD-CSWA":
+            return (length - 1) % CHUNK + 1
+        return min(length, layers * (WINDOW - 1) + 1) if self.style == "PHD-SWA" else 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`phd bench` has one subcommand so far."""
+    commands = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
+    summary = "time to read a prompt and time of a step against K (the paper's Figure 9)"
+    latency = commands.add_parser("latency", help=summary, description=__doc__)
+    latency.add_argument("--shape", choices=SHAPES, help="default: small on a CPU, 550m on a GPU")
+    latency.add_argument("--prompts", type=int, nargs="+", default=[2048, 8192], help="lengths, in tokens")
+    latency.add_argument("--prefill-copies", type=int, nargs="+", default=[2, 4, 8, 16], metavar="K")
+    latency.add_argument("--decode-copies", type=int, nargs="+", default=[2, 4, 8, 16, 64, 256], metavar="K")
+    latency.add_argument("--context", type=int, default=2048, help="tokens in the cache of a step")
+    latency.add_argument("--rounds", type=int, default=5)
+    latency.add_argument("--steps", type=int, default=8, help="steps of a round")
+    latency.add_argument(
+        "--naive-tokens", type=int, default=32768, help="leave out naive repetition of longer prompts"
+    )
+    latency.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
+    latency.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on a CPU")
+    latency.add_argument("--output", type=Path, help="JSON file to write, and a PNG beside it")
+    latency.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Measure, print two tables, write JSON and plot."""
+    counts = {name: [getattr(args, name)] for name in ("rounds", "steps", "context")}
+    counts |= {name: getattr(args, name) for name in ("prompts", "prefill_copies", "decode_copies")}
+    for name, values in counts.items():
+        if min(values) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {min(values)}")
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
+    shape = args.shape or ("small" if device.type == "cpu" else "550m")
+    report: dict[str, Any] = {
+        "command": shlex.join(["phd", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "load_average_at_start": os.getloadavg()[0],
+        },
+        "shape": {"name": shape, **SHAPES[shape]},
+        "dtype": str(dtype),
+        **machine_limits(device, dtype),
+    }
+    base = make_model(shape, Variant("vanilla", 1), device, dtype)
+    with torch.inference_mode():
+        report["prefill"] = [row for length in args.prompts for row in prefill(base, length, args)]
+        report["decode"] = decode(base, args, report)
+    print_tables(report)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        plot(report, args.output.with_suffix(".png"))
+        print(f"Written to {args.output} and {args.output.with_suffix('.png')}")
+    return 0
+
+
+def make_model(
+    shape: str, variant: Variant, device: "torch.device", dtype: "torch.dtype", like: Any = None
+) -> Model:
+    """Random weights, or those of ``like``: all variants share them."""
+    import torch
+
+    from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
+
+    style = variant.style
+    config = PHDLlamaConfig(
+        **SHAPES[shape],
+        max_position_embeddings=1 << 20,
+        phd_copies=variant.copies if style in ("PHD-SWA", "PHD-CSWA") else 1,
+        phd_window=WINDOW,
+        phd_chunk=CHUNK if style == "PHD-CSWA" else None,
+        tie_word_embeddings=True,
+    )
+    if like is None:
+        torch.manual_seed(0)
+        with device:
+            model: Model = PHDLlamaForCausalLM(config)
+        return model.to(dtype).eval()
+    with torch.device("meta"):
+        model = PHDLlamaForCausalLM(config)
+    model.load_state_dict(like.state_dict(), assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = like.model.rotary_emb
+    return model.eval()
+
+
+def of(base: Model, variant: Variant) -> Model:
+    """``base``'s weights as ``variant``."""
+    name = next(n for n, s in SHAPES.items() if s["hidden_size"] == base.config.hidden_size)
+    return make_model(name, variant, base.device, base.dtype, like=base)
+
+
+def machine_limits(device: "torch.device", dtype: "torch.dtype") -> dict[str, float]:
+    """What this machine reaches: a large matrix product, and reading memory that no cache holds."""
+    import torch
+
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    big = torch.ones((1 << 28) // dtype.itemsize, device=device, dtype=dtype)
+    product = min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(5))
+    read = min(seconds(lambda: big.sum(), device) for _ in range(5))
+    return {"flop_per_second": 2 * size**3 / product, "bytes_per_second": big.nbytes / read}
+
+
+def seconds(function: Callable[[], Any], device: "torch.device") -> float:
+    """Wall time of a call, its work on the device included."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def in_turns(calls: dict[Variant, Callable[[], Any]], rounds: int, device: "torch.device") -> dict:
+    """Seconds of each call in each round, after one that does not count."""
+    times: dict[Variant, list[float]] = {variant: [] for variant in calls}
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for variant, call in calls.items():
+            gc.collect()
+            times[variant].append(seconds(call, device))
+    return times
+
+
+def to_rows(times: dict[Variant, list[float]], **common: Any) -> list[dict[str, Any]]:
+    """Times and the median over the rounds of their ratio to vanilla's."""
+    vanilla = times[Variant("vanilla", 1)]
+    return [
+        {
+            "variant": variant.name,
+            "style": variant.style,
+            "copies": variant.copies,
+            **common,
+            "seconds": values,
+            "ratio": median(a / b for a, b in zip(values, vanilla, strict=True)),
+        }
+        for variant, values in times.items()
+    ]
+
+
+def prefill(base: Model, length: int, args: Namespace) -> list[dict[str, Any]]:
+    """Time from a prompt to the logits of its last token and a cache that is ready for the next."""
+    import torch
+
+    ids = torch.randint(0, base.config.vocab_size, (1, length), device=base.device)
+    variants = [Variant("vanilla", 1)]
+    variants += [Variant(style, copies) for copies in args.prefill_copies for style in STYLES]
+    # a prompt of K tokens for each is read K times as slowly, and its attention K x K times
+    variants = [v for v in variants if v.style != "naive" or v.copies * length <= args.naive_tokens]
+    calls = {variant: _prompt(of(base, variant), ids, variant) for variant in variants}
+    rows = to_rows(in_turns(calls, args.rounds, base.device), prompt=length)
+    for row, variant in zip(rows, variants, strict=True):
+        hidden = variant.hidden_columns(length, base.config.num_hidden_layers)
+        floor = variant.copies if variant.style == "naive" else 1 + (variant.copies - 1) * hidden / length
+        row |= {"floor": floor, "times_floor": row["ratio"] / floor}
+        row["flop_ratio"] = _prompt_flop(base, length, variant, hidden) / _prompt_flop(
+            base, length, variants[0], 0
+        )
+    return rows
+
+
+def _prompt_flop(base: Model, length: int, variant: Variant, hidden: int) -> int:
+    """Multiplications and additions of all layers, attention as the rule has it but for the small band."""
+    config = base.config
+    products = sum(x.numel() for name, x in base.named_parameters() if ".layers." in name and x.dim() == 2)
+    tokens = length * (variant.copies if variant.style == "naive" else 1)
+    rows = hidden * (variant.copies - 1)
+    pairs = tokens * (tokens + 1) // 2 + rows * (length - hidden // 2)
+    width = config.num_attention_heads * config.head_dim
+    return 2 * products * (tokens + rows) + 4 * config.num_hidden_layers * width * pairs
+
+
+def _prompt(model: Model, ids: "torch.Tensor", variant: Variant) -> Callable[[], Any]:
+    if variant.style == "naive":
+        ids = ids.repeat_interleave(variant.copies, dim=1)
+    return lambda: model(ids, logits_to_keep=1, use_cache=True)
+
+
+def decode(base: Model, args: Namespace, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Time of one step after a context: as generate calls it, and on a GPU also as a CUDA graph."""
+    variants = [Variant("vanilla", 1)]
+    variants += [Variant(style, copies) for copies in args.decode_copies for style in STYLES]
+    variants = [v for v in variants if v.style != "naive" or v.copies * args.context <= args.naive_tokens]
+    rows = _decode(base, variants, args, graphed=False)
+    if base.device.type == "cuda":
+        rows += _decode(base, [v for v in variants if v.style != "naive"], args, graphed=True)
+    weights = sum(x.nbytes for x in base.parameters())
+    products = sum(x.numel() for name, x in base.named_parameters() if x.dim() == 2 and "embed" not in name)
+    config, head = base.config, base.config.vocab_size * base.config.hidden_size
+    for row in rows:
+        keys = 2 * config.num_attention_heads * config.head_dim * args.context * config.num_hidden_layers
+        tokens = row["copies"] * args.context if row["style"] == "naive" else args.context
+        flop = 2 * (row["copies"] * products + head) + 2 * row["copies"] * keys * tokens / args.context
+        moved = weights + row["kv_bytes"]
+        floor = max(flop / report["flop_per_second"], moved / report["bytes_per_second"])
+        row |= {"floor_seconds": floor, "times_floor": median(row["seconds"]) / floor}
+    return rows
+
+
+def _decode(base: Model, variants: list[Variant], args: Namespace, *, graphed: bool) -> list[dict[str, Any]]:
+    calls, caches = {}, {}
+    for variant in variants:
+        model = of(base, variant)
+        repeats = variant.copies if variant.style == "naive" else 1
+        room = args.context + args.steps * (args.rounds + 4)
+        cache = filled_cache(model, args.context * repeats, room * repeats if graphed else None)
+        caches[variant] = cache
+        step = _graph(model, cache) if graphed else _step(model, cache, repeats)
+        calls[variant] = _several(step, args.steps)
+    sizes = {variant: cache.nbytes() for variant, cache in caches.items()}
+    times = {
+        variant: [value / args.steps for value in values]
+        for variant, values in in_turns(calls, args.rounds, base.device).items()
+    }
+    rows = to_rows(times, context=args.context, graphed=graphed)
+    return [row | {"kv_bytes": size} for row, size in zip(rows, sizes.values(), strict=True)]
+
+
+def _several(step: Callable[[], Any], count: int) -> Callable[[], None]:
+    def call() -> None:
+        for _ in range(count):
+            step()
+
+    return call
+
+
+def filled_cache(model: Model, length: int, room: int | None) -> "PHDCache":
+    """A cache of random numbers, as after a prompt of ``length`` tokens; the time of a step is the same."""
+    import torch
+
+    from phd.hf import PHDCache
+
+    config = model.config
+    cache = PHDCache(config, max_cache_len=room)
+    heads = (1, config.num_key_value_heads)
+    options: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
+    columns = config.phd_window - 1
+    if config.phd_chunk is not None:
+        columns = min(columns, length % config.phd_chunk)
+    for index in range(config.num_hidden_layers):
+        keys, values = (torch.randn(*heads, length, config.head_dim, **options) for _ in range(2))
+        cache.update(keys, values, index)
+        if config.phd_copies > 1:
+            shape = (*heads, columns * (config.phd_copies - 1), config.head_dim)
+            keys, values = (torch.randn(shape, **options) for _ in range(2))
+            cache.keep_hidden(index, keys, values, columns, length)
+    cache.append_ids(torch.zeros(1, length, dtype=torch.long, device=model.device), 0)
+    return cache
+
+
+def _step(model: Model, cache: "PHDCache", repeats: int) -> Callable[[], Any]:
+    import torch
+
+    ids = torch.zeros(1, repeats, dtype=torch.long, device=model.device)
+    return lambda: model(ids, past_key_values=cache, logits_to_keep=1)
+
+
+def _graph(model: Model, cache: "PHDCache") -> Callable[[], Any]:
+    """A step captured once and replayed: no launches from Python. (Has not been run on a GPU yet.)"""
+    import torch
+
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            model(ids, past_key_values=cache, logits_to_keep=1)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model(ids, past_key_values=cache, logits_to_keep=1)
+    return graph.replay
+
+
+def print_tables(report: dict[str, Any]) -> None:
+    """Both halves of the figure as text."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=110)
+    table = Table(title="Prefill")
+    for name in ("prompt", "variant", "ms", "times vanilla", "floor", "times its floor", "FLOPs"):
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    for row in report["prefill"]:
+        numbers = [f"{row[key]:.3f}" for key in ("ratio", "floor", "times_floor", "flop_ratio")]
+        table.add_row(str(row["prompt"]), row["variant"], f"{median(row['seconds']) * 1e3:.1f}", *numbers)
+    console.print(table)
+    table = Table(title=f"A step after {report['decode'][0]['context']} tokens")
+    for name in ("variant", "graph", "ms", "times vanilla", "times its floor", "KV bytes"):
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    for row in report["decode"]:
+        numbers = [f"{row['ratio']:.3f}", f"{row['times_floor']:.2f}", f"{row['kv_bytes']:,}"]
+        graph = "yes" if row["graphed"] else ""
+        table.add_row(row["variant"], graph, f"{median(row['seconds']) * 1e3:.2f}", *numbers)
+    console.print(table)
+
+
+def plot(report: dict[str, Any], file: Path) -> None:
+    """Figure 9: prefill and decode against K."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    prompts = sorted({row["prompt"] for row in report["prefill"]})
+    figure, axes = pyplot.subplots(1, len(prompts) + 1, figsize=(4 * len(prompts) + 4, 3.6), layout="tight")
+    panels = [
+        (f"prefill, {prompt} tokens", [row for row in report["prefill"] if row["prompt"] == prompt])
+        for prompt in prompts
+    ]
+    panels.append(("a step", report["decode"]))
+    for axis, (title, rows) in zip(axes, panels, strict=True):
+        for style in STYLES:
+            for graphed in (False, True):
+                line = [r for r in rows if r["style"] == style and r.get("graphed", False) == graphed]
+                if line:
+                    label = f"{style}, CUDA graph" if graphed else style
+                    points = [1, *(r["copies"] for r in line)], [1, *(r["ratio"] for r in line)]
+                    axis.plot(*points, marker="o", label=label)
+        axis.axhline(1, color="black", linewidth=0.8, label="vanilla")
+        axis.set(title=title, xlabel="K", xscale="log", yscale="log", ylabel="times vanilla")
+        ticks = sorted({1, *(row["copies"] for row in rows)})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(file, dpi=110)

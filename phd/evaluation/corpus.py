@@ -1,0 +1,111 @@
+"""Two tasks of the harness from a corpus at hand, for where no data set can be downloaded.
+
+``corpus_perplexity``: perplexity of held-out documents. ``corpus_cloze``: which of four passages goes on
+after a context; three are from elsewhere in the corpus.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PERPLEXITY = """\
+task: corpus_perplexity
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}, {{metric: bits_per_byte}}]
+metadata: {{version: 1.0}}
+"""
+CLOZE = """\
+task: corpus_cloze
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{context}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+target_delimiter: ""
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+metadata: {{version: 1.0}}
+"""
+TASKS = ("corpus_perplexity", "corpus_cloze")
+CHOICES = 4
+CONTEXT_WORDS, CHOICE_WORDS = 48, 8
+
+
+def write_tasks(corpus: Path, folder: Path, count: int = 200, seed: int = 0) -> None:
+    """Write both tasks' data and configuration files into ``folder``.
+
+    Args:
+        corpus: jsonl with a string ``text`` in each record; held out from training.
+        count: at most so many documents, and as many questions.
+        seed: of the passages and of the answers' places.
+
+    Raises:
+        ValueError: a record is not as said (names file and line), or there is too little text.
+    """
+    documents = [text for _, text in zip(range(count), read_texts(corpus), strict=False)]
+    questions = make_questions(documents, count, seed)
+    content: dict[str, list[Any]] = {
+        "perplexity": [{"text": text} for text in documents],
+        "cloze": questions,
+    }
+    for (name, records), template in zip(content.items(), (PERPLEXITY, CLOZE), strict=True):
+        file = folder / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        (folder / f"{name}.yaml").write_text(template.format(file=json.dumps(str(file))), encoding="utf-8")
+
+
+def read_texts(corpus: Path) -> Iterator[str]:
+    """The texts of a jsonl file, empty ones left out."""
+    with open(corpus, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f'{corpus}:{number}: not a record with a "text" ({error})') from error
+            if not isinstance(text, str):
+                raise ValueError(f"{corpus}:{number}: text is not a string")
+            if text.strip():
+                yield text
+
+
+def make_questions(documents: list[str], count: int, seed: int) -> list[dict[str, object]]:
+    """Questions spread evenly over the documents; each wrong choice is of another place."""
+    words = CONTEXT_WORDS + CHOICE_WORDS
+    passages = [
+        passage
+        for text in documents
+        for passage in _passages(text, words)
+    ]  # fmt: skip
+    if len(passages) < CHOICES:
+        raise ValueError(
+            f"the corpus is too small for questions: it has {len(passages)} passages of {words} words, "
+            f"{CHOICES} are needed"
+        )
+    draw = random.Random(seed)
+    questions: list[dict[str, object]] = []
+    for index in sorted(draw.sample(range(len(passages)), min(count, len(passages)))):
+        context, right = passages[index]
+        others = draw.sample([i for i in range(len(passages)) if i != index], CHOICES - 1)
+        choices = [passages[other][1] for other in others]
+        answer = draw.randrange(CHOICES)
+        choices.insert(answer, right)
+        questions.append({"context": context, "choices": choices, "answer": answer})
+    return questions
+
+
+def _passages(text: str, words: int) -> Iterator[tuple[str, str]]:
+    """(context, what follows) one after another, cut before white space."""
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    for first in range(0, len(ends) - words + 1, words):
+        begin = ends[first - 1] if first else 0
+        middle, end = ends[first + CONTEXT_WORDS - 1], ends[first + words - 1]
+        yield text[begin:middle].lstrip(), text[middle:end]

@@ -1,0 +1,109 @@
+"""Tasks from a corpus, and `phd eval` on them."""
+
+import json
+from argparse import ArgumentParser
+
+import pytest
+
+from phd.evaluation import cli
+from phd.evaluation.corpus import CHOICE_WORDS, CONTEXT_WORDS, make_questions, read_texts, write_tasks
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "home", "again"]
+
+
+def document(seed: int, words: int = 150) -> str:
+    return " ".join(WORDS[(seed * 7 + i * i) % len(WORDS)] + str((seed + i) % 10) for i in range(words))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    file = tmp_path / "held_out.jsonl"
+    file.write_text("".join(json.dumps({"text": document(seed)}) + "\n" for seed in range(6)))
+    return file
+
+
+def test_questions_hold_the_text_that_follows():
+    documents = [document(seed) for seed in range(4)]
+    questions = make_questions(documents, 100, seed=0)
+    assert len(questions) == 4 * (150 // (CONTEXT_WORDS + CHOICE_WORDS))
+    for question in questions:
+        right = question["choices"][question["answer"]]
+        assert any(question["context"] + right in text for text in documents)
+        assert len(question["choices"]) == 4
+        assert all(len(choice.split()) == CHOICE_WORDS for choice in question["choices"])
+    assert questions == make_questions(documents, 100, seed=0)
+    assert questions != make_questions(documents, 100, seed=1)
+    assert len({question["answer"] for question in questions}) > 1
+
+
+def test_too_little_text():
+    with pytest.raises(ValueError, match="too small for questions: it has 2 passages"):
+        make_questions([document(0)], 10, seed=0)
+
+
+@pytest.mark.parametrize("line", ["nothing", '{"no": "text"}', '{"text": 3}'])
+def test_a_bad_record_is_named(tmp_path, line):
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"text": "good"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"bad.jsonl:2: "):
+        list(read_texts(file))
+
+
+def test_files(corpus, tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    write_tasks(corpus, folder, count=3)
+    assert len((folder / "perplexity.jsonl").read_text().splitlines()) == 3
+    assert "corpus_cloze" in (folder / "cloze.yaml").read_text()
+
+
+def call(*arguments) -> int:
+    parser = ArgumentParser()
+    cli.add_arguments(parser)
+    return cli.run(parser.parse_args([str(x) for x in arguments]))
+
+
+@pytest.fixture(scope="module")
+def folder(make_model, tmp_path_factory):
+    import sentencepiece
+
+    from phd.hf.tokenizer import load_tokenizer
+
+    path = tmp_path_factory.mktemp("model")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([document(seed) for seed in range(9)]), model_prefix=str(path / "t"),
+        vocab_size=90, model_type="bpe", normalization_rule_name="identity", add_dummy_prefix=False,
+        remove_extra_whitespaces=False, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    make_model("PHD-CSWA-3-5-12").save_pretrained(path)
+    load_tokenizer(path / "t.model").save_pretrained(path)
+    return path
+
+
+def test_end_to_end(folder, corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    output = tmp_path / "results.json"
+    assert call(folder, "--corpus", corpus, "--limit", 4, "--output", output) == 0
+    printed = capsys.readouterr().out
+    assert "corpus_cloze" in printed
+    results = {(r["task"], r["metric"]): r["value"] for r in json.loads(output.read_text())["results"]}
+    assert 0 <= results["corpus_cloze", "acc"] <= 1
+    assert results["corpus_perplexity", "byte_perplexity"] > 1
+
+
+def test_the_papers_seven_are_a_group():
+    """Their data is not here; their names are the harness's."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(cli.Path(cli.__file__).parent))
+    assert cli.PAPER in manager.all_groups
+    assert set(cli.SEVEN) <= set(manager.all_tasks)
+
+
+def test_refused(folder, corpus):
+    with pytest.raises(ValueError, match="give --tasks, --corpus, or both"):
+        call(folder)
+    with pytest.raises(ValueError, match="--tasks nosuchtask: the harness has no such task"):
+        call(folder, "--tasks", "nosuchtask")
+    with pytest.raises(ValueError, match="--batch-size must be at least 1"):
+        call(folder, "--corpus", corpus, "--batch-size", 0)

@@ -1,0 +1,83 @@
+"""`phd generate` from a Hugging Face folder: what is printed, and what is refused."""
+
+import io
+import sys
+from argparse import ArgumentParser
+
+import pytest
+
+from phd import generate
+
+
+@pytest.fixture
+def folder(tiny_folder):
+    return tiny_folder
+
+
+def call(*arguments) -> int:
+    parser = ArgumentParser()
+    generate.add_arguments(parser)
+    return generate.run(parser.parse_args([str(x) for x in arguments]))
+
+
+def test_prompt_then_continuation(folder, capsys):
+    assert call(folder, "--prompt", "the", "--max-new-tokens", 9, "--seed", 3) == 0
+    first = capsys.readouterr()
+    assert first.out.startswith("the")
+    assert "9 tokens in" in first.err
+    assert "tokens/s" in first.err
+    assert call(folder, "--prompt", "the", "--max-new-tokens", 9, "--seed", 3) == 0
+    assert capsys.readouterr().out == first.out
+    assert call(folder, "--prompt", "the", "--max-new-tokens", 9, "--seed", 4) == 0
+    assert capsys.readouterr().out != first.out
+
+
+def test_bytes_are_the_formulas(folder, make_model, capsys):
+    from phd.hf import kv_bytes
+
+    call(folder, "--prompt", "the", "--max-new-tokens", 20, "--temperature", 0)
+    count = int(capsys.readouterr().err.split(" x ")[1].split()[0])
+    call(folder, "--prompt", "the", "--max-new-tokens", 20, "--temperature", 0)
+    expected = kv_bytes(make_model("PHD-CSWA-3-5-12").config, count, element_size=4)
+    assert f"{expected:,} bytes of keys and values" in capsys.readouterr().err
+
+
+def test_several_at_once(folder, capsys):
+    """Greedy continuations of prompts of unequal lengths are those of each alone."""
+    alone = []
+    for prompt in ("a", "the time"):
+        call(folder, "--prompt", prompt, "--max-new-tokens", 9, "--temperature", 0)
+        alone.append(capsys.readouterr().out.strip("\n"))
+    call(folder, "--prompt", "a", "--prompt", "the time", "--max-new-tokens", 9, "--temperature", 0)
+    assert capsys.readouterr().out.strip("\n") == f"--- 1\n{alone[0]}\n--- 2\n{alone[1]}"
+    call(folder, "--prompt", "a", "--batch", 3, "--max-new-tokens", 5)
+    assert capsys.readouterr().out.count("--- ") == 3
+
+
+def test_prompt_from_a_file_and_from_stdin(folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "prompt.txt").write_text("the time")
+    call(folder, "--prompt-file", tmp_path / "prompt.txt", "--max-new-tokens", 3)
+    first = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the time"))
+    call(folder, "--prompt-file", "-", "--max-new-tokens", 3)
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch", 0], "--batch must be at least 1"),
+        (["--max-new-tokens", 0], "--max-new-tokens must be at least 1"),
+        (["--temperature", -1], "must not be negative"),
+        (["--prompt", "time " * 400], "the model was trained on sequences of 256"),
+        (["--tokenizer", "nothing.model"], "nothing.model"),
+    ],
+)
+def test_refused(folder, flags, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        call(folder, *flags)
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        call(tmp_path)
