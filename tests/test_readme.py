@@ -42,6 +42,21 @@ def test_demo_numbers_are_the_recorded_ones():
         assert f"{row['validation_loss']:.4f}" in README
 
 
+def test_latency_numbers_are_the_benchmarks():
+    report = json.loads((ROOT / "benchmarks" / "latency.json").read_text())
+    ratios = {(row["prompt"], row["style"], row["copies"]): row for row in report["prefill"]}
+    steps = {(row["style"], row["copies"]): row for row in report["decode"]}
+    table = re.findall(r"^\| (\d+) \|((?: [\d.]+ \(floor [\d.]+\) \|){4}) ([\d.]+) \|", README, re.MULTILINE)
+    assert [int(copies) for copies, *_ in table] == [2, 4, 8, 16]
+    for copies, cells, step in table:
+        shown = re.findall(r"([\d.]+) \(floor ([\d.]+)\)", cells)
+        columns = [(2048, "PHD-CSWA"), (8192, "PHD-CSWA"), (2048, "PHD-SWA"), (8192, "PHD-SWA")]
+        for (ratio, floor), (prompt, style) in zip(shown, columns, strict=True):
+            row = ratios[prompt, style, int(copies)]
+            assert (ratio, floor) == (f"{row['ratio']:.2f}", f"{row['floor']:.2f}")
+        assert step == f"{steps['PHD-CSWA', int(copies)]['ratio']:.2f}"
+
+
 def test_every_data_command_is_named():
     source = (ROOT / "data_tools" / "cli.py").read_text(encoding="utf-8")
     commands = re.findall(r'^        \("([\w-]+)", "', source, re.MULTILINE)
