@@ -255,9 +255,11 @@ class PHDLlamaModel(LlamaModel):
                 plan=plan,
                 **kwargs,
             )
-        if copies > 1:  # the last copy of the columns that are asked for
-            last = states[:, count - 1 + (copies - 1) :: copies - 1]
-            states = states[copies - 1 :: copies] if plan.copies_as_rows else last
+        # the last copy of each column
+        if plan.copies_as_rows:
+            states = states[copies - 1 :: copies]
+        elif copies > 1:
+            states = states[:, count + copies - 2 :: copies - 1]
         return BaseModelOutputWithPast(last_hidden_state=self.norm(states[:, -asked:]), past_key_values=cache)
 
     def _takes_rows(self, embeddings: Tensor) -> bool:

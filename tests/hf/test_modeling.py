@@ -200,3 +200,36 @@ def test_half_precision(make_model, ids, dtype):
                 output = model(ids[:, position : position + 1], past_key_values=output.past_key_values)
     finally:
         model.float()
+
+
+def test_layers_on_disk(make_model, ids, tmp_path):
+    """device_map: accelerate moves what a layer is called with, plan and cache included."""
+    from transformers import AutoModelForCausalLM
+
+    model = make_model("PHD-CSWA-3-5-12")
+    model.save_pretrained(tmp_path / "model")
+    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places |= {f"model.layers.{index}": "disk" if index else "cpu" for index in range(3)}
+    spread = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "layers"
+    )
+    assert spread.model.layers[1].mlp.up_proj.weight.device.type == "meta"
+    settings = {"max_new_tokens": 9, "do_sample": False}
+    assert torch.equal(spread.generate(ids[:, :20], **settings), model.generate(ids[:, :20], **settings))
+
+
+@pytest.mark.slow
+def test_flex_attention(make_model, ids):
+    """Another implementation of transformers' interface; the originals of a prompt run through it."""
+    model = make_model("PHD-CSWA-3-5-12")
+    expected = reference_logits(model, ids)
+    torch._dynamo.reset()
+    model.set_attn_implementation("flex_attention")
+    try:
+        with torch.no_grad():
+            output = model(ids[:, :25], logits_to_keep=1)
+            assert_close(output.logits[:, 0], expected[:, 24])
+            output = model(ids[:, 25:26], past_key_values=output.past_key_values)
+            assert_close(output.logits[:, 0], expected[:, 25])
+    finally:
+        model.set_attn_implementation("sdpa")
