@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phd.loading import add_tokenizer_arguments, describe, open_checkpoint
+from phd.loading import describe, open_checkpoint
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerBase
@@ -23,7 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", type=Path, help="the --save folder of a run, or one iter_* folder in it"
     )
     parser.add_argument("output", type=Path, metavar="OUT_DIR", help="folder to write; must not be there yet")
-    add_tokenizer_arguments(parser)
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="SentencePiece .model, tokenizer.json or a Hugging Face folder, if not where training found it",
+    )
+    group.add_argument("--no-tokenizer", action="store_true", help="export the model alone")
 
 
 def run(args: Namespace) -> int:

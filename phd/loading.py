@@ -1,6 +1,5 @@
 """A model for inference, from a Hugging Face folder or straight from a checkpoint of pretrain_phd.py."""
 
-import argparse
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +11,6 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerBase
 
     from phd.model.checkpoint import CheckpointTensors
-
-
-def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
-    """--tokenizer and --no-tokenizer."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--tokenizer",
-        type=Path,
-        help="SentencePiece .model, tokenizer.json or a Hugging Face folder, if not where training found it",
-    )
-    group.add_argument("--no-tokenizer", action="store_true", help="export the model alone")
 
 
 def load_model(
