@@ -81,7 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     latency.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
     latency.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on a CPU")
     latency.add_argument("--output", type=Path, help="JSON file to write, and a PNG beside it")
-    latency.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:

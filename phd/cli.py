@@ -1,6 +1,7 @@
 """The `phd` command: everything around pretraining; pretraining itself is pretrain_phd.py."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -19,63 +20,32 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add.set_defaults(run=prepare.run)
 
 
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    from phd.compare.cli import add_arguments, run
+def _from(module: str) -> Callable[[argparse.ArgumentParser], None]:
+    """The command of a module that has ``add_arguments`` and ``run``."""
 
-    add_arguments(parser)
-    parser.set_defaults(run=run)
+    def add(parser: argparse.ArgumentParser) -> None:
+        command = importlib.import_module(module)
+        command.add_arguments(parser)
+        parser.set_defaults(run=command.run)
 
-
-def _add_generate(parser: argparse.ArgumentParser) -> None:
-    from phd.generate import add_arguments, run
-
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    from phd.export import add_arguments, run
-
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_import(parser: argparse.ArgumentParser) -> None:
-    from phd.importing import add_arguments, run
-
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_bench(parser: argparse.ArgumentParser) -> None:
-    from phd.bench import add_arguments
-
-    add_arguments(parser)
-
-
-def _add_eval(parser: argparse.ArgumentParser) -> None:
-    from phd.evaluation.cli import add_arguments, run
-
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_serve(parser: argparse.ArgumentParser) -> None:
-    from phd.serve import add_arguments, run
-
-    add_arguments(parser)
-    parser.set_defaults(run=run)
+    return add
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "data": ("train a tokenizer, turn text into Megatron's .bin/.idx, inspect the result", _add_data),
-    "compare": ("table and plot of the losses of finished or running runs", _add_compare),
-    "export": ("a checkpoint of pretrain_phd.py as a Hugging Face folder", _add_export),
-    "import": ("a Hugging Face folder of a Llama model as a checkpoint to train from", _add_import),
-    "serve": ("an OpenAI-compatible server for an exported model, by transformers", _add_serve),
-    "eval": ("tasks of EleutherAI's lm-evaluation-harness, or of a corpus at hand", _add_eval),
-    "bench": ("latency of reading a prompt and of a step against K", _add_bench),
-    "generate": ("continue a text with an exported model or a checkpoint", _add_generate),
+    "compare": ("table and plot of the losses of finished or running runs", _from("phd.compare.cli")),
+    "export": ("a checkpoint of pretrain_phd.py as a Hugging Face folder", _from("phd.export")),
+    "import": (
+        "a Hugging Face folder of a Llama model as a checkpoint to train from",
+        _from("phd.importing"),
+    ),
+    "serve": ("an OpenAI-compatible server for an exported model, by transformers", _from("phd.serve")),
+    "eval": (
+        "tasks of EleutherAI's lm-evaluation-harness, or of a corpus at hand",
+        _from("phd.evaluation.cli"),
+    ),
+    "bench": ("latency of reading a prompt and of a step against K", _from("phd.bench")),
+    "generate": ("continue a text with an exported model or a checkpoint", _from("phd.generate")),
 }
 
 

@@ -7,7 +7,6 @@ import argparse
 import os
 import shlex
 import sys
-import tempfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -25,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Write the checkpoint and print how to train from it."""
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise ValueError(f"{args.output} is there already: choose another folder, or delete it")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        flags = import_folder(args.folder.resolve(), args.output)
+    from phd.hf.save import new_folder
+
+    output = args.output.resolve()
+    with quiet(), new_folder(output) as temporary:
+        flags = import_folder(args.folder.resolve(), temporary, output)
     print(f"{args.output}: written. Train it with its own shape and tokenizer, and flags of your choice:")
     print(f"pretrain_phd.py --load {args.output} --finetune \\\n  {shlex.join(flags)}")
     if "--phd-copies" not in flags:
@@ -37,8 +36,8 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def import_folder(folder: Path, output: Path) -> list[str]:
-    """Write ``folder``'s weights as the newest checkpoint in ``output``, whole or not at all.
+def import_folder(folder: Path, temporary: Path, output: Path) -> list[str]:
+    """Write ``folder``'s weights as the newest checkpoint in ``temporary``, which will become ``output``.
 
     Returns:
         the flags of pretrain_phd.py for its model and tokenizer.
@@ -63,27 +62,24 @@ def import_folder(folder: Path, output: Path) -> list[str]:
     flags = megatron_flags(config)
     if dtype in (torch.bfloat16, torch.float16):
         flags.append("--bf16")
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        tokenizer = _tokenizer_flags(folder, Path(temporary), config.vocab_size)
-        once = f"--micro-batch-size 1 --train-iters 1 --lr 0 --save-interval 1 --mock-data --save {temporary}"
-        sys.argv = ["pretrain_phd.py", *flags, *tokenizer, *once.split(), "--no-save-optim", "--no-save-rng"]
-        args = parse_and_validate_args(with_writers=False)
-        compat.apply(args.phd_copies)
-        compat.initialize_megatron()
-        groups = ProcessGroupCollection.use_mpu_process_groups()
-        model = PHDModelBuilder(model_config_from_args(args)).build_model(groups, True, True)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(megatron_weight(name, tensors.get, config, len(parameter)))
-        if args.tokenizer_model is not None:  # where it will lie
-            args.tokenizer_model = str(output.resolve() / TOKENIZER)
-        save_checkpoint(1, [model], None, None, 0)
-        torch.distributed.destroy_process_group()
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, output)
-        os.mkdir(temporary)  # for the clean-up
-    return [*flags, *(word.replace(temporary, str(output.resolve())) for word in tokenizer)]
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    tokenizer = _tokenizer_flags(folder, temporary, config.vocab_size)
+    once = "--micro-batch-size 1 --train-iters 1 --lr 0 --save-interval 1 --mock-data"
+    saving = ["--save", str(temporary), "--no-save-optim", "--no-save-rng"]
+    sys.argv = ["pretrain_phd.py", *flags, *tokenizer, *once.split(), *saving]
+    args = parse_and_validate_args(with_writers=False)
+    compat.apply(args.phd_copies)
+    compat.initialize_megatron()
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    model = PHDModelBuilder(model_config_from_args(args)).build_model(groups, True, True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(megatron_weight(name, tensors.get, config, len(parameter)))
+    if args.tokenizer_model is not None:  # where it will lie
+        args.tokenizer_model = str(output / TOKENIZER)
+    save_checkpoint(1, [model], None, None, 0)
+    torch.distributed.destroy_process_group()
+    return [*flags, *(word.replace(str(temporary), str(output)) for word in tokenizer)]
 
 
 def _tokenizer_flags(folder: Path, output: Path, vocab_size: int) -> list[str]:

@@ -11,31 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PERPLEXITY = """\
-task: corpus_perplexity
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}, {{metric: bits_per_byte}}]
-metadata: {{version: 1.0}}
-"""
-CLOZE = """\
-task: corpus_cloze
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{context}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-target_delimiter: ""
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-metadata: {{version: 1.0}}
-"""
-TASKS = ("corpus_perplexity", "corpus_cloze")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "perplexity": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+    },
+    "cloze": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+}
+"""What differs between the two, in the harness's words."""
+TASKS = tuple(f"corpus_{name}" for name in SETTINGS)
 CHOICES = 4
 CONTEXT_WORDS, CHOICE_WORDS = 48, 8
 
@@ -57,10 +50,19 @@ def write_tasks(corpus: Path, folder: Path, count: int = 200, seed: int = 0) -> 
         "perplexity": [{"text": text} for text in documents],
         "cloze": questions,
     }
-    for (name, records), template in zip(content.items(), (PERPLEXITY, CLOZE), strict=True):
+    for name, records in content.items():
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        (folder / f"{name}.yaml").write_text(template.format(file=json.dumps(str(file))), encoding="utf-8")
+        task = {
+            "task": f"corpus_{name}",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(file)}},
+            "test_split": "test",
+            **SETTINGS[name],
+            "metadata": {"version": 1.0},
+        }
+        # JSON is YAML
+        (folder / f"{name}.yaml").write_text(json.dumps(task, indent=2), encoding="utf-8")
 
 
 def read_texts(corpus: Path) -> Iterator[str]:

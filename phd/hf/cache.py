@@ -23,6 +23,10 @@ class PHDDynamicLayer(DynamicLayer):
     hidden_keys: Tensor | None = None
     hidden_values: Tensor | None = None
 
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
     def reset(self) -> None:
         super().reset()
         self.hidden_keys = self.hidden_values = None
@@ -39,21 +43,21 @@ class PHDDynamicLayer(DynamicLayer):
         super().batch_select_indices(indices)
         self._map_hidden(lambda x: x[indices, ...])
 
-    def hidden(self, columns: int, width: int) -> tuple[Tensor, Tensor]:
+    def hidden(self, columns: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the last ``columns`` columns, [b, g, columns*H, d] each."""
         assert self.hidden_keys is not None and self.hidden_values is not None
-        rows = columns * width
+        rows = columns * self.width
         return self.hidden_keys[:, :, -rows:], self.hidden_values[:, :, -rows:]
 
-    def keep_hidden(self, keys: Tensor, values: Tensor, columns: int, width: int, end: int | Tensor) -> None:
+    def keep_hidden(self, keys: Tensor, values: Tensor, columns: int, end: int | Tensor) -> None:
         """Keep the last ``columns`` of these. A copy: a view would keep the whole step alive."""
-        first = keys.shape[2] - columns * width
+        first = keys.shape[2] - columns * self.width
         self.hidden_keys, self.hidden_values = keys[:, :, first:].clone(), values[:, :, first:].clone()
 
-    def drop_hidden(self, rows: int) -> None:
-        """Forget the last ``rows`` hidden tokens."""
+    def drop_hidden(self, columns: int) -> None:
+        """Forget the hidden tokens of the last ``columns`` columns."""
         if self.hidden_keys is not None:
-            keep = max(0, self.hidden_keys.shape[2] - rows)
+            keep = max(0, self.hidden_keys.shape[2] - columns * self.width)
             self._map_hidden(lambda x: x[:, :, :keep].clone())
 
     def _map_hidden(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -82,27 +86,27 @@ class PHDStaticLayer(StaticLayer):
             torch._dynamo.mark_static_address(self.hidden_keys)
             torch._dynamo.mark_static_address(self.hidden_values)
 
-    def hidden(self, columns: int, width: int) -> tuple[Tensor, Tensor]:
+    def hidden(self, columns: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the last ``columns`` columns before the current length, in order. Not for
         compiled code: reads the length.
         """
         end = int(self.cumulative_length)
         slots = torch.arange(end - columns, end, device=self.hidden_keys.device) % self.ring
         keys, values = (
-            x.unflatten(2, (self.ring, width)).index_select(2, slots).flatten(2, 3)
+            x.unflatten(2, (self.ring, self.width)).index_select(2, slots).flatten(2, 3)
             for x in (self.hidden_keys, self.hidden_values)
         )
         return keys, values
 
-    def keep_hidden(self, keys: Tensor, values: Tensor, columns: int, width: int, end: int | Tensor) -> None:
+    def keep_hidden(self, keys: Tensor, values: Tensor, columns: int, end: int | Tensor) -> None:
         """Put the last ``columns`` of these, which end before column ``end``, into the ring."""
         columns = min(columns, self.ring)
         if not columns:
             return
         slots = (torch.arange(-columns, 0, device=keys.device) + end) % self.ring
         for ring, new in ((self.hidden_keys, keys), (self.hidden_values, values)):
-            new = new[:, :, new.shape[2] - columns * width :].unflatten(2, (columns, width))
-            ring.unflatten(2, (self.ring, width)).index_copy_(2, slots, new)
+            new = new[:, :, new.shape[2] - columns * self.width :].unflatten(2, (columns, self.width))
+            ring.unflatten(2, (self.ring, self.width)).index_copy_(2, slots, new)
 
     def reset(self) -> None:
         super().reset()
@@ -135,7 +139,7 @@ class PHDCache(Cache):
         ring = config.phd_window - 1 if self.width else 0
         self.phd_layers: list[PHDDynamicLayer] | list[PHDStaticLayer]
         if max_cache_len is None:
-            self.phd_layers = [PHDDynamicLayer() for _ in range(config.num_hidden_layers)]
+            self.phd_layers = [PHDDynamicLayer(self.width) for _ in range(config.num_hidden_layers)]
         else:
             self.phd_layers = [
                 PHDStaticLayer(max_cache_len, ring, self.width) for _ in range(config.num_hidden_layers)
@@ -192,13 +196,13 @@ class PHDCache(Cache):
         if ring:
             assert isinstance(layer, PHDStaticLayer)
             return layer.hidden_keys, layer.hidden_values
-        return layer.hidden(columns, self.width)
+        return layer.hidden(columns)
 
     def keep_hidden(
         self, layer_idx: int, keys: Tensor, values: Tensor, columns: int, end: int | Tensor
     ) -> None:
         """Take the last ``columns`` columns of [b, g, n*H, d], which end before column ``end``."""
-        self.phd_layers[layer_idx].keep_hidden(keys, values, columns, self.width, end)
+        self.phd_layers[layer_idx].keep_hidden(keys, values, columns, end)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` columns; the next step brings back the hidden tokens that it
@@ -217,7 +221,7 @@ class PHDCache(Cache):
         for layer in self.phd_layers:
             if isinstance(layer, PHDStaticLayer):
                 raise ValueError("a static cache cannot be rolled back: leave out max_cache_len")
-            layer.drop_hidden(columns * self.width)
+            layer.drop_hidden(columns)
 
     def reset(self) -> None:
         super().reset()

@@ -134,9 +134,6 @@ class CheckpointTensors:
         }
         self._items = {(index.fqn, index.offset): item for index, item in metadata.storage_data.items()}
 
-    def names(self) -> list[str]:
-        return sorted(self._tensors)
-
     def shape(self, name: str) -> torch.Size:
         return self._tensors[name].size
 

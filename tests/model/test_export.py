@@ -16,29 +16,28 @@ from tests.world import ROOT, megatron_globals
 
 SWA = ["--phd-copies", "2", "--phd-window", "5", "--phd-chunk", "0"]
 RUNS = {
-    "vanilla": (1, [], False),
-    "vanilla, tied": (1, [], True),
-    "PHD-2": (1, ["--phd-copies", "2", "--phd-window", "1"], False),
-    "PHD-SWA-2-5-inf": (1, SWA, True),
-    "PHD-CSWA-3-5-12": (1, ["--phd-copies", "3", "--phd-window", "5", "--phd-chunk", "12"], False),
+    "vanilla": ([], False),
+    "vanilla, tied": ([], True),
+    "PHD-2": (["--phd-copies", "2", "--phd-window", "1"], False),
+    "PHD-SWA-2-5-inf": (SWA, True),
+    "PHD-CSWA-3-5-12": (["--phd-copies", "3", "--phd-window", "5", "--phd-chunk", "12"], False),
 }
 
 
 @pytest.fixture(scope="module")
 def train(world, base_flags, tmp_path_factory):
-    """train(name, ranks, *flags) -> the --save folder after three steps; each is trained once."""
-    done: dict = {}
+    """train(name) -> the --save folder after three steps; each is trained once."""
+    done: dict[str, Path] = {}
 
-    def run(name: str, ranks: int = 1, *more: str) -> Path:
-        key = (name, ranks, *more)
-        if key not in done:
-            _, variant, tied = RUNS[name]
+    def run(name: str) -> Path:
+        if name not in done:
+            variant, tied = RUNS[name]
             flags = [x for x in base_flags if not (tied and x == "--untie-embeddings-and-output-weights")]
             folder = tmp_path_factory.mktemp("run") / "checkpoints"
             schedule = ["--train-iters", "3", "--save", str(folder), "--save-interval", "3"]
-            world.pretrain([*flags, *variant, *schedule, "--tokenizer-type", "NullTokenizer", *more], ranks)
-            done[key] = folder
-        return done[key]
+            world.pretrain([*flags, *variant, *schedule, "--tokenizer-type", "NullTokenizer"])
+            done[name] = folder
+        return done[name]
 
     return run
 
@@ -110,7 +109,7 @@ def test_same_files_from_any_layout(train, world, base_flags, tmp_path):
     """A checkpoint, saved again by four ranks on TP 2 x PP 2."""
     first = train("PHD-CSWA-3-5-12")
     again = tmp_path / "again"
-    flags = [*base_flags, *RUNS["PHD-CSWA-3-5-12"][1], "--load", str(first), "--save", str(again)]
+    flags = [*base_flags, *RUNS["PHD-CSWA-3-5-12"][0], "--load", str(first), "--save", str(again)]
     # One step with a learning rate of zero and no decay leaves the weights as they are.
     flags += ["--finetune", "--train-iters", "1", "--save-interval", "1", "--lr", "0", "--weight-decay", "0"]
     layout = ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]
