@@ -10,6 +10,7 @@ Conventions, the same for every variant and for the vanilla baseline:
 Symbols: K copies, W window, C chunk, s sequence length (positions).
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 # Dense peaks (no structured sparsity) in FLOP/s of one device with bf16 or fp16 inputs and fp32 sums, from
@@ -91,6 +92,56 @@ def flops_per_token(
     per_layer = copies * (attention_weights + mlp_weights) + attention_products
     forward = 2 * (num_layers * per_layer + hidden_size * vocab_size)
     return 3 * forward
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Elements that all ranks of a group together send, per layer and sequence."""
+
+    forward: int
+    backward: int
+
+
+def context_parallel_elements(
+    seq_length: int,
+    *,
+    ranks: int,
+    comm_type: str,
+    num_attention_heads: int,
+    num_query_groups: int,
+    kv_channels: int,
+    copies: int = 1,
+    window: int = 1,
+    chunk: int | None = None,
+    naive: bool = False,
+) -> Traffic:
+    """What context parallelism sends for one layer and one sequence of one document.
+
+    p2p and all_gather: every rank's original keys and values reach all others, and in backward once more,
+    with their gradients on the way home; hidden keys and values of the window - 1 positions before a slice
+    cross the border to it, unless the chunks divide the slices. a2a: each rank keeps 1/P of the queries,
+    keys, values and outputs of all copies. Naive repetition exchanges all copies in any case.
+
+    Args:
+        ranks: P, the context-parallel size.
+        comm_type: as Megatron's --cp-comm-type: p2p, all_gather or a2a.
+
+    Raises:
+        ValueError: see :func:`visible_pairs`.
+    """
+    _check_rule(seq_length, copies, window, chunk)
+    if comm_type == "a2a":
+        heads = 2 * num_attention_heads + 2 * num_query_groups
+        elements = copies * seq_length * heads * kv_channels * (ranks - 1) // ranks
+        return Traffic(elements, elements)
+    position = 2 * num_query_groups * kv_channels
+    exchanged = (copies if naive else 1) * seq_length * position * (ranks - 1)
+    halo = 0
+    window = min(window, seq_length, chunk or seq_length)
+    if not naive and (chunk is None or seq_length // (2 * ranks) % chunk):
+        # of the 2P - 1 borders one lies within a rank
+        halo = 2 * (ranks - 1) * (window - 1) * (copies - 1) * position
+    return Traffic(exchanged + halo, 2 * exchanged + halo)
 
 
 def peak_flops(device_name: str, precision: Literal["bf16", "fp16", "fp8"] = "bf16") -> float | None:

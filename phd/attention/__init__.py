@@ -2,17 +2,18 @@
 
 >>> phd_attention(query, key, value, copies=2, window=16, chunk=32)  # PHD-CSWA-2-16-32
 
-Legend: s positions, b samples, K copies, h query heads, g key/value heads, d head dimension.
+Legend: s positions, s_l of them on this context-parallel rank (all without one), b samples, K copies, h query
+heads, g key/value heads, d head dimension.
 Row of the batch axis = sample * K + copy; copy 0 is the original token.
 """
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from phd.attention.context_parallel import ContextParallel, heads_to_positions, positions_to_heads
 from phd.attention.flash import flash_attention
+from phd.attention.layout import Layout, make_layout
 from phd.attention.reference import masked_attention
-from phd.attention.rule import band_start, dense_mask, dense_mask_naive
+from phd.attention.rule import dense_mask, dense_mask_naive
 
 BACKENDS = ("auto", "flash", "reference")
 """auto takes flash."""
@@ -27,43 +28,62 @@ def phd_attention(
     window: int,
     chunk: int | None = None,
     document_starts: Tensor | None = None,
+    layout: Layout | None = None,
+    context_parallel: ContextParallel | None = None,
+    last_copy_only: bool = False,
     softmax_scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Causal self-attention of PHD (window 1), PHD-SWA (no chunk) and PHD-CSWA (arXiv 2504.14992, section 3).
 
     Args:
-        query: [s, b*K, h, d].
-        key, value: [s, b*K, g, d]; g divides h (grouped queries).
+        query: [s_l, b*K, h, d].
+        key, value: [s_l, b*K, g, d]; g divides h (grouped queries).
         copies: K. 1 is plain causal attention.
         window: W in positions, the query's own included.
-        chunk: C in positions; None for no chunks.
-        document_starts: reserved for packed documents.
+        chunk: C in positions, counted from the start of the document; None for no chunks.
+        document_starts: packed documents: [b, s], the position at which each position's document starts.
+            Nothing before it is seen. None for one document a sample.
+        layout: what ``phd_layout`` makes of the five arguments around it; made anew when None. Callers with
+            many layers make it once.
+        context_parallel: the group whose ranks hold the rest of the sequence, two slices each, as Megatron
+            slices it.
+        last_copy_only: compute the output of the last copy alone (a last layer needs no other).
         softmax_scale: default d ** -0.5.
         backend: one of BACKENDS. "reference" makes the (K s)^2 mask; for checks, in any dtype.
 
     Returns:
-        [s, b*K, h, d].
+        [s_l, b*K, h, d], or [s_l, b, h, d] with ``last_copy_only``.
 
     Raises:
         ValueError: an argument is out of range, or shapes do not fit; names the argument.
     """
-    scale = _check(query, key, value, copies, softmax_scale, backend)
+    scale = _check(query, key, value, copies, softmax_scale, backend, context_parallel)
     if window < 1:
         raise ValueError(f"window must be at least 1 position, got {window}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 position, or None for no chunks, got {chunk}")
-    if document_starts is not None:
-        raise ValueError("document_starts: packed documents are not supported yet; pass None")
-    length = query.shape[0]
-    window = min(window, length, chunk or length)
+    # [s_l, b*K, h, d] -> [s_l, b, K, h, d]
+    query, key, value = (x.unflatten(1, (-1, copies)) for x in (query, key, value))
     if backend == "reference":
-        mask = dense_mask(length, copies, window=window, chunk=chunk, device=query.device)
-        return masked_attention(query, key, value, mask, scale)
-    start = band_start(torch.arange(length, device=query.device), window=window, chunk=chunk)
-    # [s, b*K, h, d] -> [s, b, K, h, d]
-    rows = (x.unflatten(1, (-1, copies)) for x in (query, key, value))
-    return flash_attention(*rows, start=start, window=window, scale=scale).flatten(1, 2)
+        mask = dense_mask(
+            len(query),
+            copies,
+            window=window,
+            chunk=chunk,
+            document_starts=document_starts,
+            device=query.device,
+        )
+        context = masked_attention(query, key, value, mask, scale)
+        return context[:, :, -1] if last_copy_only else context.flatten(1, 2)
+    if last_copy_only:
+        query = query[:, :, -1:]
+    if layout is None:
+        layout = phd_layout(
+            len(query), window=window, chunk=chunk, document_starts=document_starts,
+            context_parallel=context_parallel,
+        )  # fmt: skip
+    return _attend(query, key, value, layout, context_parallel, scale).flatten(1, 2)
 
 
 def naive_attention(
@@ -72,34 +92,116 @@ def naive_attention(
     value: Tensor,
     *,
     copies: int,
+    document_starts: Tensor | None = None,
+    layout: Layout | None = None,
+    context_parallel: ContextParallel | None = None,
+    last_copy_only: bool = False,
     softmax_scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Naive repetition, the baseline of the paper's Figure 1: causal attention over all K*s tokens,
     position-major.
 
-    Arguments, result and errors as in ``phd_attention``.
+    Arguments, result and errors as in ``phd_attention``; ``layout`` is what ``naive_layout`` makes.
     """
-    scale = _check(query, key, value, copies, softmax_scale, backend)
-    length = query.shape[0]
+    scale = _check(query, key, value, copies, softmax_scale, backend, context_parallel)
+    # [s_l, b*K, h, d] -> [s_l, b, K, h, d]
+    query, key, value = (x.unflatten(1, (-1, copies)) for x in (query, key, value))
     if backend == "reference":
-        mask = dense_mask_naive(length, copies, device=query.device)
-        return masked_attention(query, key, value, mask, scale)
-    # [s, b*K, h, d] -> [b, h, s*K, d]
-    q, k, v = (x.unflatten(1, (-1, copies)).permute(1, 3, 0, 2, 4).flatten(2, 3) for x in (query, key, value))
-    context = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    # [b, h, s*K, d] -> [s, b*K, h, d]
-    return context.unflatten(2, (length, copies)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        mask = dense_mask_naive(len(query), copies, document_starts=document_starts, device=query.device)
+        context = masked_attention(query, key, value, mask, scale)
+    else:
+        if layout is None:
+            layout = naive_layout(
+                len(query), copies=copies, document_starts=document_starts, context_parallel=context_parallel
+            )
+        # one copy of a sequence K times as long: [s_l, b, K, h, d] -> [s_l*K, b, 1, h, d]
+        query, key, value = (x.transpose(1, 2).flatten(0, 1).unsqueeze(2) for x in (query, key, value))
+        context = _attend(query, key, value, layout, context_parallel, scale)
+        context = context.squeeze(2).unflatten(0, (-1, copies)).transpose(1, 2)
+    return context[:, :, -1] if last_copy_only else context.flatten(1, 2)
+
+
+def phd_layout(
+    rows: int,
+    *,
+    window: int,
+    chunk: int | None,
+    document_starts: Tensor | None = None,
+    context_parallel: ContextParallel | None = None,
+) -> Layout:
+    """The ``layout`` of ``phd_attention`` for ``rows`` (s_l) rows; arguments and errors as there."""
+    parallel = context_parallel
+    ranks = 1 if parallel is None else parallel.size
+    if parallel is None or parallel.comm_type == "a2a":  # attention itself is over all positions
+        return make_layout(rows * ranks, window=window, chunk=chunk, document_starts=document_starts)
+    return make_layout(
+        rows * ranks,
+        window=window,
+        chunk=chunk,
+        document_starts=document_starts,
+        rank=parallel.rank,
+        size=ranks,
+    )
+
+
+def naive_layout(
+    rows: int,
+    *,
+    copies: int,
+    document_starts: Tensor | None = None,
+    context_parallel: ContextParallel | None = None,
+) -> Layout:
+    """The ``layout`` of ``naive_attention`` for ``rows`` (s_l) rows; arguments and errors as there."""
+    if document_starts is not None:
+        # a document starts with the first copy of its first token
+        document_starts = document_starts.repeat_interleave(copies, dim=1) * copies
+    return phd_layout(
+        rows * copies,
+        window=1,
+        chunk=None,
+        document_starts=document_starts,
+        context_parallel=context_parallel,
+    )
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    parallel: ContextParallel | None,
+    scale: float,
+) -> Tensor:
+    """Fast path: query [s_l, b, m, h, d], key and value [s_l, b, K, g, d] -> [s_l, b, m, h, d]."""
+    layout = layout.to(query.device)
+    if parallel is None or parallel.comm_type != "a2a":
+        return flash_attention(query, key, value, layout=layout, scale=scale, parallel=parallel)
+    # slices of positions with all heads -> all positions with a slice of the heads, and back
+    query, key, value = (
+        positions_to_heads(x.flatten(1, 2), parallel).unflatten(1, (-1, x.shape[2]))
+        for x in (query, key, value)
+    )
+    context = flash_attention(query, key, value, layout=layout, scale=scale)
+    return heads_to_positions(context.flatten(1, 2), parallel).unflatten(1, context.shape[1:3])
 
 
 def _check(
-    query: Tensor, key: Tensor, value: Tensor, copies: int, softmax_scale: float | None, backend: str
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    copies: int,
+    softmax_scale: float | None,
+    backend: str,
+    parallel: ContextParallel | None,
 ) -> float:
     """Validate what both functions share; returns the softmax scale."""
     if copies < 1:
         raise ValueError(f"copies must be at least 1, got {copies}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "reference" and parallel is not None:
+        raise ValueError("backend 'reference' does not run context-parallel: use 'flash'")
     if query.dim() != 4:
         raise ValueError(f"query must be [s, b*K, h, d], got shape {tuple(query.shape)}")
     length, rows, heads, dim = query.shape
@@ -120,5 +222,10 @@ def _check(
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(
             f"query, key and value must have one dtype, got {query.dtype}, {key.dtype} and {value.dtype}"
+        )
+    if parallel is not None and parallel.comm_type == "a2a" and key.shape[2] % parallel.size:
+        raise ValueError(
+            f"comm_type 'a2a' gives each rank as many key/value heads: {key.shape[2]} heads on "
+            f"{parallel.size} ranks do not divide; use 'p2p' or 'all_gather'"
         )
     return dim**-0.5 if softmax_scale is None else softmax_scale

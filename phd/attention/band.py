@@ -6,8 +6,9 @@ block and of the W - 1 positions before it; a mask made from the start of each p
 one code serves PHD, PHD-SWA, PHD-CSWA and any sequence length. Slices of blocks are packed, used and unpacked
 while they are in cache.
 
-Legend: s positions, b samples, K copies, h query heads, g key/value heads, d head dimension, B positions in a
-block, n blocks in a slice, R = B*(K-1) query rows and T = (B+W-1)*(K-1) key rows of a block.
+Legend: s positions, b samples, K copies, m of them asking (the last m), h query heads, g key/value heads,
+d head dimension, B positions in a block, n blocks in a slice, R = B*m query rows and T = (B+W-1)*(K-1) key
+rows of a block.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phd.attention.kernels import attention_backward, attention_forward
+from phd.attention.kernels import attention_backward, attention_forward, merge
 
 _SLICE_ELEMENTS = 1 << 20
 """Query elements packed at a time: 4 MiB in fp32."""
@@ -28,41 +29,48 @@ class Band:
     Computes in fp32 at least: its results are added to others that are rounded already.
 
     Args:
-        query: [s, b, K, h, d]; gives the shapes, dtype and device.
-        start: [s], first position whose hidden keys each position's hidden queries see.
+        query: [s, b, m, h, d], hidden copies K-m..K-1; gives the shapes, dtype and device.
+        hidden: K - 1, the number of hidden copies among the keys.
+        start: [s], first row whose hidden keys each row's hidden queries see; down to -(W - 1).
         window: W, the longest reach of ``start`` (positions, the own one included).
         scale: softmax scale.
     """
 
-    def __init__(self, query: Tensor, start: Tensor, window: int, scale: float) -> None:
-        self.length, samples, copies, heads, dim = query.shape
-        self.hidden = copies - 1
+    def __init__(self, query: Tensor, hidden: int, start: Tensor, window: int, scale: float) -> None:
+        self.length, samples, self.asking, heads, dim = query.shape
+        self.hidden = hidden
         # About 32 query rows: enough for a matrix product, few masked keys around the band.
-        self.block = max(8, 32 // self.hidden)
+        self.block = max(8, 32 // self.asking)
         self.halo = window - 1
         self.start = start
         self.scale = scale
         self.dtype = torch.promote_types(query.dtype, torch.float32)
-        block_elements = self.block * self.hidden * samples * heads * dim
+        block_elements = self.block * self.asking * samples * heads * dim
         self.step = self.block * max(1, _SLICE_ELEMENTS // block_elements)
 
         position = torch.arange(self.block, device=query.device).view(-1, 1, 1, 1)
-        copy = torch.arange(self.hidden, device=query.device)
+        copy = torch.arange(hidden, device=query.device)
         # [1, 1, B+W-1, 1], counted from the first position of the block
         self.key_position = torch.arange(-self.halo, self.block, device=query.device).view(1, 1, -1, 1)
-        own = (self.key_position == position) & (copy <= copy.view(-1, 1, 1))
-        # [B, K-1, B+W-1, K-1]: the part of the rule that is the same in every block
+        own = (self.key_position == position) & (copy <= copy[hidden - self.asking :].view(-1, 1, 1))
+        # [B, m, B+W-1, K-1]: the part of the rule that is the same in every block
         self.causal = (self.key_position < position) | own
 
-    def merge(self, out: Tensor, lse: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
+    def merge(
+        self, out: Tensor, lse: Tensor, query: Tensor, key: Tensor, value: Tensor, halo: Tensor | None = None
+    ) -> None:
         """Add the hidden keys to the hidden queries' attention over the originals, in place.
 
         Args:
-            out: [s, b, K, h, d], softmax over the originals alone; copies 1.. are overwritten.
-            lse: [s, b, K, h], its log-sum-exp; copies 1.. are overwritten.
-            query: [s, b, K, h, d]; key, value: [s, b, K, g, d].
+            out: [s, b, m, h, d], softmax over the originals alone.
+            lse: [s, b, m, h], its log-sum-exp.
+            query: [s, b, m, h, d].
+            key, value: [s, b, K-1, g, d], the hidden copies.
+            halo: [2, W-1, b, K-1, g, d], hidden keys and values of the positions before the first row;
+                None where no start reaches there.
         """
-        keys, values = self._pack_keys(key), self._pack_keys(value)
+        keys = self._pack_keys(key, None if halo is None else halo[0])
+        values = self._pack_keys(value, None if halo is None else halo[1])
         for part in self._slices():
             band_out, band_lse = attention_forward(
                 self._pack(query, part),
@@ -71,13 +79,13 @@ class Band:
                 self.scale,
                 self._mask(part),
             )
-            merged_out, merged_lse = out[part, :, 1:], lse[part, :, 1:, :, None]
-            band_out = self._unpack(band_out, merged_out)
-            band_lse = self._unpack(band_lse.unsqueeze(-1), merged_lse)
-            # exp(band_lse) / (exp(lse) + exp(band_lse))
-            share = torch.sigmoid(band_lse - merged_lse)
-            merged_out.copy_(torch.lerp(merged_out.to(self.dtype), band_out, share))
-            merged_lse.copy_(torch.logaddexp(merged_lse, band_lse))
+            band_lse = self._unpack(band_lse.unsqueeze(-1), lse.shape[3]).squeeze(-1)
+            merge(
+                out[part],
+                lse[part],
+                self._unpack(band_out, lse.shape[3])[: part.stop - part.start],
+                band_lse[: part.stop - part.start],
+            )
 
     def backward(
         self,
@@ -88,19 +96,22 @@ class Band:
         out: Tensor,
         lse: Tensor,
         grad_query: Tensor,
+        halo: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gradients that flow through the hidden keys.
 
         Args:
-            grad_out, query, key, value: as in ``merge``.
+            grad_out, query, key, value, halo: as in ``merge``.
             out, lse: merged, as ``merge`` left them.
-            grad_query: [s, b, K, h, d]; copies 1.. are added to.
+            grad_query: [s, b, m, h, d]; added to.
 
         Returns:
-            gradients of the hidden keys and values, [s, b, K-1, g, d] each.
+            gradients of the hidden keys and values, [W-1 + s, b, K-1, g, d] each, those of the halo first.
         """
-        keys, values = self._pack_keys(key), self._pack_keys(value)
+        keys = self._pack_keys(key, None if halo is None else halo[0])
+        values = self._pack_keys(value, None if halo is None else halo[1])
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
+        heads = query.shape[3]
         for part in self._slices():
             grad_rows, grad_key_windows, grad_value_windows = attention_backward(
                 self._pack(grad_out, part),
@@ -112,8 +123,8 @@ class Band:
                 self.scale,
                 self._mask(part),
             )
-            rows = grad_query[part, :, 1:]
-            rows += self._unpack(grad_rows, rows)
+            rows = grad_query[part]
+            rows += self._unpack(grad_rows, heads)[: part.stop - part.start]
             self._add_windows(grad_keys, grad_key_windows, part)
             self._add_windows(grad_values, grad_value_windows, part)
         return self._unpack_keys(grad_keys, key), self._unpack_keys(grad_values, value)
@@ -137,32 +148,34 @@ class Band:
         return -(-(part.stop - part.start) // self.block)
 
     def _pack(self, rows: Tensor, part: slice) -> Tensor:
-        """[s, b, K, h, x] -> hidden rows of a slice [n, b*h, R, x], zero beyond s."""
+        """[s, b, m, h, x] -> rows of a slice [n, b*h, R, x], zero beyond s."""
         blocks = self._blocks(part)
-        # [positions, K-1, b, h, x]
-        hidden = rows[part, :, 1:].transpose(1, 2).to(self.dtype)
-        missing = blocks * self.block - hidden.shape[0]
+        # [positions, m, b, h, x]
+        rows = rows[part].transpose(1, 2).to(self.dtype)
+        missing = blocks * self.block - rows.shape[0]
         if missing:
-            hidden = F.pad(hidden, (0, 0) * 4 + (0, missing))
-        return hidden.reshape(blocks, self.block * self.hidden, -1, hidden.shape[-1]).transpose(1, 2)
+            rows = F.pad(rows, (0, 0) * 4 + (0, missing))
+        return rows.reshape(blocks, self.block * self.asking, -1, rows.shape[-1]).transpose(1, 2)
 
-    def _unpack(self, packed: Tensor, like: Tensor) -> Tensor:
-        """Inverse of ``_pack``: [n, b*h, R, x] -> [positions, b, K-1, h, x], the shape of ``like``."""
-        rows = packed.transpose(1, 2).flatten(0, 1).unflatten(0, (-1, self.hidden))
-        # [n*B, K-1, b*h, x]
-        return rows[: like.shape[0]].unflatten(2, (-1, like.shape[3])).transpose(1, 2)
+    def _unpack(self, packed: Tensor, heads: int) -> Tensor:
+        """Inverse of ``_pack``, padding included: [n, b*h, R, x] -> [n*B, b, m, h, x]."""
+        rows = packed.transpose(1, 2).flatten(0, 1).unflatten(0, (-1, self.asking))
+        # [n*B, m, b*h, x]
+        return rows.unflatten(2, (-1, heads)).transpose(1, 2)
 
-    def _pack_keys(self, rows: Tensor) -> Tensor:
-        """[s, b, K, g, d] -> hidden rows [W-1 + s + padding, K-1, b*g, d], zero outside of the sequence."""
+    def _pack_keys(self, rows: Tensor, halo: Tensor | None) -> Tensor:
+        """[s, b, K-1, g, d] -> [W-1 + s + padding, K-1, b*g, d], zero outside of the sequence."""
         samples, _, groups, dim = rows.shape[1:]
         padded = self.halo + self.block * self._blocks(slice(0, self.length))
         packed = rows.new_zeros((padded, self.hidden, samples, groups, dim), dtype=self.dtype)
-        packed[self.halo : self.halo + self.length] = rows[:, :, 1:].transpose(1, 2)
+        packed[self.halo : self.halo + self.length] = rows.transpose(1, 2)
+        if halo is not None:
+            packed[: self.halo] = halo.transpose(1, 2)
         return packed.flatten(2, 3)
 
     def _unpack_keys(self, packed: Tensor, like: Tensor) -> Tensor:
-        """Inverse of ``_pack_keys``, of the shape of ``like`` less copy 0."""
-        rows = packed[self.halo : self.halo + self.length]
+        """Inverse of ``_pack_keys``: -> [W-1 + s, b, K-1, g, d]; ``like`` is one of its arguments."""
+        rows = packed[: self.halo + self.length]
         return rows.unflatten(2, like.shape[1:4:2]).transpose(1, 2)
 
     def _windows(self, packed: Tensor, part: slice, stride: int = 1) -> Tensor:

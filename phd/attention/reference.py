@@ -9,21 +9,19 @@ from torch import Tensor
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Softmax attention over all copies under ``mask`` [s, K, s, K].
+    """Softmax attention over all copies under ``mask`` [b, s, K, s, K] (b = 1: the same for all samples).
 
     Args:
-        query: [s, b*K, h, d]; key, value: [s, b*K, g, d], row = sample * K + copy.
+        query: [s, b, K, h, d]; key, value: [s, b, K, g, d].
 
     Returns:
-        [s, b*K, h, d].
+        [s, b, K, h, d].
     """
-    length, copies = mask.shape[:2]
-    heads, groups, dim = query.shape[2], key.shape[2], query.shape[3]
-    # [s, b*K, h, d] -> [s, b, K, g, h/g, d]
-    query = query.unflatten(1, (-1, copies)).unflatten(3, (groups, heads // groups))
-    key, value = (x.unflatten(1, (-1, copies)) for x in (key, value))
-    scores = torch.einsum("sbjgrd,tbigd->bgrsjti", query, key) * scale
-    scores = scores.masked_fill(~mask, float("-inf"))
+    groups = key.shape[3]
+    # [s, b, K, h, d] -> [s, b, K, g, h/g, d]
+    grouped = query.unflatten(3, (groups, -1))
+    scores = torch.einsum("sbjgrd,tbigd->bgrsjti", grouped, key) * scale
+    # [b, s, K, s, K] -> [b, g, h/g, s, K, s, K]
+    scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
     weights = scores.flatten(-2).softmax(dim=-1).view_as(scores)
-    context = torch.einsum("bgrsjti,tbigd->sbjgrd", weights, value)
-    return context.reshape(length, -1, heads, dim)
+    return torch.einsum("bgrsjti,tbigd->sbjgrd", weights, value).flatten(3, 4)

@@ -16,6 +16,7 @@ def can_see(
     *,
     window: int,
     chunk: int | None,
+    document_start: Tensor | None = None,
 ) -> Tensor:
     """Whether a query sees a key, for PHD, PHD-SWA and PHD-CSWA.
 
@@ -26,49 +27,86 @@ def can_see(
     Args:
         query_position, query_copy, key_position, key_copy: integer tensors that broadcast together.
         window: W in positions, the query's own included; 1 is plain PHD.
-        chunk: C in positions, counted from the start of the sequence; None for no chunks.
+        chunk: C in positions, counted from the start of the document; None for no chunks.
+        document_start: position at which the query's document starts (packed documents: nothing before it
+            is seen); broadcasts with the others. None for one document.
 
     Returns:
         bool tensor of the broadcast shape.
     """
     distance = query_position - key_position
     original = (key_copy == 0) & (distance >= 0)
+    if document_start is not None:
+        original = original & (key_position >= document_start)
     own_token = (key_copy >= 1) & (distance == 0) & (key_copy <= query_copy)
     hidden = (key_copy >= 1) & (query_copy >= 1) & (distance > 0)
-    hidden = hidden & (key_position >= band_start(query_position, window=window, chunk=chunk))
+    start = band_start(query_position, window=window, chunk=chunk, document_start=document_start)
+    hidden = hidden & (key_position >= start)
     return original | own_token | hidden
 
 
 def can_see_naive(
-    query_position: Tensor, query_copy: Tensor, key_position: Tensor, key_copy: Tensor
+    query_position: Tensor,
+    query_copy: Tensor,
+    key_position: Tensor,
+    key_copy: Tensor,
+    *,
+    document_start: Tensor | None = None,
 ) -> Tensor:
     """Naive repetition (the paper's Figure 1 baseline): causal attention over all copies in position-
-    major order.
+    major order, from the document's start on.
     """
     earlier = key_position < query_position
+    if document_start is not None:
+        earlier = earlier & (key_position >= document_start)
     return earlier | ((key_position == query_position) & (key_copy <= query_copy))
 
 
-def band_start(position: Tensor, *, window: int, chunk: int | None) -> Tensor:
-    """First position whose hidden copies a hidden copy at ``position`` sees: of its window and of its
-    chunk.
+def band_start(
+    position: Tensor, *, window: int, chunk: int | None, document_start: Tensor | None = None
+) -> Tensor:
+    """First position whose hidden copies a hidden copy at ``position`` sees: of its window, of its chunk and
+    of its document (``document_start`` broadcasts with ``position``; None: 0).
     """
-    start = (position - window + 1).clamp(min=0)
+    document = torch.zeros_like(position) if document_start is None else document_start
+    start = torch.maximum(position - window + 1, document)
     if chunk is not None:
-        start = torch.maximum(start, position - position % chunk)
+        start = torch.maximum(start, position - (position - document) % chunk)
     return start
 
 
 def dense_mask(
-    length: int, copies: int, *, window: int, chunk: int | None, device: torch.device | None = None
+    length: int,
+    copies: int,
+    *,
+    window: int,
+    chunk: int | None,
+    document_starts: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """``can_see`` as a bool mask [s, K, s, K] over (query position, query copy, key position, key copy)."""
-    return can_see(*_grid(length, copies, device), window=window, chunk=chunk)
+    """``can_see`` as a bool mask [b, s, K, s, K] over (sample, query position, query copy, key position, key
+    copy); b = 1 without ``document_starts`` [b, s].
+    """
+    grid = _grid(length, copies, device)
+    mask = can_see(*grid, window=window, chunk=chunk, document_start=_per_query(document_starts))
+    return mask if document_starts is not None else mask.unsqueeze(0)
 
 
-def dense_mask_naive(length: int, copies: int, *, device: torch.device | None = None) -> Tensor:
-    """``can_see_naive`` as a bool mask [s, K, s, K]."""
-    return can_see_naive(*_grid(length, copies, device))
+def dense_mask_naive(
+    length: int,
+    copies: int,
+    *,
+    document_starts: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """``can_see_naive`` as a bool mask [b, s, K, s, K], as ``dense_mask``."""
+    mask = can_see_naive(*_grid(length, copies, device), document_start=_per_query(document_starts))
+    return mask if document_starts is not None else mask.unsqueeze(0)
+
+
+def _per_query(document_starts: Tensor | None) -> Tensor | None:
+    """[b, s] -> [b, s, 1, 1, 1]."""
+    return None if document_starts is None else document_starts[:, :, None, None, None]
 
 
 def _grid(length: int, copies: int, device: torch.device | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

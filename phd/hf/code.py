@@ -14,10 +14,12 @@ MODULES = {
     "phd.hf.plan": "phd_plan",
     "phd.attention": "phd_attention",
     "phd.attention.band": "phd_band",
+    "phd.attention.context_parallel": "phd_context_parallel",
     "phd.attention.flash": "phd_flash",
     "phd.attention.kernels": "phd_kernels",
     "phd.attention.kernels.cpu": "phd_kernels_cpu",
     "phd.attention.kernels.cuda": "phd_kernels_cuda",
+    "phd.attention.layout": "phd_layout",
     "phd.attention.reference": "phd_reference",
     "phd.attention.rule": "phd_rule",
 }

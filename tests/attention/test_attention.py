@@ -80,6 +80,71 @@ def test_wide_windows(backend, window, chunk):
     assert_equal_to_reference(phd_attention, inputs, backend, copies=3, window=window, chunk=chunk)
 
 
+def starts_of(*lengths_of_samples):
+    """document_starts [b, s] from the documents' lengths."""
+    return torch.stack(
+        [
+            torch.repeat_interleave(torch.tensor([0, *lengths]).cumsum(0)[:-1], torch.tensor(lengths))
+            for lengths in lengths_of_samples
+        ]
+    )
+
+
+DOCUMENTS = starts_of((1, 30, 2, 14, 24), (71,))
+
+
+@pytest.mark.parametrize(("copies", "window", "chunk"), VARIANTS)
+@pytest.mark.parametrize("backend", FAST)
+def test_packed_documents(backend, copies, window, chunk):
+    inputs = random_inputs(71, 2 * copies)
+    assert_equal_to_reference(
+        phd_attention, inputs, backend, copies=copies, window=window, chunk=chunk, document_starts=DOCUMENTS
+    )
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("backend", FAST)
+def test_packed_documents_of_naive_repetition(backend, copies):
+    inputs = random_inputs(71, 2 * copies)
+    assert_equal_to_reference(naive_attention, inputs, backend, copies=copies, document_starts=DOCUMENTS)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("function", [phd_attention, naive_attention])
+def test_packed_documents_equal_separate_runs(function, backend):
+    """Outputs and gradients of each document are those of a sequence that holds nothing else."""
+    copies, lengths = 3, (1, 30, 2, 14, 24)
+    arguments = {"copies": copies, "backend": backend}
+    if function is phd_attention:
+        arguments |= {"window": 5, "chunk": 8}
+    inputs = random_inputs(71, copies)
+    packed = run(function, inputs, document_starts=starts_of(lengths), **arguments)
+    begin = 0
+    for length in lengths:
+        alone = run(function, [x[begin : begin + length] for x in inputs], **arguments)
+        for result, expected in zip(packed, alone, strict=True):
+            torch.testing.assert_close(result[begin : begin + length], expected, rtol=1e-12, atol=1e-12)
+        begin += length
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "packed"])
+@pytest.mark.parametrize("copies", [1, 2, 4])
+@pytest.mark.parametrize("function", [phd_attention, naive_attention])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_last_copy_only(backend, function, copies, documents):
+    """Output of the last copy, and the gradients that come from it, without the others' work."""
+    arguments = {"copies": copies, "document_starts": documents, "backend": backend}
+    if function is phd_attention:
+        arguments |= {"window": 5, "chunk": 8}
+    *inputs, grad = random_inputs(71, 2 * copies)
+    grad.unflatten(1, (2, copies))[:, :, :-1] = 0
+    expected = run(function, [*inputs, grad], **arguments)
+    expected[0] = expected[0][:, copies - 1 :: copies]
+    results = run(function, [*inputs, grad[:, copies - 1 :: copies]], last_copy_only=True, **arguments)
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("function", [phd_attention, naive_attention])
 def test_softmax_scale(function):
     arguments = {"window": 4, "chunk": 8} if function is phd_attention else {}
@@ -191,7 +256,12 @@ def test_refusals(function, change, message):
         pytest.param({"window": 0}, "window must be at least 1", id="window"),
         pytest.param({"chunk": 0}, "chunk must be at least 1 position, or None", id="chunk"),
         pytest.param(
-            {"document_starts": torch.zeros(1)}, "document_starts: packed documents", id="documents"
+            {"document_starts": torch.zeros(1)}, r"document_starts must be \[b, s\]", id="documents"
+        ),
+        pytest.param(
+            {"document_starts": torch.tensor([[0, 0, 1, 3, 3]] * 2)},
+            "its document's first",
+            id="document-starts",
         ),
     ],
 )

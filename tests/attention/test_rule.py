@@ -31,7 +31,7 @@ def keys_in_the_paper_s_words(n, j, copies, window, chunk):
 
 @pytest.mark.parametrize(("copies", "window", "chunk"), VARIANTS)
 def test_can_see_is_what_the_paper_says(copies, window, chunk):
-    mask = dense_mask(LENGTH, copies, window=window, chunk=chunk)
+    (mask,) = dense_mask(LENGTH, copies, window=window, chunk=chunk)
     for n in range(LENGTH):
         for j in range(copies):
             seen = {tuple(key) for key in mask[n, j].nonzero().tolist()}
@@ -62,8 +62,8 @@ def test_naive_is_causal_in_position_major_order(copies):
 
 def test_one_copy_is_causal_under_every_rule():
     causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
-    assert torch.equal(dense_mask(LENGTH, 1, window=16, chunk=8)[:, 0, :, 0], causal)
-    assert torch.equal(dense_mask_naive(LENGTH, 1)[:, 0, :, 0], causal)
+    assert torch.equal(dense_mask(LENGTH, 1, window=16, chunk=8)[0, :, 0, :, 0], causal)
+    assert torch.equal(dense_mask_naive(LENGTH, 1)[0, :, 0, :, 0], causal)
 
 
 def test_predicates_broadcast():
@@ -87,3 +87,22 @@ def test_predicates_broadcast():
 )
 def test_band_start(window, chunk, expected):
     assert band_start(torch.arange(7), window=window, chunk=chunk).tolist() == expected
+
+
+@pytest.mark.parametrize(("copies", "window", "chunk"), VARIANTS)
+def test_documents_are_blocks_of_the_mask(copies, window, chunk):
+    """A document's block is the mask of a sequence of its own, chunks from its start; the rest is empty."""
+    lengths = (5, 1, 20, 11)
+    starts = torch.tensor([[0] * 5 + [5] + [6] * 20 + [26] * 11, [0] * LENGTH])
+    packed, whole = dense_mask(LENGTH, copies, window=window, chunk=chunk, document_starts=starts)
+    packed_naive, whole_naive = dense_mask_naive(LENGTH, copies, document_starts=starts)
+    assert torch.equal(whole, dense_mask(LENGTH, copies, window=window, chunk=chunk)[0])
+    assert torch.equal(whole_naive, dense_mask_naive(LENGTH, copies)[0])
+    begin = 0
+    for length in lengths:
+        rows = slice(begin, begin + length)
+        assert torch.equal(packed[rows, :, rows], dense_mask(length, copies, window=window, chunk=chunk)[0])
+        assert torch.equal(packed_naive[rows, :, rows], dense_mask_naive(length, copies)[0])
+        packed[rows, :, rows] = packed_naive[rows, :, rows] = False
+        begin += length
+    assert not packed.any() and not packed_naive.any()

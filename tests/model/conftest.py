@@ -2,13 +2,10 @@
 
 import ast
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from tests.world import World
 
 # Sizes are multiples of 64: the distributed optimizer pads others, and saves the padding uninitialised.
 MODEL = shlex.split("""
@@ -25,13 +22,6 @@ VARIANTS = {
     "vanilla": [],
     "PHD-CSWA-3-5-12": shlex.split("--phd-copies 3 --phd-window 5 --phd-chunk 12"),
 }
-
-
-@pytest.fixture(scope="session")
-def world() -> Iterator[World]:
-    world = World(4)
-    yield world
-    world.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ Legend: n batch, h query heads, g key/value heads (query head i reads key head i
 t key rows, d head dimension.
 """
 
+import torch
 from torch import Tensor
 
 from phd.attention.kernels.cpu import backward as _cpu_backward
@@ -44,11 +45,26 @@ def attention_backward(
     lse: Tensor,
     scale: float,
     mask: Tensor | None = None,
+    *,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value of ``attention_forward``, causal without ``mask``.
+    """Gradients of query, key and value of ``attention_forward``, arguments as there.
 
     ``out`` and ``lse`` may be those of a softmax over more keys than these: the result is then the share of
     these keys, as in ring attention.
     """
     backward = _cuda_backward if query.is_cuda else _cpu_backward
-    return backward(grad_out, query, key, value, out, lse, scale, mask)
+    return backward(grad_out, query, key, value, out, lse, scale, mask, causal)
+
+
+def merge(out: Tensor, lse: Tensor, more_out: Tensor, more_lse: Tensor) -> None:
+    """Add more keys to a softmax, in place.
+
+    Args:
+        out: [..., d]; lse: [...], its log-sum-exp.
+        more_out, more_lse: the same queries over keys that were not seen yet.
+    """
+    # exp(more_lse) / (exp(lse) + exp(more_lse))
+    share = torch.sigmoid(more_lse - lse).unsqueeze(-1)
+    out.copy_(torch.lerp(out.to(share.dtype), more_out.to(share.dtype), share))
+    lse.copy_(torch.logaddexp(lse, more_lse))

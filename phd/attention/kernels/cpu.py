@@ -22,5 +22,7 @@ def backward(
     lse: Tensor,
     scale: float,
     mask: Tensor | None,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(grad_out, query, key, value, out, lse, 0.0, mask is None, attn_mask=mask, scale=scale)
+    causal = causal and mask is None
+    return _backward(grad_out, query, key, value, out, lse, 0.0, causal, attn_mask=mask, scale=scale)

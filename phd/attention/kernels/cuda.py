@@ -37,6 +37,7 @@ def backward(
     lse: Tensor,
     scale: float,
     mask: Tensor | None,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if mask is not None:
         return masked_backward(grad_out, query, key, value, out, lse, scale, mask)
@@ -44,7 +45,7 @@ def backward(
     # read only with dropout
     philox = torch.empty(2, dtype=torch.uint64, device=query.device)
     return _backward(
-        grad_out, query, key, value, out, lse.contiguous(), *lengths, 0.0, True, *philox, scale=scale
+        grad_out, query, key, value, out, lse.contiguous(), *lengths, 0.0, causal, *philox, scale=scale
     )
 
 

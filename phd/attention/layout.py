@@ -1,0 +1,191 @@
+"""Which positions the rows of a tensor hold, which documents they belong to, where each band starts.
+
+One process without packed documents holds one run of positions and one document. Packed documents cut a
+sample into pieces; context parallelism cuts the sequence into twice as many slices as there are ranks and
+gives each rank one slice of the first half and one of the second, so that all do the same causal work.
+A piece sees itself causally and everything of its document before its run: the whole of causal attention
+falls into rectangles and triangles, and no mask is needed.
+
+Legend: s positions of the whole sequence, s_l rows on this rank, b samples.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from phd.attention.rule import band_start
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive positions in consecutive rows: the sequence, or a rank's slice of it."""
+
+    rows: slice
+    begin: int
+    """Position of the first row."""
+
+    @property
+    def length(self) -> int:
+        return self.rows.stop - self.rows.start
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one document has in one run."""
+
+    run: Run
+    rows: slice
+    samples: slice
+    """The sample that it belongs to; all of them where documents are not told apart."""
+    document: int
+    """Position at which the document starts, in this run or before it."""
+
+    def earlier_keys(self, keys: Run) -> slice | None:
+        """Rows of the run ``keys`` that every row of the piece sees beyond its own run, or None."""
+        goes_on = self.rows.start == self.run.rows.start and self.document < self.run.begin
+        skipped = max(0, self.document - keys.begin)
+        if not goes_on or keys.begin >= self.run.begin or skipped >= keys.length:
+            return None
+        return slice(keys.rows.start + skipped, keys.rows.stop)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Positions, documents and bands of the rows on this rank."""
+
+    runs: tuple[Run, ...]
+    pieces: tuple[Piece, ...]
+    start: Tensor
+    """[s_l, b], or [s_l, 1] for all samples: first position whose hidden keys a row's hidden queries see."""
+    window: int
+    """W, the longest reach of ``start`` (positions, the own one included)."""
+    halo: int
+    """Positions before a run whose hidden keys it needs from the rank that holds them; 0 where no band
+    crosses the border between runs."""
+
+    def earlier(self, keys: tuple[Run, ...]) -> Iterator[tuple[Piece, slice]]:
+        """Pieces and the rows of ``keys``, the runs of any rank, that all rows of the piece see."""
+        for piece in self.pieces:
+            for run in keys:
+                rows = piece.earlier_keys(run)
+                if rows is not None:
+                    yield piece, rows
+
+    def to(self, device: torch.device) -> "Layout":
+        """The same, with its tensor on ``device``."""
+        return self if self.start.device == device else replace(self, start=self.start.to(device))
+
+
+def rank_runs(length: int, rank: int, size: int) -> tuple[Run, ...]:
+    """Runs of a context-parallel rank, as Megatron slices the batch: slices ``rank`` and
+    ``2 * size - 1 - rank`` of ``2 * size``.
+
+    Raises:
+        ValueError: the positions cannot be sliced evenly.
+    """
+    if size == 1:
+        return (Run(slice(0, length), 0),)
+    if length % (2 * size):
+        raise ValueError(f"{length} positions cannot be cut into {2 * size} slices for {size} ranks")
+    part = length // (2 * size)
+    return (
+        Run(slice(0, part), rank * part),
+        Run(slice(part, 2 * part), (2 * size - 1 - rank) * part),
+    )
+
+
+def make_layout(
+    length: int,
+    *,
+    window: int,
+    chunk: int | None,
+    document_starts: Tensor | None = None,
+    rank: int = 0,
+    size: int = 1,
+    device: torch.device | None = None,
+) -> Layout:
+    """The layout of one rank's rows.
+
+    Args:
+        length: s.
+        window: W.
+        chunk: C, counted from the start of the document; None for no chunks.
+        document_starts: [b, s], position at which the document of each position starts; None for one
+            document a sample. Read on the host: give a CPU tensor to spare a synchronisation.
+        rank, size: of the context-parallel group.
+        device: of ``Layout.start``.
+
+    Raises:
+        ValueError: ``document_starts`` is not what it should be, or a slice is shorter than the window.
+    """
+    if document_starts is None:
+        return _one_document(length, window, chunk, rank, size, device)
+    _check(document_starts, length)
+    return _layout(length, window, chunk, document_starts.cpu(), rank, size, device)
+
+
+@lru_cache(maxsize=64)
+def _one_document(
+    length: int, window: int, chunk: int | None, rank: int, size: int, device: torch.device | None
+) -> Layout:
+    return _layout(length, window, chunk, None, rank, size, device)
+
+
+def _layout(
+    length: int,
+    window: int,
+    chunk: int | None,
+    document_starts: Tensor | None,
+    rank: int,
+    size: int,
+    device: torch.device | None,
+) -> Layout:
+    window = min(window, length, chunk or length)
+    runs = rank_runs(length, rank, size)
+    if document_starts is None:
+        pieces = tuple(Piece(run, run.rows, slice(None), 0) for run in runs)
+    else:
+        pieces = tuple(_pieces(runs, document_starts))
+
+    # with chunks that divide the slices no band crosses a border, unless documents shift the chunks
+    aligned = document_starts is None and chunk is not None and runs[0].length % chunk == 0
+    halo = 0 if size == 1 or aligned else window - 1
+    if halo > runs[0].length:
+        raise ValueError(
+            f"a slice of {runs[0].length} positions ({length} positions on {size} context-parallel ranks) is "
+            f"shorter than the {halo} positions of the window before it: use fewer ranks or a smaller window"
+        )
+    position = torch.cat([run.begin + torch.arange(run.length) for run in runs])
+    document = None if document_starts is None else document_starts[:, position].T
+    start = band_start(position.unsqueeze(1), window=window, chunk=chunk, document_start=document)
+    return Layout(runs, pieces, start.to(device), window, halo)
+
+
+def _pieces(runs: tuple[Run, ...], document_starts: Tensor) -> Iterator[Piece]:
+    for sample, starts in enumerate(document_starts):
+        for run in runs:
+            positions = starts[run.begin : run.begin + run.length]
+            first = positions == torch.arange(run.begin, run.begin + run.length)
+            first[0] = True
+            bounds = [*first.nonzero().flatten().tolist(), run.length]
+            for begin, end in zip(bounds, bounds[1:], strict=False):
+                rows = slice(run.rows.start + begin, run.rows.start + end)
+                yield Piece(run, rows, slice(sample, sample + 1), int(positions[begin]))
+
+
+def _check(document_starts: Tensor, length: int) -> None:
+    if document_starts.dim() != 2 or document_starts.shape[1] != length:
+        raise ValueError(
+            f"document_starts must be [b, s] with s = {length} positions, got {tuple(document_starts.shape)}"
+        )
+    position = torch.arange(length, device=document_starts.device)
+    before = document_starts.roll(1, dims=1)
+    before[:, 0] = 0
+    if not ((document_starts == position) | (document_starts == before)).all():
+        raise ValueError(
+            "document_starts must hold for each position its document's first position: its own, or the "
+            "same as the position before it"
+        )
