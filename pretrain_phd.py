@@ -21,6 +21,7 @@ from megatron.core.utils import (
     get_attr_wrapped_model,
     get_batch_on_this_cp_rank,
     get_batch_on_this_tp_rank,
+    get_model_config,
 )
 from megatron.training import (
     get_args,
@@ -37,20 +38,34 @@ from phd.model import compat
 from phd.model.arguments import parse_and_validate_args
 from phd.model.builder import model_config_from_args
 from phd.model.dataset import build_datasets
+from phd.model.documents import document_params, document_starts, documents_masked
 from phd.model.metrics import RunMetrics, count_parameters, describe, write_run_file
 
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
 def get_batch(data_iterator: Any, vp_stage: int | None) -> dict[str, Any]:
-    """Next micro batch of original tokens, [b, s] each; the model makes the copies."""
-    if not is_first_or_last_pipeline_stage(vp_stage):
-        return dict.fromkeys(BATCH_KEYS)
+    """Next micro batch of original tokens, [b, s] each (less where ranks share the sequence); the model makes
+    the copies. With packed documents also ``document_starts`` [b, s], of the whole sequence.
+    """
     args = get_args()
-    batch = dict.fromkeys(BATCH_KEYS)
-    tp_rank = parallel_state.get_tensor_model_parallel_rank()
-    if tp_rank == 0:
-        batch |= {key: value.cuda(non_blocking=True) for key, value in next(data_iterator).items()}
+    first_or_last = is_first_or_last_pipeline_stage(vp_stage)
+    with_documents = documents_masked(args)
+    sample, starts = {}, None
+    if parallel_state.get_tensor_model_parallel_rank() == 0 and (first_or_last or with_documents):
+        sample = next(data_iterator)
+    if with_documents:  # the attention of every stage needs to know
+        starts = document_starts(sample.get("position_ids"), (args.micro_batch_size, args.seq_length))
+    batch = tokens_on_this_rank(sample, vp_stage) if first_or_last else {}
+    return {key: batch.get(key) for key in BATCH_KEYS} | {"document_starts": starts}
+
+
+def tokens_on_this_rank(sample: dict[str, torch.Tensor], vp_stage: int | None) -> dict[str, Any]:
+    """What this rank needs of the micro batch that the first rank of its tensor-parallel group has read."""
+    args = get_args()
+    batch = dict.fromkeys(BATCH_KEYS) | {
+        key: value.cuda(non_blocking=True) for key, value in sample.items() if key in BATCH_KEYS
+    }
     batch = get_batch_on_this_tp_rank(
         batch,
         has_cu_seqlens=False,
@@ -59,7 +74,7 @@ def get_batch(data_iterator: Any, vp_stage: int | None) -> dict[str, Any]:
         broadcast_src_rank=parallel_state.get_tensor_model_parallel_src_rank(),
         broadcast_group=parallel_state.get_tensor_model_parallel_group(),
         cp_size=args.context_parallel_size,
-        tp_rank=tp_rank,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         micro_batch_size=args.micro_batch_size,
         seq_length=args.seq_length,
         mtp_on_this_rank=False,
@@ -69,8 +84,7 @@ def get_batch(data_iterator: Any, vp_stage: int | None) -> dict[str, Any]:
         ),
         is_pipeline_last_stage=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
     )
-    batch = get_batch_on_this_cp_rank(batch, False, cp_group=parallel_state.get_context_parallel_group())
-    return {key: batch.get(key) for key in BATCH_KEYS}
+    return get_batch_on_this_cp_rank(batch, False, cp_group=parallel_state.get_context_parallel_group())
 
 
 def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict]:
@@ -103,7 +117,13 @@ def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, par
     timers("batch-generator", log_level=2).start()
     batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
     timers("batch-generator").stop()
-    losses = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], labels=batch["labels"])
+    losses = model(
+        batch["tokens"],
+        batch["position_ids"],
+        batch["attention_mask"],
+        labels=batch["labels"],
+        packed_seq_params=document_params(batch["document_starts"], get_model_config(model)),
+    )
     return losses, partial(loss_func, batch["loss_mask"])
 
 
@@ -112,8 +132,8 @@ def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | N
     args = get_args()
 
     def is_built_on_rank() -> bool:
-        first_or_last = is_first_or_last_pipeline_stage(vp_stage)
-        return first_or_last and parallel_state.get_tensor_model_parallel_rank() == 0
+        needed = is_first_or_last_pipeline_stage(vp_stage) or documents_masked(args)
+        return needed and parallel_state.get_tensor_model_parallel_rank() == 0
 
     return build_datasets(args, get_tokenizer(), num_samples, is_built_on_rank)
 

@@ -30,26 +30,39 @@ _BF16_PEAKS = (
 
 
 def visible_pairs(
-    seq_length: int, *, copies: int = 1, window: int = 1, chunk: int | None = None, naive: bool = False
+    seq_length: int,
+    *,
+    copies: int = 1,
+    window: int = 1,
+    chunk: int | None = None,
+    naive: bool = False,
+    last_copy_only: bool = False,
 ) -> int:
     """Number of (query, key) pairs of one sequence and one head that the attention rule lets see each other.
 
-    Equals the sum of ``phd.attention.rule.can_see`` (or ``can_see_naive``) over all K s queries and K s keys.
+    Equals the sum of ``phd.attention.rule.can_see`` (or ``can_see_naive``) over all K s queries, or those of
+    the last copy, and K s keys.
 
     Raises:
         ValueError: ``seq_length``, ``copies``, ``window`` or ``chunk`` is below 1.
     """
     _check_rule(seq_length, copies, window, chunk)
     if naive:
-        return copies * seq_length * (copies * seq_length + 1) // 2
-    originals = copies * seq_length * (seq_length + 1) // 2
+        earlier_tokens = copies * copies * seq_length * (seq_length - 1) // 2
+        own_token = copies * seq_length * (copies + 1) // 2
+        if last_copy_only:
+            return earlier_tokens // copies + copies * seq_length
+        return earlier_tokens + own_token
+    queries = 1 if last_copy_only else copies
+    hidden_queries = min(queries, copies - 1)
+    originals = queries * seq_length * (seq_length + 1) // 2
     chunk = min(chunk or seq_length, seq_length)
     whole_chunks, rest = divmod(seq_length, chunk)
-    # Pairs of positions at distance 1..W-1 within a chunk: all K-1 hidden queries see all K-1 hidden keys.
+    # Pairs of positions at distance 1..W-1 within a chunk: each hidden query sees all K-1 hidden keys.
     earlier = whole_chunks * _band_pairs(chunk, window) + _band_pairs(rest, window)
     # At a hidden query's own position copy j sees the hidden copies 1..j.
-    own = seq_length * copies * (copies - 1) // 2
-    return originals + (copies - 1) ** 2 * earlier + own
+    own = seq_length * (copies - 1 if last_copy_only else copies * (copies - 1) // 2)
+    return originals + hidden_queries * (copies - 1) * earlier + own
 
 
 def flops_per_token(
@@ -67,10 +80,12 @@ def flops_per_token(
     window: int = 1,
     chunk: int | None = None,
     naive: bool = False,
+    prune_last_layer: bool = False,
 ) -> float:
     """Training FLOPs (forward and backward) per original token of a dense GPT; sizes under Megatron's names.
 
-    Linear layers run K times; attention over the visible pairs; the output layer once, on the last copy.
+    Linear layers run K times; attention over the visible pairs of a sequence that is one document; the output
+    layer once, on the last copy.
 
     Args:
         num_query_groups: number of key/value heads (equal to ``num_attention_heads`` without grouping).
@@ -78,19 +93,25 @@ def flops_per_token(
         vocab_size: rows of the output layer, padding included.
         seq_length: positions per sample.
         gated_linear_unit: True for SwiGLU and its like, whose first MLP layer is twice as wide.
+        prune_last_layer: in the last layer the copies but the last have queries, keys and values alone.
 
     Raises:
         ValueError: see :func:`visible_pairs`.
     """
-    pairs = visible_pairs(seq_length, copies=copies, window=window, chunk=chunk, naive=naive)
+    rule = {"copies": copies, "window": window, "chunk": chunk, "naive": naive}
     query_size = num_attention_heads * kv_channels
-    key_value_size = 2 * num_query_groups * kv_channels
-    attention_weights = hidden_size * (2 * query_size + key_value_size)
-    mlp_weights = hidden_size * ffn_hidden_size * (3 if gated_linear_unit else 2)
-    # One dot product and one weighted sum of length kv_channels for each pair and head.
-    attention_products = 2 * query_size * pairs / seq_length
-    per_layer = copies * (attention_weights + mlp_weights) + attention_products
-    forward = 2 * (num_layers * per_layer + hidden_size * vocab_size)
+    projection = hidden_size * (query_size + 2 * num_query_groups * kv_channels)
+    rest = hidden_size * (query_size + ffn_hidden_size * (3 if gated_linear_unit else 2))
+
+    def layer(pruned: bool) -> float:
+        # the kernel of naive repetition has all copies in one sequence: it computes what is then dropped
+        pairs = visible_pairs(seq_length, **rule, last_copy_only=pruned and not naive)
+        # One dot product and one weighted sum of length kv_channels for each pair and head.
+        products = 2 * query_size * pairs / seq_length
+        return copies * projection + (1 if pruned else copies) * rest + products
+
+    layers = (num_layers - 1) * layer(False) + layer(prune_last_layer)
+    forward = 2 * (layers + hidden_size * vocab_size)
     return 3 * forward
 
 

@@ -27,6 +27,9 @@ class PHDConfig:
     """The paper's baseline instead of PHD: plain causal attention over all K copies, every copy cached.
     --phd-window and --phd-chunk have no effect."""
 
+    phd_prune_last_layer: bool = True
+    """Compute all copies in the last layer too, of which the last alone is used. The result is the same."""
+
     phd_attention_backend: Literal["auto", "flash", "reference"] = "auto"
     """Kernel for the PHD attention: flash (fast path), reference (dense and slow, for checks), or auto."""
 

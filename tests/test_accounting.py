@@ -21,18 +21,20 @@ RULES = [
 ]
 
 
-def count_pairs(seq_length, copies=1, window=1, chunk=None, naive=False):
+def count_pairs(seq_length, copies=1, window=1, chunk=None, naive=False, last_copy_only=False):
     """Sum of the rule's predicate over all queries and keys."""
     position = torch.arange(seq_length).repeat_interleave(copies)
     copy = torch.arange(copies).repeat(seq_length)
     pairs = (position[:, None], copy[:, None], position, copy)
     seen = can_see_naive(*pairs) if naive else can_see(*pairs, window=window, chunk=chunk)
-    return int(seen.sum())
+    return int((seen[copies - 1 :: copies] if last_copy_only else seen).sum())
 
 
 @pytest.mark.parametrize("seq_length", [1, 7, 32, 33, 75])
+@pytest.mark.parametrize("last_copy_only", [False, True])
 @pytest.mark.parametrize("rule", RULES)
-def test_visible_pairs_equal_the_rule(rule, seq_length):
+def test_visible_pairs_equal_the_rule(rule, last_copy_only, seq_length):
+    rule = rule | {"last_copy_only": last_copy_only}
     assert visible_pairs(seq_length, **rule) == count_pairs(seq_length, **rule)
 
 
@@ -48,11 +50,12 @@ class Layer(nn.Module):
         self.fc1 = nn.Linear(hidden, ffn * (2 if gated else 1), bias=False)
         self.fc2 = nn.Linear(ffn, hidden, bias=False)
 
-    def forward(self, x: Tensor, attend) -> Tensor:  # [s, b*K, h]
+    def forward(self, x: Tensor, attend, pruned_copies: int = 1) -> Tensor:  # [s, b*K, h]
         heads, groups, channels = self.sizes
         qkv = self.qkv(x).unflatten(-1, (-1, channels))
         query, key, value = qkv.split((heads, groups, groups), dim=2)
-        x = x + self.proj(attend(query, key, value).flatten(2))
+        context = attend(query, key, value, last=pruned_copies > 1).flatten(2)
+        x = x[:, pruned_copies - 1 :: pruned_copies] + self.proj(context)
         y = self.fc1(x)
         if self.gated:
             gate, y = y.chunk(2, dim=-1)
@@ -61,21 +64,24 @@ class Layer(nn.Module):
 
 
 @pytest.mark.parametrize("gated", [True, False], ids=["swiglu", "plain-mlp"])
+@pytest.mark.parametrize("pruned", [True, False], ids=["pruned", "whole"])
 @pytest.mark.parametrize("rule", RULES)
-def test_flops_equal_counted_operations(rule, gated):
+def test_flops_equal_counted_operations(rule, pruned, gated):
     """The counter sees the dense reference multiply all (K s)^2 pairs; the formula has the visible ones."""
     seq_length, batch, vocab_size, layers, hidden = 19, 2, 50, 2, 24
     sizes = {"ffn": 40, "heads": 4, "groups": 2, "channels": 8}
     copies = rule.get("copies", 1)
     if rule.get("naive"):
 
-        def attend(*qkv):
-            return naive_attention(*qkv, copies=copies, backend="reference")
+        def attend(*qkv, last):
+            return naive_attention(*qkv, copies=copies, last_copy_only=last, backend="reference")
     else:
 
-        def attend(*qkv):
+        def attend(*qkv, last):
             window, chunk = rule.get("window", 1), rule.get("chunk")
-            return phd_attention(*qkv, copies=copies, window=window, chunk=chunk, backend="reference")
+            return phd_attention(
+                *qkv, copies=copies, window=window, chunk=chunk, last_copy_only=last, backend="reference"
+            )
 
     torch.manual_seed(0)
     model = nn.ModuleList(Layer(hidden, gated=gated, **sizes) for _ in range(layers))
@@ -83,9 +89,9 @@ def test_flops_equal_counted_operations(rule, gated):
     tokens = torch.randint(vocab_size, (seq_length, batch))
     with FlopCounterMode(display=False) as counter:
         x = embedding[tokens].repeat_interleave(copies, dim=1)
-        for layer in model:
-            x = layer(x, attend)
-        logits = linear(x[:, copies - 1 :: copies], embedding)
+        for number, layer in enumerate(model):
+            x = layer(x, attend, copies if pruned and number == layers - 1 else 1)
+        logits = linear(x if pruned else x[:, copies - 1 :: copies], embedding)
         logits.square().sum().backward()
 
     formula = flops_per_token(
@@ -98,10 +104,15 @@ def test_flops_equal_counted_operations(rule, gated):
         vocab_size=vocab_size,
         seq_length=seq_length,
         gated_linear_unit=gated,
+        prune_last_layer=pruned,
         **rule,
     )
-    invisible = (copies * seq_length) ** 2 - count_pairs(seq_length, **rule)
-    uncounted = 12 * layers * sizes["heads"] * sizes["channels"] * invisible
+    invisible = layers * ((copies * seq_length) ** 2 - count_pairs(seq_length, **rule))
+    if pruned and not rule.get("naive"):
+        # counted: the last copy's queries with all keys; visible: fewer
+        invisible += copies * seq_length**2 - count_pairs(seq_length, **rule, last_copy_only=True)
+        invisible -= (copies * seq_length) ** 2 - count_pairs(seq_length, **rule)
+    uncounted = 12 * sizes["heads"] * sizes["channels"] * invisible
     assert math.isclose(
         formula * seq_length * batch, counter.get_total_flops() - batch * uncounted, rel_tol=1e-12
     )

@@ -112,6 +112,9 @@ def _serve(connection: Connection) -> None:
 @contextlib.contextmanager
 def megatron_globals() -> Any:
     """Leave no Megatron state behind: pretrain() asserts that its globals are not initialised."""
+    import phd.model  # noqa: F401 (before Megatron)
+
+    # isort: split
     import torch
     from megatron.core import parallel_state, rerun_state_machine
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator

@@ -65,6 +65,8 @@ def phd_attention(
         raise ValueError(f"chunk must be at least 1 position, or None for no chunks, got {chunk}")
     # [s_l, b*K, h, d] -> [s_l, b, K, h, d]
     query, key, value = (x.unflatten(1, (-1, copies)) for x in (query, key, value))
+    if last_copy_only:
+        query = query[:, :, -1:]
     if backend == "reference":
         mask = dense_mask(
             len(query),
@@ -74,13 +76,10 @@ def phd_attention(
             document_starts=document_starts,
             device=query.device,
         )
-        context = masked_attention(query, key, value, mask, scale)
-        return context[:, :, -1] if last_copy_only else context.flatten(1, 2)
-    if last_copy_only:
-        query = query[:, :, -1:]
+        return masked_attention(query, key, value, mask[:, :, -query.shape[2] :], scale).flatten(1, 2)
     if layout is None:
         layout = phd_layout(
-            len(query), window=window, chunk=chunk, document_starts=document_starts,
+            len(query), copies=copies, window=window, chunk=chunk, document_starts=document_starts,
             context_parallel=context_parallel,
         )  # fmt: skip
     return _attend(query, key, value, layout, context_parallel, scale).flatten(1, 2)
@@ -125,6 +124,7 @@ def naive_attention(
 def phd_layout(
     rows: int,
     *,
+    copies: int,
     window: int,
     chunk: int | None,
     document_starts: Tensor | None = None,
@@ -132,6 +132,8 @@ def phd_layout(
 ) -> Layout:
     """The ``layout`` of ``phd_attention`` for ``rows`` (s_l) rows; arguments and errors as there."""
     parallel = context_parallel
+    if copies == 1:
+        window = 1  # no hidden copies, no band
     ranks = 1 if parallel is None else parallel.size
     if parallel is None or parallel.comm_type == "a2a":  # attention itself is over all positions
         return make_layout(rows * ranks, window=window, chunk=chunk, document_starts=document_starts)
@@ -158,6 +160,7 @@ def naive_layout(
         document_starts = document_starts.repeat_interleave(copies, dim=1) * copies
     return phd_layout(
         rows * copies,
+        copies=1,
         window=1,
         chunk=None,
         document_starts=document_starts,

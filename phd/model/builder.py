@@ -9,6 +9,7 @@ from megatron.training.argument_utils import core_transformer_config_from_args, 
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from phd.model.compat import become
+from phd.model.documents import documents_masked
 from phd.model.layer_specs import phd_layer_spec
 from phd.model.phd_model import PHDModel
 from phd.model.transformer_config import PHDTransformerConfig
@@ -35,6 +36,7 @@ class PHDModelBuilder(GPTModelBuilder):
 
 def model_config_from_args(args: Namespace) -> PHDModelConfig:
     """Megatron's arguments plus K, W, C -> model config. Raises ValueError that names the flag."""
+    args.phd_documents = documents_masked(args)
     transformer = core_transformer_config_from_args(args, config_class=PHDTransformerConfig)
     config = gpt_config_from_args(args, config=transformer, model_config_cls=PHDModelConfig)
     config.transformer_layer_spec = phd_layer_spec

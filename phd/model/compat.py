@@ -15,6 +15,7 @@ from megatron.core.datasets import utils as dataset_utils
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.tensor_parallel import random as tensor_parallel_random
+from megatron.core.transformer.moe import token_dispatcher
 from megatron.training import get_timers, initialize, training
 
 from phd.model import cpu
@@ -164,6 +165,12 @@ def _no_cuda() -> None:
     tensor_parallel_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     tensor_parallel_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     training.initialize_megatron = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
+    # Splits are moved to the host as numpy arrays, which all_to_all needs; already there, they stay tensors.
+    token_dispatcher.maybe_move_tensor_to_cpu = _on_host
     # Draws random tensors whose size depends on the layout, from the generator that initialises the weights:
     # TP 1 and TP 2 would start from different models.
     initialize._warmup_jit_function = lambda *args, **kwargs: None
+
+
+def _on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor

@@ -63,6 +63,9 @@ class _Inert:
     def query(self) -> bool:
         return True
 
+    def record_event(self, event: object = None) -> "_Inert":
+        return _Inert()
+
     def elapsed_time(self, end_event: object) -> float:
         return 0.0
 
@@ -99,6 +102,19 @@ def install() -> None:
     torch.utils.data.DataLoader.__init__ = functools.partialmethod(  # type: ignore[assignment]
         torch.utils.data.DataLoader.__init__, generator=torch.Generator()
     )
+    _import_megatron_uncompiled()
+
+
+def _import_megatron_uncompiled() -> None:
+    """Megatron takes torch.compile as the decorator of its fused functions while it is imported. On a CPU
+    that would cost a minute and a C++ compiler; they run as they are written.
+    """
+    compile_function = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        importlib.import_module("megatron.core")
+    finally:
+        torch.compile = compile_function
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -116,13 +132,17 @@ def _is_cuda(device: object) -> bool:
 
 
 def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` with every CUDA device among its arguments replaced by the CPU."""
+    """``function`` with every CUDA device among its arguments replaced by the CPU, and no pinned memory,
+    which only a CUDA driver can give.
+    """
     cpu = torch.device("cpu")
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = cpu
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
         if any(_is_cuda(arg) for arg in args):
             args = tuple(cpu if _is_cuda(arg) else arg for arg in args)
         return function(*args, **kwargs)

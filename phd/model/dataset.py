@@ -39,8 +39,10 @@ def build_datasets(
         path_to_cache=args.data_cache_path,
         mmap_bin_files=args.mmap_bin_files,
         tokenizer=tokenizer,
-        reset_position_ids=args.reset_position_ids,
-        reset_attention_mask=args.reset_attention_mask,
+        # position ids tell where documents start; no mask is made of them
+        reset_position_ids=args.reset_position_ids or args.reset_attention_mask,
+        reset_attention_mask=False,
+        inter_document_masking=args.dataloader_inter_document_masking,
         eod_mask_loss=args.eod_mask_loss,
         create_attention_mask=args.create_attention_mask_in_dataloader,
         object_storage_cache_path=args.object_storage_cache_path,

@@ -1,12 +1,19 @@
 """Which module stands in which slot of the transformer layer."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
+from megatron.core import parallel_state
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import (
+    LayerNormImpl,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 
 from phd.model.core_attention import PHDCoreAttention
+from phd.model.last_layer import last_copy_layer
 from phd.model.norm import SequenceParallelRMSNorm
 
 
@@ -14,28 +21,49 @@ def phd_layer_spec(
     config: GPTModelConfig, vp_stage: int | None = None
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """Megatron's own layer spec for this config, with our module in the slots that need one:
-    ``core_attention`` for K > 1, and the norms for sequence parallelism without Transformer Engine.
+    ``core_attention`` where ``PHDTransformerConfig.phd_attention`` says so, the norms for sequence
+    parallelism without Transformer Engine, and the last layer's residual connection.
     """
     spec = default_layer_spec(config, vp_stage)
     transformer = config.transformer
+    local_norms = transformer.sequence_parallel and transformer.transformer_impl == "local"
+    if not transformer.phd_attention and not local_norms:
+        return spec
+    if not isinstance(spec, TransformerBlockSubmodules):
+        layers = [spec] * get_num_layers_to_build(transformer, vp_stage)
+        spec = TransformerBlockSubmodules(layer_specs=layers, layer_norm=LayerNormImpl)
 
-    if transformer.phd_copies > 1:
-        attention = spec.submodules.self_attention
-        attention = replace(
-            attention, submodules=replace(attention.submodules, core_attention=PHDCoreAttention)
-        )
-        spec = replace(spec, submodules=replace(spec.submodules, self_attention=attention))
-
-    if transformer.sequence_parallel and transformer.transformer_impl == "local":
+    if transformer.phd_attention:
+        spec = _each_layer(spec, _with_phd_attention)
+        if transformer.phd_copies > 1 and transformer.phd_prune_last_layer and _is_last_stage(vp_stage):
+            *others, last = spec.layer_specs
+            spec = replace(spec, layer_specs=[*others, last_copy_layer(last, transformer.phd_copies)])
+    if local_norms:
         if transformer.normalization != "RMSNorm" or transformer.qk_layernorm:
             raise ValueError(
                 "--sequence-parallel without Transformer Engine needs --normalization RMSNorm "
                 "and no --qk-layernorm"
             )
-        norm = SequenceParallelRMSNorm
-        spec = replace(
-            spec, submodules=replace(spec.submodules, input_layernorm=norm, pre_mlp_layernorm=norm)
-        )
-        layers = [spec] * get_num_layers_to_build(transformer, vp_stage)
-        return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
+        spec = replace(_each_layer(spec, _with_parallel_norms), layer_norm=SequenceParallelRMSNorm)
     return spec
+
+
+def _each_layer(
+    block: TransformerBlockSubmodules, change: Callable[[ModuleSpec], ModuleSpec]
+) -> TransformerBlockSubmodules:
+    return replace(block, layer_specs=[change(layer) for layer in block.layer_specs])
+
+
+def _with_phd_attention(layer: ModuleSpec) -> ModuleSpec:
+    attention = layer.submodules.self_attention
+    attention = replace(attention, submodules=replace(attention.submodules, core_attention=PHDCoreAttention))
+    return replace(layer, submodules=replace(layer.submodules, self_attention=attention))
+
+
+def _with_parallel_norms(layer: ModuleSpec) -> ModuleSpec:
+    norm = SequenceParallelRMSNorm
+    return replace(layer, submodules=replace(layer.submodules, input_layernorm=norm, pre_mlp_layernorm=norm))
+
+
+def _is_last_stage(vp_stage: int | None) -> bool:
+    return parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)

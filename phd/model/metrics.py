@@ -55,6 +55,7 @@ class RunMetrics:
             window=config.phd_window,
             chunk=config.chunk,
             naive=config.phd_naive,
+            prune_last_layer=config.phd_prune_last_layer,
         )
         on_gpu = torch.cuda.is_available()
         self.device_name = torch.cuda.get_device_name() if on_gpu else "CPU"

@@ -22,8 +22,10 @@ class PHDModel(GPTModel):
         return (decoder_input, *rest)
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The last copy alone goes to the output layer and the loss."""
-        if self.post_process:
+        """The last copy alone goes to the output layer and the loss; a pruned last layer gives no other."""
+        layers = self.decoder.layers
+        pruned = len(layers) > 0 and layers[-1].self_attention.core_attention.last_copy_only
+        if self.post_process and not pruned:
             copies = self.config.phd_copies
             # [s, b*K, h] -> [s, b, h]
             hidden_states = hidden_states[:, copies - 1 :: copies].contiguous()

@@ -1,13 +1,19 @@
-"""What K > 1 does not run with (yet): start-up checks the table, the README prints it, a test holds both."""
+"""What our attention does not run with (yet): start-up checks the table, the README prints it, a test holds
+both.
+"""
 
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from phd.attention.context_parallel import COMM_TYPES
+from phd.model.documents import documents_masked
+from phd.model.transformer_config import needs_phd_attention
+
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A setting that PHD refuses for K > 1."""
+    """A setting that is refused."""
 
     flag: str
     """As typed by the user."""
@@ -20,40 +26,71 @@ UNSUPPORTED = (
     Unsupported(
         "--attention-dropout above 0", lambda a: a.attention_dropout > 0, "pass --attention-dropout 0"
     ),
-    Unsupported("--context-parallel-size above 1", lambda a: a.context_parallel_size > 1, "use 1"),
-    Unsupported("--reset-attention-mask", lambda a: a.reset_attention_mask, "leave it out"),
-    Unsupported("--reset-position-ids", lambda a: a.reset_position_ids, "leave it out"),
-    Unsupported("--num-experts (mixture of experts)", lambda a: a.num_experts is not None, "use a dense MLP"),
-    Unsupported("--multi-latent-attention", lambda a: a.multi_latent_attention, "leave it out"),
     Unsupported(
-        "--mtp-num-layers (multi-token prediction)", lambda a: bool(a.mtp_num_layers), "leave it out"
+        "--cp-comm-type a2a+p2p, or one for each layer",
+        lambda a: (
+            a.context_parallel_size > 1 and (len(a.cp_comm_type) > 1 or a.cp_comm_type[0] not in COMM_TYPES)
+        ),
+        f"use one of {', '.join(COMM_TYPES)}",
     ),
     Unsupported(
-        "--heterogeneous-layers-config-path",
-        lambda a: a.heterogeneous_layers_config_path is not None,
-        "leave it out",
+        "--cp-comm-type a2a with key/value heads that the ranks do not divide",
+        lambda a: (
+            "a2a" in a.cp_comm_type
+            and a.context_parallel_size > 1
+            and max(_key_value_heads(a) // a.tensor_model_parallel_size, 1) % a.context_parallel_size > 0
+        ),
+        "use p2p or all_gather",
+    ),
+    Unsupported(
+        "--context-parallel-size with slices (--seq-length / size / 2) shorter than the window",
+        lambda a: (
+            a.context_parallel_size > 1
+            and not a.phd_naive
+            and a.phd_copies > 1
+            and "a2a" not in a.cp_comm_type
+            and a.seq_length // (2 * a.context_parallel_size)
+            < min(a.phd_window, a.phd_chunk or a.phd_window) - 1
+        ),
+        "use fewer ranks or a smaller --phd-window",
+    ),
+    Unsupported(
+        "--context-parallel-size with --phd-attention-backend reference",
+        lambda a: a.context_parallel_size > 1 and a.phd_attention_backend == "reference",
+        "use flash",
+    ),
+    Unsupported(
+        "--attention-output-gate with a pruned last layer",
+        lambda a: a.attention_output_gate and a.phd_copies > 1 and a.phd_prune_last_layer,
+        "pass --no-phd-prune-last-layer",
+    ),
+    Unsupported(
+        "--mtp-num-layers (multi-token prediction)", lambda a: bool(a.mtp_num_layers), "leave it out"
     ),
     Unsupported(
         "--experimental-attention-variant",
         lambda a: a.experimental_attention_variant is not None,
         "leave it out",
     ),  # fmt: skip
-    Unsupported("--hybrid-layer-pattern", lambda a: a.hybrid_layer_pattern is not None, "leave it out"),
-    Unsupported("--spec", lambda a: a.spec is not None, "leave it out: phd chooses the layer spec"),
     Unsupported("--window-size (sliding-window layers)", lambda a: a.window_size is not None, "leave it out"),
     Unsupported("--softmax-type other than vanilla", lambda a: a.softmax_type != "vanilla", "use vanilla"),
     Unsupported("--apply-query-key-layer-scaling", lambda a: a.apply_query_key_layer_scaling, "leave it out"),
-    Unsupported(
-        "--position-embedding-type yarn or mrope",
-        lambda a: a.position_embedding_type in ("yarn", "mrope"),
-        "use rope",
-    ),  # fmt: skip
     Unsupported(
         "--log-max-attention-logit and --qk-clip",
         lambda a: a.log_max_attention_logit or a.qk_clip,
         "leave them out",
     ),  # fmt: skip
     Unsupported("--fp16", lambda a: a.fp16, "use --bf16"),
+    Unsupported(
+        "--heterogeneous-layers-config-path",
+        lambda a: a.heterogeneous_layers_config_path is not None,
+        "leave it out",
+    ),
+    Unsupported("--hybrid-layer-pattern", lambda a: a.hybrid_layer_pattern is not None, "leave it out"),
+    Unsupported("--spec", lambda a: a.spec is not None, "leave it out: phd chooses the layer spec"),
+    Unsupported(
+        "--position-embedding-type mrope", lambda a: a.position_embedding_type == "mrope", "use rope"
+    ),
     Unsupported("--fp8-format", lambda a: a.fp8 is not None, "use --bf16"),
     Unsupported("--fp4-format", lambda a: a.fp4 is not None, "use --bf16"),
     Unsupported("--cuda-graph-impl", lambda a: a.cuda_graph_impl != "none", "use none"),
@@ -61,6 +98,8 @@ UNSUPPORTED = (
     Unsupported("--use-megatron-fsdp", lambda a: a.use_megatron_fsdp, "use --use-distributed-optimizer"),
     Unsupported("--use-torch-fsdp2", lambda a: a.use_torch_fsdp2, "use --use-distributed-optimizer"),
 )
+"""What does not run where our attention does: K > 1, packed documents, context parallelism without
+Transformer Engine."""
 
 
 NEVER = (
@@ -69,14 +108,21 @@ NEVER = (
         lambda a: a.attention_backend.name == "local",
         "leave it out: it makes Megatron overwrite the core attention of every layer",
     ),  # fmt: skip
+    Unsupported("--multi-latent-attention", lambda a: a.multi_latent_attention, "leave it out"),
+    Unsupported(
+        "--reset-attention-mask with --position-embedding-type learned_absolute",
+        lambda a: (
+            a.reset_attention_mask
+            and not a.reset_position_ids
+            and a.position_embedding_type == "learned_absolute"
+        ),
+        "pass --reset-position-ids too: documents are told apart by their positions",
+    ),
     Unsupported("--yaml-cfg", lambda a: a.yaml_cfg is not None, "pass flags"),
     Unsupported("--sft", lambda a: a.sft, "leave it out: this program pretrains"),
     Unsupported("--fim-data", lambda a: a.fim_data, "leave it out"),
     Unsupported("--perform-rl-step", lambda a: a.perform_rl_step, "leave it out: this program pretrains"),
     Unsupported("--hybrid-context-parallel", lambda a: a.hybrid_context_parallel, "leave it out"),
-    Unsupported(
-        "--dataloader-inter-document-masking", lambda a: a.dataloader_inter_document_masking, "leave it out"
-    ),  # fmt: skip
     Unsupported(
         "--ckpt-format other than torch_dist", lambda a: a.ckpt_format != "torch_dist", "use torch_dist"
     ),
@@ -92,8 +138,18 @@ def refuse_unsupported(args: Namespace) -> None:
         ValueError: names every refused flag and the remedy.
     """
     _refuse("pretrain_phd.py", NEVER, args)
-    if args.phd_copies > 1:
-        _refuse(f"--phd-copies {args.phd_copies}", UNSUPPORTED, args)
+    if needs_phd_attention(
+        args.phd_copies, documents_masked(args), args.context_parallel_size, args.transformer_impl
+    ):
+        if args.phd_copies > 1:
+            what = f"--phd-copies {args.phd_copies}"
+        else:
+            what = "packed documents" if documents_masked(args) else "--context-parallel-size"
+        _refuse(what, UNSUPPORTED, args)
+
+
+def _key_value_heads(args: Namespace) -> int:
+    return args.num_query_groups if args.group_query_attention else args.num_attention_heads
 
 
 def _refuse(what: str, table: tuple[Unsupported, ...], args: Namespace) -> None:

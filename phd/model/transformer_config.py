@@ -13,6 +13,25 @@ class PHDTransformerConfig(PHDConfig, TransformerConfig):
     ``core_transformer_config_from_args(args, config_class=PHDTransformerConfig)``.
     """
 
+    phd_documents: bool = False
+    """Packed documents: no token sees another document of its sample."""
+
     def __post_init__(self) -> None:
         PHDConfig.__post_init__(self)
         TransformerConfig.__post_init__(self)
+
+    @property
+    def phd_attention(self) -> bool:
+        """Whether our core attention runs, rather than Megatron's (which then is the vanilla model's)."""
+        return needs_phd_attention(
+            self.phd_copies, self.phd_documents, self.context_parallel_size, self.transformer_impl
+        )
+
+
+def needs_phd_attention(
+    copies: int, documents: bool, context_parallel_size: int, transformer_impl: str
+) -> bool:
+    """Whether there are copies, packed documents, or ranks to share a sequence where Megatron's own attention
+    cannot (its local one refuses context parallelism).
+    """
+    return copies > 1 or documents or (context_parallel_size > 1 and transformer_impl == "local")

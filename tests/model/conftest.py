@@ -18,6 +18,11 @@ TRAINING = shlex.split("""
     --micro-batch-size 2 --global-batch-size 8 --lr 2e-3 --lr-decay-style constant --clip-grad 1.0
     --train-iters 4 --eval-iters 1 --eval-interval 100 --log-interval 1 --seed 7
 """)
+VOCABULARY = 255
+END_OF_DOCUMENT = VOCABULARY - 1  # of the NullTokenizer
+MIXTURE_OF_EXPERTS = shlex.split("""
+    --num-experts 4 --moe-router-topk 2 --moe-ffn-hidden-size 64 --moe-aux-loss-coeff 0.01
+""")
 VARIANTS = {
     "vanilla": [],
     "PHD-CSWA-3-5-12": shlex.split("--phd-copies 3 --phd-window 5 --phd-chunk 12"),
@@ -36,9 +41,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         for document in np.array_split(text, 20):
             builder.add_document(document, [len(document)])
     builder.finalize(f"{prefix}.idx")
+    return data_flags(prefix)
+
+
+@pytest.fixture(scope="session")
+def packed_data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags for a data set whose samples hold several documents: lines of Python source, each with the
+    end-of-document token of the NullTokenizer.
+    """
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    prefix = tmp_path_factory.mktemp("packed") / "source_lines"
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for line in Path(ast.__file__).read_bytes().splitlines()[:900]:
+        document = np.array([*line[:35], END_OF_DOCUMENT])
+        builder.add_document(document, [len(document)])
+    builder.finalize(f"{prefix}.idx")
+    return data_flags(prefix)
+
+
+def data_flags(prefix: Path) -> list[str]:
     return [
         *("--data-path", str(prefix), "--split", "90,5,5", "--data-cache-path", str(prefix.parent / "cache")),
-        *("--tokenizer-type", "NullTokenizer", "--vocab-size", "255"),
+        *("--tokenizer-type", "NullTokenizer", "--vocab-size", str(VOCABULARY)),
     ]
 
 

@@ -14,11 +14,25 @@ FLAGS = [*MODEL, *TRAINING, "--mock-data", "--tokenizer-type", "NullTokenizer", 
 # What makes each entry of the two tables in phd/model/support.py refuse.
 REFUSED = {
     "--attention-dropout above 0": {"attention_dropout": 0.1},
-    "--context-parallel-size above 1": {"context_parallel_size": 2},
-    "--reset-attention-mask": {"reset_attention_mask": True},
-    "--reset-position-ids": {"reset_position_ids": True},
-    "--num-experts (mixture of experts)": {"num_experts": 4},
-    "--multi-latent-attention": {"multi_latent_attention": True},
+    "--cp-comm-type a2a+p2p, or one for each layer": {
+        "context_parallel_size": 2,
+        "cp_comm_type": ["a2a+p2p"],
+        "phd_window": 4,
+    },
+    "--cp-comm-type a2a with key/value heads that the ranks do not divide": {
+        "context_parallel_size": 4,
+        "cp_comm_type": ["a2a"],
+        "phd_window": 4,
+    },
+    "--context-parallel-size with slices (--seq-length / size / 2) shorter than the window": {
+        "context_parallel_size": 2,
+    },
+    "--context-parallel-size with --phd-attention-backend reference": {
+        "context_parallel_size": 2,
+        "phd_window": 4,
+        "phd_attention_backend": "reference",
+    },
+    "--attention-output-gate with a pruned last layer": {"attention_output_gate": True},
     "--mtp-num-layers (multi-token prediction)": {"mtp_num_layers": 1},
     "--heterogeneous-layers-config-path": {"heterogeneous_layers_config_path": "x.json"},
     "--experimental-attention-variant": {"experimental_attention_variant": "dsa"},
@@ -27,7 +41,7 @@ REFUSED = {
     "--window-size (sliding-window layers)": {"window_size": (8, 0)},
     "--softmax-type other than vanilla": {"softmax_type": "learnable"},
     "--apply-query-key-layer-scaling": {"apply_query_key_layer_scaling": True},
-    "--position-embedding-type yarn or mrope": {"position_embedding_type": "yarn"},
+    "--position-embedding-type mrope": {"position_embedding_type": "mrope"},
     "--log-max-attention-logit and --qk-clip": {"qk_clip": True},
     "--fp16": {"fp16": True},
     "--fp8-format": {"fp8": "hybrid"},
@@ -37,6 +51,11 @@ REFUSED = {
     "--use-megatron-fsdp": {"use_megatron_fsdp": True},
     "--use-torch-fsdp2": {"use_torch_fsdp2": True},
 }
+# Where our attention runs for a single copy: everything but what copies alone make impossible.
+COPIES_ONLY = {
+    "--context-parallel-size with slices (--seq-length / size / 2) shorter than the window",
+    "--attention-output-gate with a pruned last layer",
+}
 NEVER = {
     "--attention-backend local": {"attention_backend": Namespace(name="local")},
     "--yaml-cfg": {"yaml_cfg": "x.yaml"},
@@ -44,7 +63,11 @@ NEVER = {
     "--fim-data": {"fim_data": True},
     "--perform-rl-step": {"perform_rl_step": True},
     "--hybrid-context-parallel": {"hybrid_context_parallel": True},
-    "--dataloader-inter-document-masking": {"dataloader_inter_document_masking": True},
+    "--multi-latent-attention": {"multi_latent_attention": True},
+    "--reset-attention-mask with --position-embedding-type learned_absolute": {
+        "reset_attention_mask": True,
+        "position_embedding_type": "learned_absolute",
+    },
     "--ckpt-format other than torch_dist": {"ckpt_format": "torch"},
     "--inprocess-restart": {"inprocess_restart": True},
 }
@@ -59,14 +82,14 @@ def parse(flags: list[str]) -> Namespace:
     return parse_args(add_phd_arguments)
 
 
-def refusals(copies: int, changes: dict[str, dict]) -> dict[str, str]:
+def refusals(always: dict, changes: dict[str, dict]) -> dict[str, str]:
     """What start-up says to each change of otherwise good arguments."""
     from phd.model.support import refuse_unsupported
 
     answers = {}
     for flag, change in {"nothing": {}, **changes}.items():
         args = parse(FLAGS)
-        vars(args).update(change, phd_copies=copies)
+        vars(args).update(always | change)
         try:
             refuse_unsupported(args)
             answers[flag] = ""
@@ -86,18 +109,38 @@ def test_tables_are_all_tested(world):
 
 
 def test_every_unsupported_flag_is_refused_with_copies(world):
-    """By name and with a remedy; with K = 1 they are Megatron's own business."""
-    (answers,) = world.run(refusals, 2, REFUSED)
+    """By name and with a remedy."""
+    (answers,) = world.run(refusals, {"phd_copies": 2}, REFUSED)
     assert answers.pop("nothing") == ""
     for flag, answer in answers.items():
-        assert re.fullmatch(rf"--phd-copies 2 does not run with:\n  {re.escape(flag)}: .+", answer)
-    (vanilla,) = world.run(refusals, 1, REFUSED)
-    assert set(vanilla.values()) == {""}
+        assert re.fullmatch(rf"--phd-copies 2 does not run with:\n  {re.escape(flag)}: .+", answer), flag
+
+
+def test_unsupported_flags_are_megatrons_own_business_without_our_attention(world):
+    """K = 1, one document; context parallelism with Transformer Engine, whose attention then runs."""
+    (answers,) = world.run(refusals, {"phd_copies": 1, "transformer_impl": "transformer_engine"}, REFUSED)
+    assert set(answers.values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("always", "what"),
+    [
+        ({"dataloader_inter_document_masking": True}, "packed documents"),
+        ({"reset_attention_mask": True}, "packed documents"),
+        ({"context_parallel_size": 2}, "--context-parallel-size"),
+    ],
+)
+def test_unsupported_flags_are_refused_wherever_our_attention_runs(always, what, world):
+    (answers,) = world.run(refusals, {"phd_copies": 1, **always}, REFUSED)
+    assert answers.pop("nothing") == ""
+    for flag, answer in answers.items():
+        expected = "" if flag in COPIES_ONLY else rf"{what} does not run with:\n  {re.escape(flag)}: .+"
+        assert re.fullmatch(expected, answer), flag
 
 
 def test_never_supported_flags_are_refused(world):
     for copies in (1, 2):
-        (answers,) = world.run(refusals, copies, NEVER)
+        (answers,) = world.run(refusals, {"phd_copies": copies}, NEVER)
         assert answers.pop("nothing") == ""
         for flag, answer in answers.items():
             assert f"pretrain_phd.py does not run with:\n  {flag}: " in answer

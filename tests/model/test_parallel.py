@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.conftest import VARIANTS, losses
+from tests.model.conftest import MIXTURE_OF_EXPERTS, VARIANTS, losses
 
 LAYOUTS = {
     "TP2": (2, "--tensor-model-parallel-size 2"),
@@ -63,3 +63,33 @@ def test_variants_differ(serial):
     """A layout test proves nothing if K has no effect."""
     vanilla, phd = (serial[variant]["lm loss"] for variant in VARIANTS)
     assert phd != pytest.approx(vanilla, rel=1e-4)
+
+
+EXPERT_LAYOUTS = {
+    "EP2": "--expert-model-parallel-size 2 --moe-token-dispatcher-type alltoall",
+    "EP2-allgather": "--expert-model-parallel-size 2 --moe-token-dispatcher-type allgather",
+    "TP2-SP": "--tensor-model-parallel-size 2 --sequence-parallel --moe-token-dispatcher-type alltoall",
+    "PP2": "--pipeline-model-parallel-size 2 --moe-token-dispatcher-type alltoall",
+}
+
+
+@pytest.fixture(scope="module")
+def experts(world, base_flags, tmp_path_factory) -> tuple[list[str], dict]:
+    """Flags of a mixture of experts with copies and common initial weights; the single process's numbers."""
+    folder, board = (tmp_path_factory.mktemp(name) for name in ("experts", "experts-serial"))
+    flags = [*base_flags, *VARIANTS["PHD-CSWA-3-5-12"], *MIXTURE_OF_EXPERTS]
+    world.pretrain([*flags, "--train-iters", "1", "--save", str(folder), "--save-interval", "1"])
+    flags += ["--load", str(folder), "--finetune"]
+    world.pretrain([*flags, "--tensorboard-dir", str(board)])
+    return flags, losses(board)
+
+
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
+def test_mixture_of_experts_equals_single_process(layout, world, experts, tmp_path: Path):
+    """The router sees every copy as a token of its own."""
+    flags, serial = experts
+    world.pretrain([*flags, *EXPERT_LAYOUTS[layout].split(), "--tensorboard-dir", str(tmp_path)], 2)
+    parallel = losses(tmp_path)
+    assert len(serial["lm loss"]) == 4
+    for tag in ("lm loss", "grad-norm"):
+        assert parallel[tag] == pytest.approx(serial[tag], rel=1e-5)

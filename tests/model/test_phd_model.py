@@ -109,12 +109,12 @@ def test_one_copy_is_megatrons_gpt_bit_for_bit(world, flags):
     world.run(check_vanilla_is_megatron, flags)
 
 
-def check_original_stream(flags: str, same: bool) -> None:
+def check_original_stream(flags: str, same: bool, feature: str = "") -> None:
     import torch
 
     copies = int(flags.split("--phd-copies ")[1].split()[0])
-    _, vanilla = forward("", vanilla=True)
-    _, hidden = forward(flags)
+    _, vanilla = forward(feature, vanilla=True)
+    _, hidden = forward(f"{flags} {feature} --no-phd-prune-last-layer")
     originals = hidden[:, ::copies]
     assert torch.allclose(originals, vanilla, rtol=1e-4, atol=1e-4) == same
     assert not torch.allclose(hidden[:, copies - 1 :: copies], vanilla, rtol=1e-2, atol=1e-2)
@@ -124,6 +124,31 @@ def check_original_stream(flags: str, same: bool) -> None:
 def test_original_stream_is_the_vanilla_model(world, variant):
     """hidden states of copy 0 equal the vanilla model's; naive repetition has no such stream."""
     world.run(check_original_stream, VARIANTS[variant], variant != "naive")
+
+
+FEATURES = {
+    "mixture-of-experts": "--num-experts 4 --moe-router-topk 2 --moe-ffn-hidden-size 64",
+    "qk-norm": "--qk-layernorm",
+    "yarn": "--position-embedding-type yarn",
+    "llama-3-rope": "--use-rope-scaling --rope-scaling-factor 4 --rotary-base 500000",
+    "partial-rotary": "--rotary-percent 0.5",
+    "some-layers-without-rope": "--no-rope-freq 2",
+    "learned-positions": "--position-embedding-type learned_absolute",
+    "no-positions": "--position-embedding-type none",
+    "output-gate": "--attention-output-gate --no-phd-prune-last-layer",
+}
+"""What the README says that copies run with, beside the layouts of test_parallel.py."""
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_original_stream_with_features(world, feature):
+    world.run(check_original_stream, VARIANTS["PHD-CSWA"], True, FEATURES[feature])
+
+
+# an expert multiplies as many rows as were sent to it, so later tokens change the rounding of earlier ones
+@pytest.mark.parametrize("feature", [name for name in FEATURES if name != "mixture-of-experts"])
+def test_features_change_nothing_of_causality(world, feature):
+    world.run(check_causal, f"{VARIANTS['PHD-CSWA']} {FEATURES[feature]}")
 
 
 def check_causal(flags: str) -> None:
@@ -177,3 +202,118 @@ def check_backends(flags: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_backends_agree_in_the_model(world, variant):
     world.run(check_backends, VARIANTS[variant])
+
+
+def results(model, params=None, mask=None) -> dict:
+    """Logits, losses and every gradient of a built model on one batch."""
+    tokens, positions, labels = batch()
+    logits = model(tokens, positions, mask, packed_seq_params=params)
+    losses = model(tokens, positions, mask, labels=labels, packed_seq_params=params)
+    losses.mean().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"logits": logits.detach(), "losses": losses.detach(), **gradients}
+
+
+def assert_same(ours: dict, expected: dict) -> None:
+    """To the rounding of fp32, relative to the largest number of each tensor."""
+    assert ours.keys() == expected.keys()
+    for name, value in ours.items():
+        error = (value - expected[name]).abs().max() / expected[name].abs().max()
+        assert error < 1e-5, (name, float(error))
+
+
+def check_pruned_last_layer(flags: str) -> None:
+    by_pruning = []
+    for pruning in ("", "--no-phd-prune-last-layer"):
+        rows: list[int] = []
+        with megatron_globals():
+            model = build(f"{flags} {pruning}")
+            model.decoder.layers[-1].mlp.register_forward_hook(
+                lambda module, inputs, output, rows=rows: rows.append(output[0].shape[1])
+            )
+            by_pruning.append(results(model))
+    assert rows == [2 * model.config.phd_copies] * 2  # of the unpruned model, the last that was built
+    assert_same(*by_pruning)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pruned_last_layer_equals_the_unpruned(world, variant):
+    """Logits, losses, all gradients."""
+    world.run(check_pruned_last_layer, VARIANTS[variant])
+
+
+def check_pruned_rows() -> None:
+    with megatron_globals():
+        model = build(VARIANTS["PHD-CSWA"])
+        rows = {}
+        for number in (2, 3):
+            for name in ("linear_proj", "linear_qkv"):
+                module = getattr(model.decoder.layers[number].self_attention, name)
+                module.register_forward_hook(
+                    lambda module, inputs, output, key=(number, name): rows.update({key: output[0].shape[1]})
+                )
+        tokens, positions, _ = batch()
+        model(tokens, positions, None)
+    assert rows == {(2, "linear_qkv"): 6, (2, "linear_proj"): 6, (3, "linear_qkv"): 6, (3, "linear_proj"): 2}
+
+
+def test_pruning_saves_the_other_copies(world):
+    world.run(check_pruned_rows)
+
+
+DOCUMENTS = ((3, 12, 25), (40,))
+
+
+def check_documents(flags: str) -> None:
+    """Each document's logits are those of the document alone."""
+    import torch
+
+    from phd.model.documents import document_params
+    from tests.attention.test_attention import starts_of
+
+    with megatron_globals(), torch.no_grad():
+        model = build(f"{flags} --reset-attention-mask")
+        tokens, positions, _ = batch()
+        params = document_params(starts_of(*DOCUMENTS), model.config)
+        packed = model(tokens, positions, None, packed_seq_params=params)
+        for sample, lengths in enumerate(DOCUMENTS):
+            begin = 0
+            for length in lengths:
+                rows = slice(begin, begin + length)
+                alone = model(tokens[sample : sample + 1, rows], positions[:1, :length], None)
+                torch.testing.assert_close(packed[sample : sample + 1, rows], alone, rtol=1e-4, atol=1e-4)
+                begin += length
+
+
+@pytest.mark.parametrize("variant", ["", *VARIANTS.values()], ids=["vanilla", *VARIANTS])
+def test_packed_documents_equal_separate_runs(world, variant):
+    world.run(check_documents, variant)
+
+
+def check_vanilla_documents() -> None:
+    import torch
+
+    from phd.attention.rule import dense_mask
+    from phd.model.documents import document_params
+    from tests.attention.test_attention import starts_of
+
+    starts = starts_of(*DOCUMENTS)
+    with megatron_globals():
+        model = build("--reset-attention-mask")
+        ours = results(model, document_params(starts, model.config))
+    with megatron_globals():
+        model = build("--reset-attention-mask", vanilla=True)
+        for layer in model.decoder.layers:  # so that the mask is read
+            layer.self_attention.attn_mask_type = type(layer.self_attention.attn_mask_type).arbitrary
+            layer.self_attention.core_attention.scale_mask_softmax.attn_mask_type = (
+                layer.self_attention.attn_mask_type
+            )
+        mask = dense_mask(40, 1, window=1, chunk=None, document_starts=starts)[:, None, :, 0, :, 0]
+        expected = results(model, mask=~mask)
+    assert_same(ours, expected)
+    assert not torch.equal(mask[0], mask[1])
+
+
+def test_vanilla_with_documents_is_megatrons_gpt_under_a_mask(world):
+    """Logits, losses and every gradient of the packed baseline, whose attention is ours."""
+    world.run(check_vanilla_documents)
