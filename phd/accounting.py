@@ -98,14 +98,20 @@ def flops_per_token(
     Raises:
         ValueError: see :func:`visible_pairs`.
     """
-    rule = {"copies": copies, "window": window, "chunk": chunk, "naive": naive}
     query_size = num_attention_heads * kv_channels
     projection = hidden_size * (query_size + 2 * num_query_groups * kv_channels)
     rest = hidden_size * (query_size + ffn_hidden_size * (3 if gated_linear_unit else 2))
 
     def layer(pruned: bool) -> float:
         # the kernel of naive repetition has all copies in one sequence: it computes what is then dropped
-        pairs = visible_pairs(seq_length, **rule, last_copy_only=pruned and not naive)
+        pairs = visible_pairs(
+            seq_length,
+            copies=copies,
+            window=window,
+            chunk=chunk,
+            naive=naive,
+            last_copy_only=pruned and not naive,
+        )
         # One dot product and one weighted sum of length kv_channels for each pair and head.
         products = 2 * query_size * pairs / seq_length
         return copies * projection + (1 if pruned else copies) * rest + products

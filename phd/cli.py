@@ -33,6 +33,7 @@ def _from(module: str) -> Callable[[argparse.ArgumentParser], None]:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "data": ("train a tokenizer, turn text into Megatron's .bin/.idx, inspect the result", _add_data),
+    "plan": ("memory, FLOPs and parameters of a command line, before it is queued", _from("phd.plan")),
     "compare": ("table and plot of the losses of finished or running runs", _from("phd.compare.cli")),
     "export": ("a checkpoint of pretrain_phd.py as a Hugging Face folder", _from("phd.export")),
     "import": (

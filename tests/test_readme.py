@@ -24,7 +24,8 @@ def test_support_matrix_names_every_refused_flag():
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(PHDConfig)])
 def test_every_flag_is_explained(field):
-    assert f"`--{field.replace('_', '-')}" in README
+    off = "no-" if getattr(PHDConfig, field) is True else ""
+    assert f"`--{off}{field.replace('_', '-')}" in README
 
 
 def test_attention_numbers_are_the_benchmarks():
@@ -40,6 +41,16 @@ def test_attention_numbers_are_the_benchmarks():
 def test_demo_numbers_are_the_recorded_ones():
     for row in json.loads((ROOT / "benchmarks" / "demo.json").read_text())["runs"]:
         assert f"{row['validation_loss']:.4f}" in README
+
+
+def test_full_demo_numbers_are_the_recorded_ones():
+    runs = json.loads((ROOT / "benchmarks" / "demo_full.json").read_text())["runs"]
+    differences = [
+        row["difference"] for row in runs if row["seed"] != "mean" and row["difference"] is not None
+    ]
+    assert len(differences) == 6
+    for difference in differences:
+        assert f"{difference:+.4f}" in README
 
 
 def test_latency_numbers_are_the_benchmarks():

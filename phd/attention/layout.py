@@ -122,15 +122,16 @@ def make_layout(
         ValueError: ``document_starts`` is not what it should be, or a slice is shorter than the window.
     """
     if document_starts is None:
-        return _one_document(length, window, chunk, rank, size, device)
+        return one_document_layout(length, window, chunk, rank, size, device)
     _check(document_starts, length)
     return _layout(length, window, chunk, document_starts.cpu(), rank, size, device)
 
 
 @lru_cache(maxsize=64)
-def _one_document(
+def one_document_layout(
     length: int, window: int, chunk: int | None, rank: int, size: int, device: torch.device | None
 ) -> Layout:
+    """``make_layout`` of one document a sample."""
     return _layout(length, window, chunk, None, rank, size, device)
 
 

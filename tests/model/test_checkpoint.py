@@ -15,7 +15,9 @@ LAYOUTS = {
     "single": (1, ""),
     "TP2": (2, "--tensor-model-parallel-size 2"),
     "PP2": (2, "--pipeline-model-parallel-size 2"),
+    "CP2": (2, "--context-parallel-size 2 --phd-window 5"),
     "DP2-distopt": (2, "--use-distributed-optimizer"),
+    "async-save": (1, "--async-save"),
     "dropout": (
         1,
         "--hidden-dropout 0.2",
