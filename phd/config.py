@@ -30,8 +30,9 @@ class PHDConfig:
     phd_prune_last_layer: bool = True
     """Compute all copies in the last layer too, of which the last alone is used. The result is the same."""
 
-    phd_attention_backend: Literal["auto", "flash", "reference"] = "auto"
-    """Kernel for the PHD attention: flash (fast path), reference (dense and slow, for checks), or auto."""
+    phd_attention_backend: Literal["auto", "flash", "flex", "reference"] = "auto"
+    """Kernel for the PHD attention: flash (fast path), flex (torch's FlexAttention, GPUs only), reference
+    (dense and slow, for checks), or auto (flash)."""
 
     def __post_init__(self) -> None:
         if self.phd_copies < 1:
@@ -51,6 +52,10 @@ class PHDConfig:
             )
         if self.phd_naive and self.phd_copies == 1:
             raise ValueError("--phd-naive repeats tokens and needs --phd-copies of at least 2")
+        if self.phd_naive and self.phd_attention_backend == "flex":
+            raise ValueError(
+                "--phd-attention-backend flex has no naive repetition: use flash with --phd-naive"
+            )
         if self.phd_attention_backend not in BACKENDS:
             raise ValueError(
                 f"--phd-attention-backend must be one of {', '.join(BACKENDS)}, "

@@ -7,6 +7,7 @@ heads, g key/value heads, d head dimension.
 Row of the batch axis = sample * K + copy; copy 0 is the original token.
 """
 
+import torch
 from torch import Tensor
 
 from phd.attention.context_parallel import ContextParallel, heads_to_positions, positions_to_heads
@@ -15,8 +16,8 @@ from phd.attention.layout import Layout, make_layout
 from phd.attention.reference import masked_attention
 from phd.attention.rule import dense_mask, dense_mask_naive
 
-BACKENDS = ("auto", "flash", "reference")
-"""auto takes flash."""
+BACKENDS = ("auto", "flash", "flex", "reference")
+"""auto takes flash; flex is FlexAttention, forward only on a CPU."""
 
 
 def phd_attention(
@@ -50,7 +51,8 @@ def phd_attention(
             slices it.
         last_copy_only: compute the output of the last copy alone (a last layer needs no other).
         softmax_scale: default d ** -0.5.
-        backend: one of BACKENDS. "reference" makes the (K s)^2 mask; for checks, in any dtype.
+        backend: one of BACKENDS. "reference" makes the (K s)^2 mask; for checks, in any dtype. "flex" makes
+            a block mask of it.
 
     Returns:
         [s_l, b*K, h, d], or [s_l, b, h, d] with ``last_copy_only``.
@@ -77,10 +79,17 @@ def phd_attention(
             device=query.device,
         )
         return masked_attention(query, key, value, mask[:, :, -query.shape[2] :], scale).flatten(1, 2)
+    if backend == "flex":
+        # here, because it loads torch's compiler
+        from phd.attention.flex import flex_phd_attention
+
+        return flex_phd_attention(
+            query, key, value, window=window, chunk=chunk, document_starts=document_starts, scale=scale
+        ).flatten(1, 2)
     if layout is None:
         layout = phd_layout(
             len(query), copies=copies, window=window, chunk=chunk, document_starts=document_starts,
-            context_parallel=context_parallel,
+            context_parallel=context_parallel, device=query.device,
         )  # fmt: skip
     return _attend(query, key, value, layout, context_parallel, scale).flatten(1, 2)
 
@@ -104,6 +113,8 @@ def naive_attention(
     Arguments, result and errors as in ``phd_attention``; ``layout`` is what ``naive_layout`` makes.
     """
     scale = _check(query, key, value, copies, softmax_scale, backend, context_parallel)
+    if backend == "flex":
+        raise ValueError("backend 'flex' has the rule of PHD alone: use 'flash' for naive repetition")
     # [s_l, b*K, h, d] -> [s_l, b, K, h, d]
     query, key, value = (x.unflatten(1, (-1, copies)) for x in (query, key, value))
     if backend == "reference":
@@ -112,8 +123,9 @@ def naive_attention(
     else:
         if layout is None:
             layout = naive_layout(
-                len(query), copies=copies, document_starts=document_starts, context_parallel=context_parallel
-            )
+                len(query), copies=copies, document_starts=document_starts,
+                context_parallel=context_parallel, device=query.device,
+            )  # fmt: skip
         # one copy of a sequence K times as long: [s_l, b, K, h, d] -> [s_l*K, b, 1, h, d]
         query, key, value = (x.transpose(1, 2).flatten(0, 1).unsqueeze(2) for x in (query, key, value))
         context = _attend(query, key, value, layout, context_parallel, scale)
@@ -129,21 +141,24 @@ def phd_layout(
     chunk: int | None,
     document_starts: Tensor | None = None,
     context_parallel: ContextParallel | None = None,
+    device: torch.device | None = None,
 ) -> Layout:
-    """The ``layout`` of ``phd_attention`` for ``rows`` (s_l) rows; arguments and errors as there."""
+    """The ``layout`` of ``phd_attention`` for ``rows`` (s_l) rows on ``device``; the rest as there."""
     parallel = context_parallel
     if copies == 1:
         window = 1  # no hidden copies, no band
     ranks = 1 if parallel is None else parallel.size
-    if parallel is None or parallel.comm_type == "a2a":  # attention itself is over all positions
-        return make_layout(rows * ranks, window=window, chunk=chunk, document_starts=document_starts)
+    rank, size = 0, 1
+    if parallel is not None and parallel.comm_type != "a2a":  # a2a: attention itself is over all positions
+        rank, size = parallel.rank, parallel.size
     return make_layout(
         rows * ranks,
         window=window,
         chunk=chunk,
         document_starts=document_starts,
-        rank=parallel.rank,
-        size=ranks,
+        rank=rank,
+        size=size,
+        device=device,
     )
 
 
@@ -153,8 +168,9 @@ def naive_layout(
     copies: int,
     document_starts: Tensor | None = None,
     context_parallel: ContextParallel | None = None,
+    device: torch.device | None = None,
 ) -> Layout:
-    """The ``layout`` of ``naive_attention`` for ``rows`` (s_l) rows; arguments and errors as there."""
+    """The ``layout`` of ``naive_attention`` for ``rows`` (s_l) rows on ``device``; the rest as there."""
     if document_starts is not None:
         # a document starts with the first copy of its first token
         document_starts = document_starts.repeat_interleave(copies, dim=1) * copies
@@ -165,6 +181,7 @@ def naive_layout(
         chunk=None,
         document_starts=document_starts,
         context_parallel=context_parallel,
+        device=device,
     )
 
 
@@ -177,7 +194,6 @@ def _attend(
     scale: float,
 ) -> Tensor:
     """Fast path: query [s_l, b, m, h, d], key and value [s_l, b, K, g, d] -> [s_l, b, m, h, d]."""
-    layout = layout.to(query.device)
     if parallel is None or parallel.comm_type != "a2a":
         return flash_attention(query, key, value, layout=layout, scale=scale, parallel=parallel)
     # slices of positions with all heads -> all positions with a slice of the heads, and back
@@ -203,8 +219,8 @@ def _check(
         raise ValueError(f"copies must be at least 1, got {copies}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "reference" and parallel is not None:
-        raise ValueError("backend 'reference' does not run context-parallel: use 'flash'")
+    if backend in ("flex", "reference") and parallel is not None:
+        raise ValueError(f"backend {backend!r} does not run context-parallel: use 'flash'")
     if query.dim() != 4:
         raise ValueError(f"query must be [s, b*K, h, d], got shape {tuple(query.shape)}")
     length, rows, heads, dim = query.shape

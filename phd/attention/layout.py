@@ -10,7 +10,7 @@ Legend: s positions of the whole sequence, s_l rows on this rank, b samples.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -74,10 +74,6 @@ class Layout:
                 if rows is not None:
                     yield piece, rows
 
-    def to(self, device: torch.device) -> "Layout":
-        """The same, with its tensor on ``device``."""
-        return self if self.start.device == device else replace(self, start=self.start.to(device))
-
 
 def rank_runs(length: int, rank: int, size: int) -> tuple[Run, ...]:
     """Runs of a context-parallel rank, as Megatron slices the batch: slices ``rank`` and
@@ -114,7 +110,7 @@ def make_layout(
         window: W.
         chunk: C, counted from the start of the document; None for no chunks.
         document_starts: [b, s], position at which the document of each position starts; None for one
-            document a sample. Read on the host: give a CPU tensor to spare a synchronisation.
+            document a sample. Read on the host: from a GPU that is a synchronisation.
         rank, size: of the context-parallel group.
         device: of ``Layout.start``.
 
@@ -159,7 +155,7 @@ def _layout(
             f"a slice of {runs[0].length} positions ({length} positions on {size} context-parallel ranks) is "
             f"shorter than the {halo} positions of the window before it: use fewer ranks or a smaller window"
         )
-    position = torch.cat([run.begin + torch.arange(run.length) for run in runs])
+    position = torch.cat([torch.arange(run.begin, run.begin + run.length, device="cpu") for run in runs])
     document = None if document_starts is None else document_starts[:, position].T
     start = band_start(position.unsqueeze(1), window=window, chunk=chunk, document_start=document)
     return Layout(runs, pieces, start.to(device), window, halo)
@@ -169,7 +165,7 @@ def _pieces(runs: tuple[Run, ...], document_starts: Tensor) -> Iterator[Piece]:
     for sample, starts in enumerate(document_starts):
         for run in runs:
             positions = starts[run.begin : run.begin + run.length]
-            first = positions == torch.arange(run.begin, run.begin + run.length)
+            first = positions == torch.arange(run.begin, run.begin + run.length, device="cpu")
             first[0] = True
             bounds = [*first.nonzero().flatten().tolist(), run.length]
             for begin, end in zip(bounds, bounds[1:], strict=False):

@@ -16,6 +16,7 @@ MODULES = {
     "phd.attention.band": "phd_band",
     "phd.attention.context_parallel": "phd_context_parallel",
     "phd.attention.flash": "phd_flash",
+    "phd.attention.flex": "phd_flex",
     "phd.attention.kernels": "phd_kernels",
     "phd.attention.kernels.cpu": "phd_kernels_cpu",
     "phd.attention.kernels.cuda": "phd_kernels_cuda",
@@ -42,8 +43,8 @@ def write_code(folder: Path) -> None:
 
 def _relative(source: str, module: str) -> str:
     def local(match: re.Match) -> str:
-        if match[1] not in MODULES:
-            raise ValueError(f"{module} imports {match[1]}, which phd/hf/code.py does not list")
-        return f"from .{MODULES[match[1]]} import"
+        if match[2] not in MODULES:
+            raise ValueError(f"{module} imports {match[2]}, which phd/hf/code.py does not list")
+        return f"{match[1]}from .{MODULES[match[2]]} import"
 
-    return re.sub(r"^from (phd[\w.]*) import", local, source, flags=re.MULTILINE)
+    return re.sub(r"^( *)from (phd[\w.]*) import", local, source, flags=re.MULTILINE)

@@ -106,9 +106,14 @@ def make_layout(
     config: PHDTransformerConfig, rows: int, document_starts: Tensor, parallel: ContextParallel | None
 ) -> Layout:
     """The layout of packed documents [b, s] for the attention of ``config``; made once for all layers."""
+    device = document_starts.device
     if config.phd_naive:
         return naive_layout(
-            rows, copies=config.phd_copies, document_starts=document_starts, context_parallel=parallel
+            rows,
+            copies=config.phd_copies,
+            document_starts=document_starts,
+            context_parallel=parallel,
+            device=device,
         )
     return phd_layout(
         rows,
@@ -117,4 +122,5 @@ def make_layout(
         chunk=config.chunk,
         document_starts=document_starts,
         context_parallel=parallel,
+        device=device,
     )

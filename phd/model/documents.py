@@ -66,5 +66,5 @@ def document_params(starts: Tensor | None, config: PHDTransformerConfig) -> Docu
         max_seqlen_q=length,
         max_seqlen_kv=length,
         document_starts=starts,
-        layout=make_layout(config, length // config.context_parallel_size, starts.cpu(), parallel),
+        layout=make_layout(config, length // config.context_parallel_size, starts, parallel),
     )

@@ -15,13 +15,14 @@ from megatron.training import get_tensorboard_writer, get_wandb_writer
 
 from phd.accounting import flops_per_token, mfu, peak_flops
 from phd.config import PHDConfig
+from phd.model.documents import documents_masked
 
 RUN_FILE = "phd_run.json"
 
 
 def describe(args: Namespace, config: PHDConfig) -> str:
     """One line on what starts: the variant, its cost, the machine and the settings chosen for it."""
-    text = config.variant
+    text = config.variant + (" on packed documents" if documents_masked(args) else "")
     if config.phd_copies > 1:
         text += f": {config.phd_copies} copies a token, attention backend {config.phd_attention_backend}"
     if torch.cuda.is_available():

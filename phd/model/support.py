@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from phd.attention.context_parallel import COMM_TYPES
+from phd.model import cpu
 from phd.model.documents import documents_masked
 from phd.model.transformer_config import needs_phd_attention
 
@@ -55,9 +56,14 @@ UNSUPPORTED = (
         "use fewer ranks or a smaller --phd-window",
     ),
     Unsupported(
-        "--context-parallel-size with --phd-attention-backend reference",
-        lambda a: a.context_parallel_size > 1 and a.phd_attention_backend == "reference",
+        "--context-parallel-size with --phd-attention-backend flex or reference",
+        lambda a: a.context_parallel_size > 1 and a.phd_attention_backend in ("flex", "reference"),
         "use flash",
+    ),
+    Unsupported(
+        "--phd-attention-backend flex without a GPU",
+        lambda a: a.phd_attention_backend == "flex" and cpu.needed(),
+        "use flash: torch has no backward for it on a CPU",
     ),
     Unsupported(
         "--attention-output-gate with a pruned last layer",

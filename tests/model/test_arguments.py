@@ -27,7 +27,8 @@ REFUSED = {
     "--context-parallel-size with slices (--seq-length / size / 2) shorter than the window": {
         "context_parallel_size": 2,
     },
-    "--context-parallel-size with --phd-attention-backend reference": {
+    "--phd-attention-backend flex without a GPU": {"phd_attention_backend": "flex"},
+    "--context-parallel-size with --phd-attention-backend flex or reference": {
         "context_parallel_size": 2,
         "phd_window": 4,
         "phd_attention_backend": "reference",
