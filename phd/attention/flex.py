@@ -1,8 +1,8 @@
 """torch's FlexAttention under a block mask made from the rule: for comparison, and as a fallback.
 
 All copies are one sequence of K s tokens, position-major; blocks of the (K s)^2 square that hold no visible
-pair are skipped. Compiled on CUDA, where it has not been run yet. On a CPU it runs as written and forward only
-(torch has no backward there).
+pair are skipped. Compiled on CUDA, where it has not been run yet. On a CPU it runs as written and forward
+only (torch has no backward there).
 
 Legend: s positions, b samples, K copies, m of them asking (all, or the last), h query heads, g key/value
 heads, d head dimension.
@@ -99,10 +99,9 @@ def _one_document_mask(
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(flex_attention)
-    return compiled
+def _compiled() -> Any:
+    return torch.compile(flex_attention)
 
 
-def _attention(device: torch.device) -> Callable[..., Any]:
+def _attention(device: torch.device) -> Any:
     return _compiled() if device.type == "cuda" else flex_attention
