@@ -12,6 +12,8 @@ Legend: s rows on this rank, b samples, K copies, m of them asking (all, or the 
 g key/value heads, d head dimension.
 """
 
+import contextlib
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -207,7 +209,7 @@ class _Attention:
             grads[1][keys] += grad_value
         return grads
 
-    def _bands(self) -> Iterator[tuple[int, tuple[slice, slice], Band]]:
+    def _bands(self) -> Iterator[tuple[int, tuple[slice, slice], Any]]:
         """(number of the run, (rows, samples), Band) for each run, and each sample where bands differ."""
         start = self.layout.start
         for number, run in enumerate(self.layout.runs):
@@ -215,11 +217,9 @@ class _Attention:
                 samples = slice(None) if start.shape[1] == 1 else slice(sample, sample + 1)
                 starts = start[run.rows, sample] - run.begin
                 query = self.query[run.rows, samples, self.asking]
-                yield (
-                    number,
-                    (run.rows, samples),
-                    Band(query, self.hidden, starts, self.layout.window, self.scale),
-                )
+                make = _band_class(query.device)
+                band = make(query, self.hidden, starts, self.layout.window, self.scale)
+                yield number, (run.rows, samples), band
 
     def _hidden_keys(self, rows: slice, samples: slice) -> tuple[Tensor, Tensor]:
         return self.key[rows, samples, 1:], self.value[rows, samples, 1:]
@@ -243,6 +243,16 @@ class _Attention:
     def _empty_results(self) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(self.query.dtype, torch.float32)
         return torch.empty_like(self.query), self.query.new_empty(self.query.shape[:-1], dtype=dtype)
+
+
+def _band_class(device: torch.device) -> Any:
+    """Triton's on CUDA. An exported model's copy of this file comes without that kernel, some machines
+    without Triton: there the band is plain matrix products.
+    """
+    if device.type == "cuda":
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(".kernels.triton_band", __package__).TritonBand
+    return Band
 
 
 def _of_run(halo: Tensor | None, run: int, samples: slice) -> Tensor | None:

@@ -1,0 +1,80 @@
+"""Run by test_triton_band.py under Triton's interpreter: errors against the reference, as JSON."""
+
+import json
+import sys
+
+import torch
+
+from phd.attention import flash, phd_attention
+from phd.attention.kernels.triton_band import TritonBand
+from tests.attention.test_attention import random_inputs, run, starts_of
+
+DOCUMENTS = starts_of((1, 30, 6), (37,))
+# length, copies, window, chunk, documents, last copy only, heads, groups, head dimension
+CASES = [
+    (37, 2, 4, 8, None, False, 4, 2, 24),
+    (37, 3, 5, 12, None, False, 4, 2, 16),
+    (65, 2, 16, 32, None, False, 2, 1, 64),
+    (37, 5, 16, 32, None, False, 3, 3, 8),
+    (37, 3, 6, None, DOCUMENTS, False, 4, 2, 24),
+    (37, 4, 3, None, None, True, 4, 1, 24),
+    (37, 2, 1, None, None, False, 2, 2, 5),
+    (3, 2, 40, None, None, False, 1, 1, 8),
+    (20, 41, 3, 7, None, False, 1, 1, 8),
+]
+
+
+def error(results: list, expected: list) -> float:
+    """Largest error of output and gradients, relative to the largest element of each."""
+    pairs = zip(results, expected, strict=True)
+    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def main() -> None:
+    flash._band_class = lambda device: TritonBand
+    errors = {}
+    for length, copies, window, chunk, documents, last, heads, groups, dim in CASES:
+        for dtype in (torch.float32, torch.float16):
+            inputs = random_inputs(length, 2 * copies, heads, groups, dim, dtype)
+            if last:
+                inputs[3] = inputs[3][:, ::copies]
+            rule = {
+                "copies": copies,
+                "window": window,
+                "chunk": chunk,
+                "document_starts": documents,
+                "last_copy_only": last,
+            }
+            results = run(phd_attention, inputs, backend="flash", **rule)
+            expected = run(phd_attention, inputs, dtype=torch.float64, backend="reference", **rule)
+            name = f"{length}-{copies}-{window}-{chunk}-{documents is not None}-{last}-{dtype}"
+            errors[name] = error(results, expected)
+    errors["halo"] = halo_error()
+    json.dump(errors, sys.stdout)
+
+
+def halo_error() -> float:
+    """The second half of a sequence, with the keys before it as a halo, against the whole band."""
+    from phd.attention.band import Band
+
+    generator = torch.Generator().manual_seed(0)
+    length, half, window, hidden, heads = 40, 20, 6, 2, 2
+    query, key, value, out, grad = (
+        torch.randn(length, 1, hidden, heads, 8, generator=generator) for _ in range(5)
+    )
+    lse = torch.randn(length, 1, hidden, heads, generator=generator)
+    start = torch.arange(length) - window + 1
+    rows = slice(half, None)
+    halo = torch.stack((key[half - window + 1 : half], value[half - window + 1 : half]))
+    found = []
+    for kind in (Band, TritonBand):
+        band = kind(query[rows], hidden, start[rows] - half, window, 0.3)
+        merged, top, grad_query = out[rows].clone(), lse[rows].clone(), torch.zeros_like(query[rows])
+        band.merge(merged, top, query[rows], key[rows], value[rows], halo)
+        grads = band.backward(grad[rows], query[rows], key[rows], value[rows], merged, top, grad_query, halo)
+        found.append([merged, top, grad_query, *grads])
+    return error(found[1], [tensor.double() for tensor in found[0]])
+
+
+if __name__ == "__main__":
+    main()
