@@ -88,7 +88,7 @@ def dense_mask(
     copy); b = 1 without ``document_starts`` [b, s].
     """
     grid = _grid(length, copies, device)
-    mask = can_see(*grid, window=window, chunk=chunk, document_start=_per_query(document_starts))
+    mask = can_see(*grid, window=window, chunk=chunk, document_start=_per_query(document_starts, device))
     return mask if document_starts is not None else mask.unsqueeze(0)
 
 
@@ -100,13 +100,13 @@ def dense_mask_naive(
     device: torch.device | None = None,
 ) -> Tensor:
     """``can_see_naive`` as a bool mask [b, s, K, s, K], as ``dense_mask``."""
-    mask = can_see_naive(*_grid(length, copies, device), document_start=_per_query(document_starts))
+    mask = can_see_naive(*_grid(length, copies, device), document_start=_per_query(document_starts, device))
     return mask if document_starts is not None else mask.unsqueeze(0)
 
 
-def _per_query(document_starts: Tensor | None) -> Tensor | None:
+def _per_query(document_starts: Tensor | None, device: torch.device | None) -> Tensor | None:
     """[b, s] -> [b, s, 1, 1, 1]."""
-    return None if document_starts is None else document_starts[:, :, None, None, None]
+    return None if document_starts is None else document_starts[:, :, None, None, None].to(device)
 
 
 def _grid(length: int, copies: int, device: torch.device | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

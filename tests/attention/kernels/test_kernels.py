@@ -5,6 +5,7 @@ import torch
 
 from phd.attention import phd_attention
 from phd.attention.kernels import cpu, cuda
+from tests.attention.test_attention import starts_of
 
 MASKED = {"cpu": (cpu.forward, cpu.backward), "cuda": (cuda.masked_forward, cuda.masked_backward)}
 
@@ -101,17 +102,30 @@ def test_cuda_flash_refuses_fp32():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("last_copy_only", [False, True], ids=["all", "last"])
+@pytest.mark.parametrize("documents", [None, starts_of((1, 90, 42), (133,))], ids=["one", "packed"])
 @pytest.mark.parametrize("copies", [1, 2, 3])
-def test_phd_attention_on_cuda(copies):
+@pytest.mark.parametrize("backend", ["flash", "flex"])
+def test_phd_attention_on_cuda(backend, copies, documents, last_copy_only):
+    """The flash call with Triton's band, and FlexAttention compiled; outputs and gradients."""
     generator = torch.Generator().manual_seed(0)
     *inputs, grad = (
         torch.randn(133, 2 * copies, n, 64, generator=generator).to("cuda", torch.bfloat16)
         for n in (8, 2, 2, 8)
     )
+    if last_copy_only:
+        grad = grad[:, ::copies]
+    rule = {
+        "copies": copies,
+        "window": 16,
+        "chunk": 32,
+        "document_starts": documents,
+        "last_copy_only": last_copy_only,
+    }
     results = {}
-    for backend, dtype in (("flash", torch.bfloat16), ("reference", torch.float64)):
+    for name, dtype in ((backend, torch.bfloat16), ("reference", torch.float64)):
         qkv = [x.to(dtype).requires_grad_() for x in inputs]
-        out = phd_attention(*qkv, copies=copies, window=16, chunk=32, backend=backend)
-        results[backend] = [out, *torch.autograd.grad(out, qkv, grad.to(dtype))]
+        out = phd_attention(*qkv, backend=name, **rule)
+        results[name] = [out, *torch.autograd.grad(out, qkv, grad.to(dtype))]
     for result, reference in zip(*results.values(), strict=True):
         assert (result.double() - reference).abs().max() < 2e-2 * reference.abs().max()
