@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from argparse import ArgumentParser, Namespace
+from importlib.util import find_spec
 from pathlib import Path
 
 from megatron.training.argument_utils import ArgumentGroupFactory
@@ -17,13 +18,25 @@ from phd.model.documents import documents_masked
 from phd.model.support import refuse_unsupported
 from phd.model.transformer_config import needs_phd_attention
 
+# Megatron's defaults are for Transformer Engine, and for the kernels of apex.
+WITHOUT_TRANSFORMER_ENGINE = {
+    "transformer_impl": "local",
+    "no_persist_layer_norm": True,
+    "apply_rope_fusion": False,
+    "gradient_accumulation_fusion": find_spec("fused_weight_gradient_mlp_cuda") is not None,
+}
+
 
 def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
-    """Add the PHD flags; without a CUDA device also change the defaults that a CPU cannot run with."""
+    """Add the PHD flags; without a CUDA device, or without Transformer Engine, also change the defaults that
+    cannot run.
+    """
     ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer")
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     if cpu.needed():
         parser.set_defaults(**cpu.CPU_DEFAULTS)
+    elif find_spec("transformer_engine") is None:
+        parser.set_defaults(**WITHOUT_TRANSFORMER_ENGINE)
     _mend_help(parser)
     return parser
 

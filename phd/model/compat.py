@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import optimizer as megatron_optimizer
 from megatron.core import pipeline_parallel
 from megatron.core.datasets import utils as dataset_utils
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import distrib_optimizer
+from megatron.core.optimizer import clip_grads, distrib_optimizer
 from megatron.core.tensor_parallel import random as tensor_parallel_random
 from megatron.core.transformer.moe import token_dispatcher
 from megatron.training import get_timers, initialize, training
@@ -35,6 +36,21 @@ def become(model: GPTModel, model_class: type[GPTModel]) -> None:
     state needs no constructor of its own.
     """
     model.__class__ = model_class
+
+
+def served_by(args: Any) -> dict[str, str]:
+    """Which library serves what Megatron takes from Transformer Engine, from apex, or else from torch."""
+    names = {"transformer_engine": "Transformer Engine", "apex": "apex", "amp_C": "apex"}
+    functions = {"Adam": megatron_optimizer.Adam, "clipping": clip_grads.l2_norm_impl}
+    served = {}
+    for what, function in functions.items():
+        package = function.__module__.split(".")[0].removesuffix("_torch")
+        served[what] = names.get(package, "torch")
+    accumulation = "torch"
+    if args.gradient_accumulation_fusion:
+        engine = args.transformer_impl == "transformer_engine"
+        accumulation = "Transformer Engine" if engine else "apex"
+    return served | {"weight-gradient accumulation": accumulation}
 
 
 def apply(copies: int, metrics: Callable[[int, float], str] | None = None) -> None:

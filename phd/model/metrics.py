@@ -7,6 +7,7 @@ import shlex
 import sys
 from argparse import Namespace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from megatron.training import get_tensorboard_writer, get_wandb_writer
 
 from phd.accounting import flops_per_token, mfu, peak_flops
 from phd.config import PHDConfig
+from phd.model.compat import served_by
 from phd.model.documents import documents_masked
 
 RUN_FILE = "phd_run.json"
@@ -26,11 +28,15 @@ def describe(args: Namespace, config: PHDConfig) -> str:
     if config.phd_copies > 1:
         text += f": {config.phd_copies} copies a token, attention backend {config.phd_attention_backend}"
     if torch.cuda.is_available():
-        return f"{text}; {args.world_size} x {torch.cuda.get_device_name()}, {args.transformer_impl} layers"
-    return (
-        f"{text}; no GPU found: {args.world_size} CPU rank(s) with {torch.get_num_threads()} thread(s) each "
-        f"over {args.distributed_backend}, {args.transformer_impl} layers, no fused kernels"
-    )
+        text += f"; {args.world_size} x {torch.cuda.get_device_name()}, {args.transformer_impl} layers"
+        if find_spec("transformer_engine") is None:
+            text += " (Transformer Engine not found)"
+    else:
+        text += (
+            f"; no GPU found: {args.world_size} CPU rank(s) with {torch.get_num_threads()} thread(s) each "
+            f"over {args.distributed_backend}, {args.transformer_impl} layers, no fused kernels"
+        )
+    return text + "".join(f"; {what} by {library}" for what, library in served_by(args).items())
 
 
 class RunMetrics:

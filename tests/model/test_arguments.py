@@ -123,6 +123,37 @@ def test_unsupported_flags_are_megatrons_own_business_without_our_attention(worl
     assert set(answers.values()) == {""}
 
 
+def start_up_line() -> str:
+    from phd.model.arguments import phd_config_from_args
+    from phd.model.metrics import describe
+
+    args = parse([*FLAGS, "--phd-copies", "2", "--reset-attention-mask"])
+    args.world_size = 1
+    return describe(args, phd_config_from_args(args))
+
+
+def test_start_up_line_says_what_serves_what(world):
+    (line,) = world.run(start_up_line)
+    assert line.startswith("PHD-CSWA-2-16-32 on packed documents: 2 copies a token")
+    assert "no GPU found: 1 CPU rank(s)" in line
+    assert line.endswith("; Adam by torch; clipping by torch; weight-gradient accumulation by torch")
+
+
+def defaults_with_a_gpu() -> tuple:
+    from phd.model import cpu
+
+    needed, cpu.needed = cpu.needed, lambda: False
+    try:
+        args = parse(FLAGS)
+    finally:
+        cpu.needed = needed
+    return args.transformer_impl, args.apply_rope_fusion, args.gradient_accumulation_fusion, args.swiglu
+
+
+def test_a_gpu_without_transformer_engine_runs_local_layers(world):
+    assert world.run(defaults_with_a_gpu) == [("local", False, False, True)]
+
+
 @pytest.mark.parametrize(
     ("always", "what"),
     [
@@ -135,8 +166,11 @@ def test_unsupported_flags_are_refused_wherever_our_attention_runs(always, what,
     (answers,) = world.run(refusals, {"phd_copies": 1, **always}, REFUSED)
     assert answers.pop("nothing") == ""
     for flag, answer in answers.items():
-        expected = "" if flag in COPIES_ONLY else rf"{what} does not run with:\n  {re.escape(flag)}: .+"
-        assert re.fullmatch(expected, answer), flag
+        if flag in COPIES_ONLY:
+            assert answer == "", flag
+        else:
+            assert answer.startswith(f"{what} does not run with:\n"), flag
+            assert f"\n  {flag}: " in answer
 
 
 def test_never_supported_flags_are_refused(world):
