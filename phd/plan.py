@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phd.accounting import kv_cache_bytes
+from phd.config import PHDConfig
 from phd.quiet import quiet
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
     with quiet(), _environment():
         from phd.model import compat
         from phd.model.builder import model_config_from_args
-        from phd.model.metrics import RunMetrics
+        from phd.model.metrics import RunMetrics, training_flops
+        from phd.model.support import key_value_heads
 
         args = _parse(flags, ranks)
         if args.optimizer != "adam":
@@ -103,16 +105,13 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
         compat.apply(args.phd_copies)
         stages = all_stages(args, config)
         metrics = RunMetrics(args, config.transformer)
-        vanilla = Namespace(**vars(args))
-        vanilla_config = Namespace(
-            phd_copies=1, phd_window=1, chunk=None, phd_naive=False, phd_prune_last_layer=False
-        )
-        vanilla_flops = RunMetrics(vanilla, vanilla_config).flops_per_token  # type: ignore[arg-type]
+        vanilla_flops = training_flops(args, PHDConfig())
+        groups = key_value_heads(args)
 
     transformer = config.transformer
     sizes = {
         "num_layers": args.num_layers,
-        "num_query_groups": args.num_query_groups if args.group_query_attention else args.num_attention_heads,
+        "num_query_groups": groups,
         "kv_channels": args.kv_channels,
         "bytes_per_element": 2,
     }
@@ -200,6 +199,7 @@ def stage_memory(args: Namespace, config: "PHDModelConfig", stage: int) -> Stage
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from phd.model.builder import PHDModelBuilder
+    from phd.model.metrics import stage_parameters
 
     with _fake_ranks(args, stage):
         groups = ProcessGroupCollection.use_mpu_process_groups()
@@ -216,21 +216,12 @@ def stage_memory(args: Namespace, config: "PHDModelConfig", stage: int) -> Stage
     parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
     weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     gradient_bytes = 4 if args.accumulate_allreduce_grads_in_fp32 or not args.bf16 else 2
-    sharded = sum(parameter.numel() * _optimizer_bytes(args) for parameter in parameters)
-    if args.use_distributed_optimizer:
-        sharded = sum(
-            parameter.numel() * _optimizer_bytes(args) // _replicas(args, parameter)
-            for parameter in parameters
-        )
+    replicas = args.data_parallel_size * args.context_parallel_size if args.use_distributed_optimizer else 1
     count = sum(parameter.numel() for parameter in parameters)
-    whole = sum(
-        parameter.numel()
-        * (args.tensor_model_parallel_size if getattr(parameter, "tensor_model_parallel", False) else 1)
-        for parameter in parameters
-        if not getattr(parameter, "shared", False)
-    )
+    optimizer = count * _optimizer_bytes(args) // replicas
+    whole = stage_parameters(chunks, args.tensor_model_parallel_size)
     layers = sum(len(chunk.decoder.layers) for chunk in chunks)
-    return StageMemory(stage, layers, whole, weights, count * gradient_bytes, sharded, activations)
+    return StageMemory(stage, layers, whole, weights, count * gradient_bytes, optimizer, activations)
 
 
 def _activations(args: Namespace, chunks: list[Any], stage: int) -> int:
@@ -291,14 +282,6 @@ def _optimizer_bytes(args: Namespace) -> int:
 
     size = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.uint8: 1, None: 4}
     return size[args.exp_avg_dtype] + size[args.exp_avg_sq_dtype] + (4 if args.bf16 else 0)
-
-
-def _replicas(args: Namespace, parameter: Any) -> int:
-    """Ranks that share the optimizer state of a parameter."""
-    replicas = args.data_parallel_size * args.context_parallel_size
-    if getattr(parameter, "allreduce", True):
-        return replicas
-    return max(1, replicas // args.expert_model_parallel_size)
 
 
 def _drop_gradient(parameter: Any) -> None:
@@ -383,8 +366,6 @@ def _fake_ranks(args: Namespace, stage: int) -> Iterator[None]:
             args.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=args.virtual_pipeline_model_parallel_size,
             context_parallel_size=args.context_parallel_size,
-            expert_model_parallel_size=args.expert_model_parallel_size,
-            expert_tensor_parallel_size=args.expert_tensor_parallel_size,
             create_gloo_process_groups=False,
         )
         # one that leaves the generators alone: their states are real tensors

@@ -14,9 +14,7 @@ from megatron.training.global_vars import set_global_variables
 from phd.config import PHDConfig
 from phd.model import cpu
 from phd.model.checkpoint import PHDCheckpointConfig, refuse_bad_checkpoint
-from phd.model.documents import documents_masked
-from phd.model.support import refuse_unsupported
-from phd.model.transformer_config import needs_phd_attention
+from phd.model.support import refuse_unsupported, runs_phd_attention
 
 # Megatron's defaults are for Transformer Engine, and for the kernels of apex.
 WITHOUT_TRANSFORMER_ENGINE = {
@@ -77,9 +75,7 @@ def parse_and_validate_args(*, with_writers: bool = True) -> Namespace:
     if args.data_cache_path is None:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
         args.data_cache_path = str(Path(args.save, "index-cache") if args.save else _user_cache())
-    if needs_phd_attention(
-        args.phd_copies, documents_masked(args), args.context_parallel_size, args.transformer_impl
-    ):
+    if runs_phd_attention(args):
         args.create_attention_mask_in_dataloader = False  # the rule is the mask
     validate_args(args)
     if not with_writers:

@@ -18,6 +18,7 @@ from phd.accounting import flops_per_token, mfu, peak_flops
 from phd.config import PHDConfig
 from phd.model.compat import served_by
 from phd.model.documents import documents_masked
+from phd.model.support import key_value_heads
 
 RUN_FILE = "phd_run.json"
 
@@ -39,6 +40,26 @@ def describe(args: Namespace, config: PHDConfig) -> str:
     return text + "".join(f"; {what} by {library}" for what, library in served_by(args).items())
 
 
+def training_flops(args: Namespace, config: PHDConfig) -> float:
+    """FLOPs per original token of Megatron's validated ``args`` (padded vocabulary known) under ``config``."""
+    return flops_per_token(
+        num_layers=args.num_layers,
+        hidden_size=args.hidden_size,
+        ffn_hidden_size=args.ffn_hidden_size,
+        num_attention_heads=args.num_attention_heads,
+        num_query_groups=key_value_heads(args),
+        kv_channels=args.kv_channels,
+        vocab_size=args.padded_vocab_size,
+        seq_length=args.seq_length,
+        gated_linear_unit=args.swiglu or args.quick_geglu,
+        copies=config.phd_copies,
+        window=config.phd_window,
+        chunk=config.chunk,
+        naive=config.phd_naive,
+        prune_last_layer=config.phd_prune_last_layer,
+    )
+
+
 class RunMetrics:
     """Tokens, FLOPs and MFU of a run. Tokens are original tokens; FLOPs are the work really done."""
 
@@ -46,24 +67,7 @@ class RunMetrics:
         """``args`` are Megatron's, validated and with the tokenizer built (padded vocabulary known)."""
         self.devices = args.world_size
         self.tokens_per_iteration = args.global_batch_size * args.seq_length
-        self.flops_per_token = flops_per_token(
-            num_layers=args.num_layers,
-            hidden_size=args.hidden_size,
-            ffn_hidden_size=args.ffn_hidden_size,
-            num_attention_heads=args.num_attention_heads,
-            num_query_groups=args.num_query_groups
-            if args.group_query_attention
-            else args.num_attention_heads,
-            kv_channels=args.kv_channels,
-            vocab_size=args.padded_vocab_size,
-            seq_length=args.seq_length,
-            gated_linear_unit=args.swiglu or args.quick_geglu,
-            copies=config.phd_copies,
-            window=config.phd_window,
-            chunk=config.chunk,
-            naive=config.phd_naive,
-            prune_last_layer=config.phd_prune_last_layer,
-        )
+        self.flops_per_token = training_flops(args, config)
         on_gpu = torch.cuda.is_available()
         self.device_name = torch.cuda.get_device_name() if on_gpu else "CPU"
         self.peak_flops = peak_flops(self.device_name) if on_gpu and args.bf16 else None
@@ -94,16 +98,20 @@ def count_parameters(model_chunks: list[torch.nn.Module]) -> int:
     """Parameters of the whole model, from this rank's chunks; every rank of the pipeline group must call
     it.
     """
-    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
-    count = 0
-    for parameter in (parameter for chunk in model_chunks for parameter in chunk.parameters()):
-        if not getattr(parameter, "shared", False):  # the last stage's copy of a tied embedding
-            count += parameter.numel() * (
-                tensor_parallel if getattr(parameter, "tensor_model_parallel", False) else 1
-            )
+    count = stage_parameters(model_chunks, parallel_state.get_tensor_model_parallel_world_size())
     total = torch.tensor([count], dtype=torch.long, device="cuda")
     torch.distributed.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
     return int(total)
+
+
+def stage_parameters(model_chunks: list[torch.nn.Module], tensor_parallel: int) -> int:
+    """Parameters of a pipeline stage, its tensor-parallel ranks together, from one rank's chunks."""
+    return sum(
+        parameter.numel() * (tensor_parallel if getattr(parameter, "tensor_model_parallel", False) else 1)
+        for chunk in model_chunks
+        for parameter in chunk.parameters()
+        if not getattr(parameter, "shared", False)  # the last stage's copy of a tied embedding
+    )
 
 
 def write_run_file(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameters: int) -> None:

@@ -39,7 +39,7 @@ UNSUPPORTED = (
         lambda a: (
             "a2a" in a.cp_comm_type
             and a.context_parallel_size > 1
-            and max(_key_value_heads(a) // a.tensor_model_parallel_size, 1) % a.context_parallel_size > 0
+            and max(key_value_heads(a) // a.tensor_model_parallel_size, 1) % a.context_parallel_size > 0
         ),
         "use p2p or all_gather",
     ),
@@ -144,9 +144,7 @@ def refuse_unsupported(args: Namespace) -> None:
         ValueError: names every refused flag and the remedy.
     """
     _refuse("pretrain_phd.py", NEVER, args)
-    if needs_phd_attention(
-        args.phd_copies, documents_masked(args), args.context_parallel_size, args.transformer_impl
-    ):
+    if runs_phd_attention(args):
         if args.phd_copies > 1:
             what = f"--phd-copies {args.phd_copies}"
         else:
@@ -154,7 +152,15 @@ def refuse_unsupported(args: Namespace) -> None:
         _refuse(what, UNSUPPORTED, args)
 
 
-def _key_value_heads(args: Namespace) -> int:
+def runs_phd_attention(args: Namespace) -> bool:
+    """``PHDTransformerConfig.phd_attention``, before there is a config."""
+    return needs_phd_attention(
+        args.phd_copies, documents_masked(args), args.context_parallel_size, args.transformer_impl
+    )
+
+
+def key_value_heads(args: Namespace) -> int:
+    """Of the whole model."""
     return args.num_query_groups if args.group_query_attention else args.num_attention_heads
 
 
