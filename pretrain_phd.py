@@ -22,10 +22,10 @@ from megatron.core.utils import (
     get_batch_on_this_cp_rank,
     get_batch_on_this_tp_rank,
     get_model_config,
+    unwrap_model,
 )
 from megatron.training import (
     get_args,
-    get_tensorboard_writer,
     get_timers,
     get_tokenizer,
     pretrain,
@@ -35,11 +35,12 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.utils import is_first_or_last_pipeline_stage
 
 from phd.model import compat
-from phd.model.arguments import parse_and_validate_args
+from phd.model.arguments import make_global, parse_and_validate_args
 from phd.model.builder import model_config_from_args
 from phd.model.dataset import build_datasets
 from phd.model.documents import document_params, document_starts, documents_masked
-from phd.model.metrics import RunMetrics, count_parameters, describe, write_run_file
+from phd.model.metrics import describe
+from phd.model.observer import Observer
 
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
@@ -87,11 +88,14 @@ def tokens_on_this_rank(sample: dict[str, torch.Tensor], vp_stage: int | None) -
     return get_batch_on_this_cp_rank(batch, False, cp_group=parallel_state.get_context_parallel_group())
 
 
-def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict]:
+def loss_func(
+    loss_mask: torch.Tensor, original_losses: torch.Tensor | None, losses: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """Sum of the next-token losses of the last copies, number of original tokens, and both for the log.
 
     Args:
         loss_mask: [b, s].
+        original_losses: [b, s], what the original copies predict; in validation alone.
         losses: [b, s], one per original token.
     """
     loss_mask = loss_mask.view(-1).float()
@@ -107,8 +111,11 @@ def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tens
                 tolerance=0.0,
                 fatal=True,
             )
-    report = torch.cat([loss.detach().view(1), num_tokens.view(1)])
-    return loss, num_tokens, {"lm loss": report}
+    report = {"lm loss": torch.cat([loss.detach().view(1), num_tokens.view(1)])}
+    if original_losses is not None:
+        original = torch.sum(original_losses.view(-1).float() * loss_mask)
+        report["lm loss original"] = torch.cat([original.view(1), num_tokens.view(1)])
+    return loss, num_tokens, report
 
 
 def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, partial]:
@@ -124,7 +131,8 @@ def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, par
         labels=batch["labels"],
         packed_seq_params=document_params(batch["document_starts"], get_model_config(model)),
     )
-    return losses, partial(loss_func, batch["loss_mask"])
+    original_losses = None if model.training else getattr(unwrap_model(model), "original_losses", None)
+    return losses, partial(loss_func, batch["loss_mask"], original_losses)
 
 
 def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
@@ -145,27 +153,21 @@ setattr(train_valid_test_datasets_provider, "is_distributed", True)  # noqa: B01
 def main() -> None:
     try:
         args = parse_and_validate_args()
-        model_config = model_config_from_args(args)
+        guard = make_global(args)
     except ValueError as error:
         sys.exit(f"pretrain_phd.py: error: {error}")
-    config = model_config.transformer
-    metrics = RunMetrics(args, config)
-    print_rank_0(f"> {describe(args, config)}")
-    compat.apply(config.phd_copies, metrics)
-
-    def on_built(model_chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
-        parameters = count_parameters(model_chunks)
-        if get_tensorboard_writer():
-            write_run_file(args, config, metrics, parameters)
-        return model_chunks
-
-    model_config.post_wrap_hooks.append(on_built)
-    pretrain(
-        pretrain_cfg_container_from_args(args, model_config),
-        train_valid_test_datasets_provider,
-        ModelType.encoder_or_decoder,
-        forward_step,
-    )
+    with guard.ending(compat.stopped_by):
+        model_config = model_config_from_args(args)
+        print_rank_0(f"> {describe(args, model_config.transformer)}")
+        observer = Observer(args, model_config.transformer)
+        compat.apply(args.phd_copies, observer)
+        model_config.post_wrap_hooks.append(observer.built)
+        pretrain(
+            pretrain_cfg_container_from_args(args, model_config),
+            train_valid_test_datasets_provider,
+            ModelType.encoder_or_decoder,
+            forward_step,
+        )
 
 
 if __name__ == "__main__":

@@ -1,42 +1,47 @@
-# Sourced by the scripts beside it, which set NAME and PHD_FLAGS and nothing else: the paper's 151M size (its
-# Figure 1; the paper prints no sizes, these give 151M with a vocabulary of 50K and tied embeddings).
+# shellcheck shell=bash
+# Sourced by pretrain.sh and slurm/submit.sh: a size and a variant become Megatron's flags.
 #
-# Needs:  DATA_PREFIX (from `phd data tokenize`, without .bin), TOKENIZER_MODEL (SentencePiece)
-# Takes:  RUNS (default runs/151m), NNODES, NPROC_PER_NODE, RDZV_ENDPOINT (host:port, the same on every node),
-#         WANDB_PROJECT; flags after the script's name are added last and so win.
-set -euo pipefail
-: "${DATA_PREFIX:?the path of the data set without .bin}" "${TOKENIZER_MODEL:?the SentencePiece .model file}"
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-RUN=${RUNS:-$ROOT/runs/151m}/$NAME
-mkdir -p "$RUN"
-export CUDA_DEVICE_MAX_CONNECTIONS=1
+#   SIZE     a file of sizes/: 151m, 550m, 1.2b (the paper's), 1m (for a CPU)
+#   VARIANT  vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C, the names of the paper
+#
+# All variants of a size differ by these flags and the name alone. Needs in the environment:
+#   DATA_PREFIX      the data set without .bin, from `phd data tokenize`
+#   TOKENIZER_MODEL  the SentencePiece .model file
+# Takes:
+#   SEED  (1)        RUNS (runs/SIZE): the folder of the runs, and the W&B group
+#   NNODES (1)       NPROC_PER_NODE (the GPUs of the node, else 1)
+#   RDZV_ENDPOINT    host:port, the same on every node
+#   MAX_RESTARTS (3) starts after a rank has died, before the job gives up
+#   WANDB_PROJECT    logs to W&B if set
 
-MODEL=(
-  --num-layers 12 --hidden-size 768 --ffn-hidden-size 3072 --num-attention-heads 12
-  --seq-length 2048 --max-position-embeddings 2048 --position-embedding-type rope
-  --swiglu --normalization RMSNorm --disable-bias-linear --attention-dropout 0 --hidden-dropout 0
-)
-TRAINING=(
-  --micro-batch-size 8 --global-batch-size 512 --train-iters 95367 # 100B tokens
-  --lr 6e-4 --min-lr 6e-5 --lr-decay-style cosine --lr-warmup-iters 2000
-  --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 --init-method-std 0.02 --seed 1234
-  --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather
-)
-DATA=(
-  --data-path "$DATA_PREFIX" --split 990,8,2 --data-cache-path "$RUN/index-cache"
-  --tokenizer-type SentencePieceTokenizer --tokenizer-model "$TOKENIZER_MODEL"
-)
-OUTPUT=(
-  --save "$RUN/checkpoints" --load "$RUN/checkpoints" --save-interval 1000
-  --tensorboard-dir "$RUN/tensorboard" --log-interval 10 --eval-interval 1000 --eval-iters 50
-)
-if command -v nvidia-smi >/dev/null; then TRAINING+=(--bf16); fi
-if [ -n "${WANDB_PROJECT:-}" ]; then
-  export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-151m}
-  OUTPUT+=(--wandb-project "$WANDB_PROJECT" --wandb-save-dir "$RUN")
-fi
+# shellcheck disable=SC2034 # read by those who source this file
+read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS
+  ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  local size=$1 variant=$2 sizes
+  sizes=$(cd "$ROOT/examples/sizes" && echo *.sh)
+  [ -f "$ROOT/examples/sizes/$size.sh" ] || fail "no size $size; there are: ${sizes//.sh/}"
+  # shellcheck source=/dev/null
+  source "$ROOT/examples/sizes/$size.sh"
+  if [ "$variant" = vanilla ]; then
+    PHD_FLAGS=()
+  elif [[ $variant =~ ^naive-([0-9]+)$ ]]; then
+    PHD_FLAGS=(--phd-copies "${BASH_REMATCH[1]}" --phd-naive)
+  elif [[ $variant =~ ^PHD-([0-9]+)$ ]]; then
+    PHD_FLAGS=(--phd-copies "${BASH_REMATCH[1]}" --phd-window 1)
+  elif [[ $variant =~ ^PHD-SWA-([0-9]+)-([0-9]+)-inf$ ]]; then
+    PHD_FLAGS=(--phd-copies "${BASH_REMATCH[1]}" --phd-window "${BASH_REMATCH[2]}" --phd-chunk 0)
+  elif [[ $variant =~ ^PHD-CSWA-([0-9]+)-([0-9]+)-([0-9]+)$ ]]; then
+    PHD_FLAGS=(--phd-copies "${BASH_REMATCH[1]}" --phd-window "${BASH_REMATCH[2]}" --phd-chunk "${BASH_REMATCH[3]}")
+  else
+    fail "no variant $variant: use vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C"
+  fi
+  : "${DATA_PREFIX:?the path of the data set without .bin}" "${TOKENIZER_MODEL:?the SentencePiece .model file}"
+  SEED=${SEED:-1}
+  RUNS=$(realpath -m "${RUNS:-$ROOT/runs/$size}")
+  RUN=$RUNS/$variant-seed$SEED
+}
 
-exec "${PYTHON:-$ROOT/.venv/bin/python}" -m torch.distributed.run \
-  --nnodes "${NNODES:-1}" --nproc-per-node "${NPROC_PER_NODE:-8}" \
-  --rdzv-backend c10d --rdzv-endpoint "${RDZV_ENDPOINT:-127.0.0.1:0}" --rdzv-id "$NAME" \
-  "$ROOT/pretrain_phd.py" "${MODEL[@]}" "${TRAINING[@]}" "${DATA[@]}" "${OUTPUT[@]}" "${PHD_FLAGS[@]}" "$@"
+fail() {
+  echo "$(basename "$0"): $*" >&2
+  exit 2
+}

@@ -34,7 +34,15 @@ def _from(module: str) -> Callable[[argparse.ArgumentParser], None]:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "data": ("train a tokenizer, turn text into Megatron's .bin/.idx, inspect the result", _add_data),
     "plan": ("memory, FLOPs and parameters of a command line, before it is queued", _from("phd.plan")),
+    "status": (
+        "how far a run is, how its last start ended, and whether to start it again",
+        _from("phd.run.cli"),
+    ),
     "compare": ("table and plot of the losses of finished or running runs", _from("phd.compare.cli")),
+    "dashboard": (
+        "curves, rates and samples of runs as a page or in Weights & Biases",
+        _from("phd.compare.dashboard"),
+    ),
     "export": ("a checkpoint of pretrain_phd.py as a Hugging Face folder", _from("phd.export")),
     "import": (
         "a Hugging Face folder of a Llama model as a checkpoint to train from",

@@ -55,7 +55,7 @@ def import_folder(folder: Path, temporary: Path, output: Path) -> list[str]:
     from phd.hf.convert import megatron_flags, megatron_weight
     from phd.hf.load import open_folder
     from phd.model import compat
-    from phd.model.arguments import parse_and_validate_args
+    from phd.model.arguments import parse_for_tool
     from phd.model.builder import PHDModelBuilder, model_config_from_args
 
     config, tensors, dtype = open_folder(folder)
@@ -67,7 +67,7 @@ def import_folder(folder: Path, temporary: Path, output: Path) -> list[str]:
     once = "--micro-batch-size 1 --train-iters 1 --lr 0 --save-interval 1 --mock-data"
     saving = ["--save", str(temporary), "--no-save-optim", "--no-save-rng"]
     sys.argv = ["pretrain_phd.py", *flags, *tokenizer, *once.split(), *saving]
-    args = parse_and_validate_args(with_writers=False)
+    args = parse_for_tool()
     compat.apply(args.phd_copies)
     compat.initialize_megatron()
     groups = ProcessGroupCollection.use_mpu_process_groups()

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from megatron.training import get_tokenizer
     from megatron.training.training import get_train_valid_test_num_samples
 
-    from phd.model.arguments import parse_and_validate_args
+    from phd.model.arguments import parse_for_tool
     from phd.model.dataset import build_datasets
 
     os.environ |= {
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         "MASTER_PORT": "0",
     }
     sys.argv = ["pretrain_phd.py", *args.training]
-    training = parse_and_validate_args(with_writers=False)
+    training = parse_for_tool()
     cache = Path(training.data_cache_path)
     before = set(cache.glob("*")) if cache.is_dir() else set()
     samples = get_train_valid_test_num_samples()

@@ -13,7 +13,8 @@ MAY_NAME_PRIVATE = {"phd/model/compat.py", "phd/model/cpu.py"}
 ALLOWED = {
     "phd": {"phd"},
     "phd/attention": {"phd.attention"},
-    "phd/model": {"phd.attention", "phd.model", "phd.config", "phd.accounting", "megatron"},
+    "phd/model": {"phd.attention", "phd.model", "phd.run", "phd.config", "phd.accounting", "megatron"},
+    "phd/run": {"phd.run"},
     "phd/hf": {"phd.attention", "phd.hf"},
     "phd/config.py": {"phd.attention"},
     "phd/accounting.py": set(),

@@ -1,49 +1,92 @@
 """`phd compare RUN RUN ...`"""
 
 import argparse
+import json
 from pathlib import Path
 
 from rich.console import Console
 
+from phd.compare.arguments import argument_name, refuse_differences
+from phd.compare.groups import Group, group_runs
 from phd.compare.logs import find_runs
-from phd.compare.report import group_runs, print_table, summarize, write_json
+from phd.compare.report import latex, markdown, print_table, write_atomically
+from phd.compare.summary import as_json, summarize
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which runs are compared, and how; for :func:`read_groups`."""
     parser.add_argument(
         "runs",
         metavar="RUN",
         nargs="+",
         type=Path,
-        help="a run's --tensorboard-dir, or a folder above several; the first run found is the baseline",
+        help="a run's --run-dir, or a folder above several; the group of the first run is the baseline",
     )
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="the variant to compare with, as the table names it"
+    )
+    parser.add_argument(
+        "--vary",
+        metavar="FLAG",
+        action="append",
+        type=argument_name,
+        default=[],
+        help="a flag of pretrain_phd.py that may differ too, such as train-iters; may be repeated",
+    )
+
+
+def read_groups(args: argparse.Namespace) -> list[Group]:
+    """The groups of the runs, which are comparable; the first one is the baseline.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`find_runs`, :func:`refuse_differences`, :func:`group_runs`.
+    """
+    runs = list({run.path.resolve(): run for folder in args.runs for run in find_runs(folder)}.values())
+    refuse_differences(runs, args.vary)
+    return group_runs(runs, args.vary, args.baseline)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
     parser.add_argument(
         "--output",
         metavar="PREFIX",
         type=Path,
         default=Path("comparison"),
-        help="write PREFIX.png and PREFIX.json (default: %(default)s)",
+        help="write PREFIX.json, .png, .html, .md and .tex (default: %(default)s)",
     )
+    parser.add_argument("--seeds", action="store_true", help="list the seeds beneath their groups")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table, write the plot and the numbers.
+    """Print the table, write the plots and the numbers.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`find_runs` and :func:`group_runs`.
+        FileNotFoundError, ValueError: see :func:`read_groups`.
     """
-    runs = {run.path.resolve(): run for folder in args.runs for run in find_runs(folder)}
-    groups = group_runs(list(runs.values()))
-    records = summarize(groups)
+    groups = read_groups(args)
+    summaries = summarize(groups)
+    numbers = as_json(groups, summaries)
     # A pipe has no width of its own, and rich would fold the table at 80 columns.
     console = Console()
-    print_table(records, console if console.is_terminal else Console(width=140))
+    console = console if console.is_terminal else Console(width=200)
+    print_table(summaries, console, numbers["runs"] if args.seeds else ())
 
+    # They import matplotlib and plotly, which the table need not wait for.
+    from phd.compare.page import page
     from phd.compare.plot import plot
 
-    png, numbers = (args.output.with_name(args.output.name + end) for end in (".png", ".json"))
-    png.parent.mkdir(parents=True, exist_ok=True)
-    plot(groups, png)
-    write_json(records, numbers)
-    console.print(f"Plot: {png}  Numbers: {numbers}", highlight=False, soft_wrap=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "json": json.dumps(numbers, indent=1, allow_nan=False).encode() + b"\n",
+        "png": plot(groups),
+        "html": page(f"Compared with {groups[0].label}", groups, summaries).encode(),
+        "md": markdown(summaries).encode(),
+        "tex": latex(summaries).encode(),
+    }
+    for end, content in contents.items():
+        write_atomically(args.output.with_name(f"{args.output.name}.{end}"), content)
+    console.print(
+        f"Written: {args.output}.{{{','.join(contents)}}}", markup=False, highlight=False, soft_wrap=True
+    )
     return 0

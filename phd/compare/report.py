@@ -1,127 +1,210 @@
-"""Put runs side by side: group the seeds of a variant, pair them with the baseline's, print and save."""
+"""The table of a comparison, for the terminal, as Markdown and as LaTeX, and files that are there whole."""
 
-import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from phd.compare.logs import Run
+from phd.compare.paper import NOTE, paper_losses
+from phd.compare.statistics import Mean, PairedDifference
+from phd.compare.summary import Summary
+
+MISSING = "-"
+CAPTION = (
+    "Losses in nats per token, means over seeds with 95% t-intervals: training loss over the last tenth of "
+    "training, validation loss of the last validation. Differences are paired by seed, negative is better; "
+    "p of the two-sided paired t-test; pairs: seeds that such a difference with such a spread needs for 80% "
+    "power at p < 0.05. Tokens and FLOPs to the baseline's final validation loss are multiples of the "
+    "baseline's."
+)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in their seed alone, in the order of the seeds."""
-
-    label: str
-    runs: tuple[Run, ...]
-
-
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Group runs by variant and length of training; the group of the first run, the baseline, comes first.
-
-    Raises:
-        ValueError: the runs did not train on the same batches, or two differ in nothing.
-    """
-    for key, flag in (("seq_length", "--seq-length"), ("global_batch_size", "--global-batch-size")):
-        for run in runs:
-            if getattr(run, key) != getattr(runs[0], key):
-                raise ValueError(
-                    f"{runs[0].path} was trained with {flag} {getattr(runs[0], key)} and {run.path} with "
-                    f"{getattr(run, key)}; compare runs on the same batches"
-                )
-    members: dict[tuple[str, int], dict[int, Run]] = {}
-    for run in runs:
-        seeds = members.setdefault((run.name, run.train_iters), {})
-        if run.seed in seeds:
-            raise ValueError(
-                f"{seeds[run.seed].path} and {run.path} are both {run.name} with --seed {run.seed} and "
-                f"--train-iters {run.train_iters}; leave one out"
-            )
-        seeds[run.seed] = run
-    names = [name for name, _ in members]
-    return [
-        Group(
-            label=name if names.count(name) == 1 else f"{name}, {train_iters} iterations",
-            runs=tuple(seeds[seed] for seed in sorted(seeds)),
-        )
-        for (name, train_iters), seeds in members.items()
+def _label(summary: Summary, baseline: Summary) -> str:
+    marks = [
+        f"at {progress:.0%}" if len(summary.seeds) == 1 else f"seed {seed} at {progress:.0%}"
+        for seed, progress in summary.progress.items()
     ]
+    return summary.label + (f" ({', '.join(marks)})" if marks else "")
 
 
-def difference(run: Run, baseline: Group) -> float | None:
-    """Final validation loss of ``run`` minus that of the baseline with the same seed; None without one."""
-    loss = run.final_validation_loss
-    for other in baseline.runs:
-        if other.seed == run.seed and loss is not None and other.final_validation_loss is not None:
-            return loss - other.final_validation_loss
-    return None
+def _seeds(summary: Summary, baseline: Summary) -> str:
+    used = summary.validation_loss or summary.train_loss
+    total = len(summary.seeds)
+    return f"{total}" if used is None or used.n == total else f"{used.n} of {total}"
 
 
-def summarize(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """One record per run, and after the runs of a group with several seeds one with their means.
-
-    Losses are in nats per token; ``difference`` is paired by seed (negative: better than the baseline).
-    """
-    records: list[dict[str, Any]] = []
-    for group in groups:
-        rows: list[dict[str, Any]] = [
-            {
-                "label": group.label,
-                "seed": run.seed,
-                "path": str(run.path),
-                "parameters": run.parameters,
-                "tokens": run.tokens,
-                "train_loss": run.final_train_loss,
-                "validation_loss": run.final_validation_loss,
-                "difference": None if group is groups[0] else difference(run, groups[0]),
-                "training_flops": run.training_flops,
-                "tokens_per_second": run.tokens_per_second,
-            }
-            for run in group.runs
-        ]
-        records += rows
-        if len(rows) > 1:
-            mean: dict[str, Any] = {"label": group.label, "seed": "mean"}
-            for key in ("tokens", "train_loss", "validation_loss", "difference", "training_flops"):
-                values = [row[key] for row in rows]
-                mean[key] = None if None in values else fmean(values)
-            records.append(mean)
-    return records
+def _interval(value: Mean | None, form: str = ".4f") -> str:
+    if value is None:
+        return MISSING
+    text = format(value.mean, form)
+    return text if value.half_width is None else f"{text} \u00b1{value.half_width:.4f}"
 
 
-def print_table(records: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print :func:`summarize`'s records; what a run lacks is a dash."""
-    table = Table(
-        caption="Losses in nats per token; difference to the first run by seed (negative is better)"
+def _difference(value: PairedDifference | None, seeds: int) -> str:
+    text = _interval(value, "+.4f")
+    if value is None or (value.n == seeds and value.n > 1):
+        return text
+    return f"{text} ({value.n} pair{'s' if value.n > 1 else ''})"
+
+
+def _p(summary: Summary, baseline: Summary) -> str:
+    difference = summary.validation_difference
+    if difference is None or difference.p is None:
+        return MISSING
+    return "<0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
+
+
+def _needed(summary: Summary, baseline: Summary) -> str:
+    difference = summary.validation_difference
+    return (
+        MISSING if difference is None or difference.pairs_needed is None else f"{difference.pairs_needed:,}"
     )
-    table.add_column("run")
-    columns = {
-        "seed": "{}",
-        "tokens": "{:,.0f}",
-        "train_loss": "{:.4f}",
-        "validation_loss": "{:.4f}",
-        "difference": "{:+.4f}",
-        "training_flops": "{:.3g}",
-        "tokens_per_second": "{:,.0f}",
+
+
+def _reach(of: str) -> Callable[[Summary, Summary], str]:
+    def cell(summary: Summary, baseline: Summary) -> str:
+        if summary.validation_loss is None or baseline.validation_loss is None:
+            return MISSING
+        return "not reached" if summary.reach is None else f"{getattr(summary.reach, of):.2f}x"
+
+    return cell
+
+
+def _paper(of: str, form: str) -> Callable[[Summary, Summary], str]:
+    def cell(summary: Summary, baseline: Summary) -> str:
+        values = [(getattr(loss, of), loss.size) for loss in paper_losses(summary.name)]
+        return ", ".join(f"{value:{form}} ({size})" for value, size in values if value is not None) or MISSING
+
+    return cell
+
+
+COLUMNS: dict[str, Callable[[Summary, Summary], str]] = {
+    "run": _label,
+    "seeds": _seeds,
+    "tokens": lambda summary, _: f"{summary.tokens:,}",
+    "training loss": lambda summary, _: _interval(summary.train_loss),
+    "validation loss": lambda summary, _: _interval(summary.validation_loss),
+    "training difference": lambda summary, _: _difference(summary.train_difference, len(summary.seeds)),
+    "difference": lambda summary, _: _difference(summary.validation_difference, len(summary.seeds)),
+    "p": _p,
+    "pairs": _needed,
+    "tokens to baseline": _reach("tokens_ratio"),
+    "FLOPs to baseline": _reach("flops_ratio"),
+    "training FLOPs": lambda summary, _: f"{summary.training_flops:.3g}",
+    "parameters": lambda summary, _: f"{summary.parameters:,}",
+    "tokens/s": lambda summary, _: (
+        MISSING if summary.tokens_per_second is None else f"{summary.tokens_per_second:,.0f}"
+    ),
+    "paper: loss": _paper("loss", ".3f"),
+    "paper: difference to vanilla": _paper("difference", "+.3f"),
+}
+"""Header: cell of a summary beside the baseline's."""
+
+TERMINAL = [
+    *("run", "seeds", "tokens", "training loss", "validation loss", "difference", "p", "pairs"),
+    *("tokens to baseline", "FLOPs to baseline", "training FLOPs", "tokens/s"),
+]
+# The form of the paper's Table 1, with the paper's own row beside ours.
+PAPER_FORM = [
+    *("run", "seeds", "training loss", "validation loss", "difference", "p", "tokens to baseline"),
+    *("FLOPs to baseline", "paper: loss", "paper: difference to vanilla"),
+]
+
+
+def rows(summaries: Sequence[Summary], columns: Sequence[str]) -> list[list[str]]:
+    """The cells of ``columns`` (keys of COLUMNS), one row for each summary; the first is the baseline's."""
+    return [[COLUMNS[name](summary, summaries[0]) for name in columns] for summary in summaries]
+
+
+def print_table(
+    summaries: Sequence[Summary], console: Console, runs: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Print a row for each group.
+
+    Args:
+        runs: the "runs" of :func:`phd.compare.summary.as_json`, to be listed beneath their groups.
+    """
+    table = Table(caption=CAPTION, caption_justify="left")
+    for name in TERMINAL:
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for summary, row in zip(summaries, rows(summaries, TERMINAL), strict=True):
+        table.add_row(*row)
+        for run in runs:
+            if run["label"] == summary.label:
+                cells = _run_cells(run)
+                table.add_row(*(cells.get(name, "") for name in TERMINAL), style="dim")
+    console.print(table, markup=False)
+
+
+def _run_cells(run: Mapping[str, Any]) -> dict[str, str]:
+    forms = {
+        "tokens": ("tokens", ",.0f"),
+        "training loss": ("train_loss", ".4f"),
+        "validation loss": ("validation_loss", ".4f"),
+        "difference": ("difference", "+.4f"),
+        "training FLOPs": ("training_flops", ".3g"),
+        "tokens/s": ("tokens_per_second", ",.0f"),
     }
-    for name in columns:
-        table.add_column(name.replace("_", " ").replace("tokens per second", "tokens/s"), justify="right")
-    for record in records:
-        values = {name: record.get(name) for name in columns}
-        cells = ["-" if value is None else columns[name].format(value) for name, value in values.items()]
-        table.add_row(record["label"], *cells)
-    console.print(table)
+    cells = {
+        name: MISSING if run[key] is None else format(run[key], form) for name, (key, form) in forms.items()
+    }
+    return cells | {"run": f"  seed {run['seed']}"}
 
 
-def write_json(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Save the records, whole or not at all."""
-    write_atomically(path, json.dumps(records, indent=1).encode() + b"\n")
+def markdown(summaries: Sequence[Summary]) -> str:
+    """The numbers as a table in Markdown."""
+    columns = list(COLUMNS)
+    lines = [columns, ["---", *("---:" for _ in columns[1:])], *rows(summaries, columns)]
+    # A bar ends a cell, even where Markdown would show it as code.
+    table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return f"{table}\n\n{CAPTION}\n{NOTE}\n"
+
+
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\u00b1": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+    "[": "{[}",  # the row before might take it for an option
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def latex(summaries: Sequence[Summary]) -> str:
+    """The numbers as a LaTeX table in the form of the paper's Table 1; needs the package booktabs."""
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering\small",
+        rf"\begin{{tabular}}{{l{'r' * (len(PAPER_FORM) - 1)}}}",
+        r"\toprule",
+        _latex_row(PAPER_FORM),
+        r"\midrule",
+        *(_latex_row(row) for row in rows(summaries, PAPER_FORM)),
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{_escape(CAPTION)} {_escape(NOTE)}}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    # A hyphen before a number that stands alone is a minus; those within a name stay.
+    texts = [
+        r"--" if cell == MISSING else re.sub(r"(?<![\w-])-(?=\d)", "$-$", _escape(cell)) for cell in cells
+    ]
+    return " & ".join(texts) + r" \\"
+
+
+def _escape(text: str) -> str:
+    return "".join(SPECIAL.get(character, character) for character in text)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

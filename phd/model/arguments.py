@@ -12,9 +12,13 @@ from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
 
 from phd.config import PHDConfig
-from phd.model import cpu
-from phd.model.checkpoint import PHDCheckpointConfig, refuse_bad_checkpoint
+from phd.model import compat, cpu
+from phd.model.checkpoint import PHDCheckpointConfig, settle_checkpoint
+from phd.model.samples import refuse_samples
 from phd.model.support import refuse_unsupported, runs_phd_attention
+from phd.model.survival import RunGuard, settle_run_folder
+from phd.run.config import RunConfig
+from phd.run.wandb import name_run
 
 # Megatron's defaults are for Transformer Engine, and for the kernels of apex.
 WITHOUT_TRANSFORMER_ENGINE = {
@@ -31,6 +35,8 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     """
     ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer")
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
+    ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
+    parser.set_defaults(exit_signal_handler=True)
     if cpu.needed():
         parser.set_defaults(**cpu.CPU_DEFAULTS)
     elif find_spec("transformer_engine") is None:
@@ -54,32 +60,60 @@ def phd_config_from_args(args: Namespace) -> PHDConfig:
     return PHDConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(PHDConfig)})
 
 
-def parse_and_validate_args(*, with_writers: bool = True) -> Namespace:
-    """sys.argv -> checked arguments, set as Megatron's global ones (tokenizer, writers and timers with them).
-
-    Args:
-        with_writers: whether to start TensorBoard and W&B if the flags ask for them.
+def parse_and_validate_args() -> Namespace:
+    """sys.argv -> checked arguments. Nothing is written yet; see ``make_global``.
 
     Raises:
-        ValueError: a PHD flag is bad, or a flag does not run with PHD; names the flag and the remedy.
+        ValueError: a flag is bad or does not run with PHD, or the checkpoint to load is damaged; names the
+            flag or file and the remedy.
     """
     if "RANK" not in os.environ:  # started without torchrun: a world of one, on a port of the system's choice
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     args = parse_args(add_phd_arguments)
     refuse_unsupported(args)
+    refuse_samples(args)
     config = phd_config_from_args(args)
-    refuse_bad_checkpoint(args, config)
+    RunConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(RunConfig)})
+    args.run_folder = settle_run_folder(args)  # a str: it is saved with the arguments in every checkpoint
+    settle_checkpoint(args, config)
     if args.use_checkpoint_args:
         load_args_from_checkpoint(args)
+    if args.async_save:  # else Megatron saves synchronously after a warning
+        args.use_persistent_ckpt_worker = True
+        if find_spec("nvidia_resiliency_ext") is None:
+            args.async_strategy = "mcore"
     args.wandb_exp_name = args.wandb_exp_name or config.variant
     if args.data_cache_path is None:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
-        args.data_cache_path = str(Path(args.save, "index-cache") if args.save else _user_cache())
+        args.data_cache_path = str(Path(args.run_dir or args.save or _user_cache().parent, "index-cache"))
     if runs_phd_attention(args):
         args.create_attention_mask_in_dataloader = False  # the rule is the mask
-    validate_args(args)
-    if not with_writers:
-        args.tensorboard_dir, args.wandb_project = None, ""
+    try:
+        validate_args(args)
+    except AssertionError as error:  # how Megatron refuses a flag
+        raise ValueError(f"Megatron refuses these flags: {error}") from error
+    return args
+
+
+def make_global(args: Namespace) -> RunGuard:
+    """Begin a training: take its run folder, set ``args`` as Megatron's global ones, start TensorBoard and
+    W&B if the flags ask for them, and listen to signals.
+
+    Raises:
+        ValueError: another job holds the run folder, or it cannot be written.
+    """
+    guard = RunGuard(args, Path(args.run_folder) if args.run_folder else None)
+    if args.run_folder and args.wandb_project and args.rank == args.world_size - 1:
+        name_run(Path(args.run_folder))
+    set_global_variables(args)
+    compat.stop_on_signals()
+    return guard
+
+
+def parse_for_tool() -> Namespace:
+    """sys.argv -> checked arguments, set as Megatron's global ones, for a program that does not train."""
+    args = parse_and_validate_args()
+    args.tensorboard_dir, args.wandb_project, args.exit_signal_handler = None, "", False
     set_global_variables(args)
     return args
 

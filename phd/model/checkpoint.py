@@ -48,21 +48,52 @@ class _MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def refuse_bad_checkpoint(args: Namespace, config: PHDConfig) -> None:
-    """Check what --load and --pretrained-checkpoint point at. Every rank reads its share of the bytes.
+def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
+    """Check what --load and --pretrained-checkpoint point at, every rank for itself and with the same result.
+
+    Where the newest checkpoint of --load is not whole, as after a kill or a full disk, the newest whole one
+    takes its place, with a warning. One that was asked for by --ckpt-step is not replaced.
 
     Raises:
-        ValueError: a file is missing, torn, corrupted or unsafe (named, with the newest whole checkpoint to
-            use instead), or the checkpoint is of another PHD variant and --override-phd-variant is not given.
+        ValueError: there is no whole checkpoint where one was saved; or one is unsafe to read; or it is of
+            another PHD variant and --override-phd-variant is not given.
     """
     for root in (args.load, args.pretrained_checkpoint):
         folder = chosen_folder(Path(root), args.ckpt_step) if root else None
         if folder is None:
             continue  # nothing there yet: the first start of a run that loads from where it saves
-        problem = find_damage(folder, rank=args.rank, world_size=args.world_size)
-        if problem:
-            raise ValueError(f"the checkpoint {folder} is damaged: {problem}. {_advice(folder)}")
+        if problem := find_torn(folder):
+            whole = whole_checkpoints(folder.parent)
+            if args.ckpt_step is not None or root is args.pretrained_checkpoint or not whole:
+                raise ValueError(f"the checkpoint {folder} is damaged: {problem}. {_advice(folder, whole)}")
+            args.ckpt_step = whole[0]
+            if args.rank == 0:
+                print(
+                    f"> WARNING: the checkpoint {folder} is damaged: {problem}; "
+                    f"continuing from iteration {whole[0]}"
+                )
+            folder = folder.with_name(f"iter_{whole[0]:07d}")
         _refuse_other_variant(folder, args.override_phd_variant, config)
+
+
+def find_torn(folder: Path) -> str | None:
+    """What is missing of a torch_dist checkpoint folder, naming the file; None for one with all its bytes."""
+    try:
+        metadata = _read_metadata(folder)
+    except FileNotFoundError as missing:
+        return f"{missing.filename} is missing"
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError, KeyError) as error:
+        return f"{folder / '.metadata'} cannot be read ({error})"
+    ends: dict[str, int] = {}
+    for item in metadata.storage_data.values():
+        ends[item.relative_path] = max(ends.get(item.relative_path, 0), item.offset + item.length)
+    for name, end in sorted(ends.items()):
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size < end:
+            return f"{path} ends after {path.stat().st_size} of {end} bytes"
+    return None
 
 
 def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
@@ -71,22 +102,11 @@ def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
     Sizes are checked by every rank; the CRC-32 that torch stores with each tensor, for every
     ``world_size``-th one from ``rank``.
     """
-    try:
-        metadata = _read_metadata(folder)
-    except FileNotFoundError as missing:
-        return f"{missing.filename} is missing"
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError, KeyError) as error:
-        return f"{folder / '.metadata'} cannot be read ({error})"
-    items = sorted(metadata.storage_data.values(), key=lambda item: (item.relative_path, item.offset))
-    ends: dict[str, int] = {}
-    for item in items:
-        ends[item.relative_path] = max(ends.get(item.relative_path, 0), item.offset + item.length)
-    for name, end in ends.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size < end:
-            return f"{path} ends after {path.stat().st_size} of {end} bytes"
+    if torn := find_torn(folder):
+        return torn
+    items = sorted(
+        _read_metadata(folder).storage_data.values(), key=lambda item: (item.relative_path, item.offset)
+    )
     for item in items[rank::world_size]:
         try:
             broken = zipfile.ZipFile(io.BytesIO(_read_item(folder, item))).testzip()
@@ -95,6 +115,12 @@ def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
         if broken:
             return f"{folder / item.relative_path} is corrupted near byte {item.offset} (checksum: {broken})"
     return None
+
+
+def whole_checkpoints(root: Path) -> list[int]:
+    """Iterations of the checkpoints in ``root`` that have all their bytes, newest first."""
+    folders = sorted(root.glob("iter_" + "[0-9]" * 7), reverse=True)
+    return [int(folder.name.removeprefix("iter_")) for folder in folders if find_torn(folder) is None]
 
 
 def read_args(folder: Path) -> Namespace:
@@ -171,26 +197,31 @@ class CheckpointTensors:
 
 
 def chosen_folder(root: Path, step: int | None) -> Path | None:
-    """The folder that Megatron will load: --ckpt-step, else what the tracker file names."""
+    """The folder that Megatron will load: --ckpt-step, else what the tracker file names; where a kill left
+    the tracker empty, the newest whole one.
+    """
     if step is None:
         if not (root / TRACKER).is_file():
             return None
         text = (root / TRACKER).read_text().strip()
-        if not text.isdecimal():
+        if text.isdecimal():
+            step = int(text)
+        elif text:
             raise ValueError(
-                f"{root / TRACKER} should hold an iteration, found {text!r}. {_advice(root / 'none')}"
+                f"{root / TRACKER} should hold an iteration, found {text!r}. "
+                f"{_advice(root / 'none', whole_checkpoints(root))}"
             )
-        step = int(text)
+        elif whole := whole_checkpoints(root):
+            step = whole[0]
+        else:
+            return None
     return root / f"iter_{step:07d}"
 
 
-def _advice(damaged: Path) -> str:
+def _advice(damaged: Path, whole: list[int]) -> str:
     """What to do instead: the newest whole checkpoint beside the damaged one."""
-    others = sorted(damaged.parent.glob("iter_" + "[0-9]" * 7), reverse=True)
-    for folder in others:
-        if folder != damaged and find_damage(folder) is None:
-            step = int(folder.name.removeprefix("iter_"))
-            return f"The newest whole one is {folder.name}: continue from it with --ckpt-step {step}"
+    if whole:
+        return f"The newest whole one is iteration {whole[0]}: continue from it with --ckpt-step {whole[0]}"
     return f"There is no whole checkpoint in {damaged.parent}: leave out --load to start afresh"
 
 

@@ -5,9 +5,13 @@ The rest of the project uses what Megatron offers: config subclass, builder, lay
 
 import functools
 import importlib.metadata
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core import optimizer as megatron_optimizer
@@ -17,9 +21,12 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import clip_grads, distrib_optimizer
 from megatron.core.tensor_parallel import random as tensor_parallel_random
 from megatron.core.transformer.moe import token_dispatcher
-from megatron.training import get_timers, initialize, training
+from megatron.training import dist_signal_handler, get_timers, global_vars, initialize, training
 
 from phd.model import cpu
+
+if TYPE_CHECKING:
+    from phd.model.observer import Observer
 
 MEGATRON_VERSION = "0.19.2"
 
@@ -53,13 +60,12 @@ def served_by(args: Any) -> dict[str, str]:
     return served | {"weight-gradient accumulation": accumulation}
 
 
-def apply(copies: int, metrics: Callable[[int, float], str] | None = None) -> None:
+def apply(copies: int, observer: "Observer | None" = None) -> None:
     """Fit Megatron's training loop to PHD, and to a machine without a GPU where there is none.
 
     Args:
         copies: K; pipeline stages exchange ``micro_batch_size * K`` rows.
-        metrics: called on the logging ranks at every log interval with (iteration, seconds per iteration);
-            what it returns is appended to Megatron's log line.
+        observer: is told of every iteration, validation and save.
 
     Raises:
         RuntimeError: the installed Megatron-Core is not the version this file was written against.
@@ -72,7 +78,7 @@ def apply(copies: int, metrics: Callable[[int, float], str] | None = None) -> No
         )
     _ship_no_makefile()
     _pipeline_rows(copies)
-    _log_line(metrics)
+    _observe(observer)
     _load_fp32_shards()
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _torch_adam_step()
@@ -104,35 +110,124 @@ def _pipeline_rows(copies: int) -> None:
     training.get_forward_backward_func = get_forward_backward_func
 
 
-def _log_line(metrics: Callable[[int, float], str] | None) -> None:
-    """Append our metrics to Megatron's log line: training_log has no hook, and prints through this name."""
-    training_log = getattr(training.training_log, "__wrapped__", training.training_log)
-    print_rank_last = getattr(training.print_rank_last, "__wrapped__", training.print_rank_last)
-    training.training_log, training.print_rank_last = training_log, print_rank_last
-    if metrics is None:
+def _observe(observer: "Observer | None") -> None:
+    """Megatron's loop has no hooks: it calls these four functions by these names. training_log prints its
+    line through the second, to which our metrics are appended.
+    """
+    names = ("training_log", "print_rank_last", "evaluate_and_print_results", "save_checkpoint")
+    original = {}
+    for name in names:
+        function = getattr(training, name)
+        original[name] = getattr(function, "__wrapped__", function)
+        setattr(training, name, original[name])
+    if observer is None:
         return
     suffix = ""
 
-    @functools.wraps(training_log)
-    def with_metrics(loss_dict: dict, total_loss_dict: dict, learning_rate: float, iteration: int, *args: Any,
+    @functools.wraps(original["training_log"])
+    def training_log(loss_dict: dict, total_loss_dict: dict, learning_rate: float, iteration: int, *args: Any,
                      **kwargs: Any) -> Any:  # fmt: skip
         nonlocal suffix
-        log_interval = training.get_args().log_interval
-        if iteration % log_interval == 0:
+        observer.begin(iteration - 1)
+        if iteration % training.get_args().log_interval == 0:
             # The counters are raised inside training_log, so this iteration is not in them yet.
             counted = ("advanced iterations", "skipped iterations")
             iterations = 1 + sum(total_loss_dict.get(key, 0) for key in counted)
-            suffix = metrics(iteration, get_timers()("interval-time").elapsed(reset=False) / iterations)
+            suffix = observer.log(iteration, get_timers()("interval-time").elapsed(reset=False) / iterations)
         try:
-            return training_log(loss_dict, total_loss_dict, learning_rate, iteration, *args, **kwargs)
+            report = original["training_log"](
+                loss_dict, total_loss_dict, learning_rate, iteration, *args, **kwargs
+            )
         finally:
             suffix = ""
+        observer.trained(iteration)
+        return report
 
-    @functools.wraps(print_rank_last)
-    def with_suffix(message: str) -> None:
-        print_rank_last(message + suffix)
+    @functools.wraps(original["print_rank_last"])
+    def print_rank_last(message: str) -> None:
+        original["print_rank_last"](message + suffix)
 
-    training.training_log, training.print_rank_last = with_metrics, with_suffix
+    @functools.wraps(original["evaluate_and_print_results"])
+    def evaluate_and_print_results(prefix: str, forward_step: Any, data: Any, model: Any, iteration: int,
+                                   *args: Any, **kwargs: Any) -> None:  # fmt: skip
+        observer.begin(iteration)
+        original["evaluate_and_print_results"](prefix, forward_step, data, model, iteration, *args, **kwargs)
+        observer.evaluated("test" if "test set" in prefix else "validation", iteration, model)
+
+    @functools.wraps(original["save_checkpoint"])
+    def save_checkpoint(iteration: int, *args: Any, **kwargs: Any) -> None:
+        observer.saving(iteration)
+        original["save_checkpoint"](iteration, *args, **kwargs)
+        observer.saved()
+
+    training.training_log, training.print_rank_last = training_log, print_rank_last
+    training.evaluate_and_print_results = evaluate_and_print_results
+    training.save_checkpoint = save_checkpoint
+
+
+def set_writers(recorder: Any) -> None:
+    """Let the recorder take the scalars that Megatron logs. What it sends to W&B beside them is left out: the
+    recorder sends its own lines there, and none twice.
+    """
+    global_vars._GLOBAL_TENSORBOARD_WRITER = recorder
+    if global_vars._GLOBAL_WANDB_WRITER is not None:
+        global_vars._GLOBAL_WANDB_WRITER = _WandbWithoutLog(global_vars._GLOBAL_WANDB_WRITER)
+
+
+class _WandbWithoutLog:
+    def __init__(self, wandb: Any) -> None:
+        self._wandb = wandb
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wandb, name)
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def stop_on_signals() -> None:
+    """Let the training end with a checkpoint on any of the signals that clusters and terminals send; Megatron
+    listens to one.
+    """
+    global_vars._GLOBAL_SIGNAL_HANDLER = _ExitSignals()
+
+
+def stopped_by() -> str | None:
+    """The name of the signal that ended the training; "a signal to another rank"; or None."""
+    handler = global_vars._GLOBAL_SIGNAL_HANDLER
+    return handler.name if isinstance(handler, _ExitSignals) else None
+
+
+class _ExitSignals(dist_signal_handler.DistributedSignalHandler):
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._signal_received = False
+        self._pid = os.getpid()  # processes forked for saving inherit the handler, and must live on to save
+        signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        # Asynchronous saves need these two processes of Python. SLURM signals every process of a job, and they
+        # would die of it; what is started while a signal is ignored goes on ignoring it.
+        multiprocessing.resource_tracker.ensure_running()
+        multiprocessing.forkserver.ensure_running()
+        for number in signals:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        # A terminal's ^C reaches torchrun's ranks twice, once through torchrun, which kills what lingers.
+        if number == signal.SIGINT and self._signal_received and "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise KeyboardInterrupt
+        if not self._signal_received:
+            self.name = signal.Signals(number).name
+        if not self._signal_received and os.getpid() == self._pid:
+            os.write(1, f"> {self.name}: saving and ending after this iteration\n".encode())
+        self._signal_received = True
+
+    def signals_received(self) -> list[int]:
+        received = super().signals_received()
+        if any(received) and self.name is None:
+            self.name = "a signal to another rank"
+        return received
 
 
 def _load_fp32_shards() -> None:

@@ -28,7 +28,7 @@ class PHDCoreAttention(MegatronModule):
     ``phd.model.support`` before training starts.
     """
 
-    last_copy_only: ClassVar[bool] = False
+    prunes: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -50,6 +50,11 @@ class PHDCoreAttention(MegatronModule):
         self.softmax_scale = softmax_scale
         group = None if pg_collection is None else pg_collection.cp
         self.context_parallel = context_parallel(config, group, cp_comm_type)
+
+    @property
+    def last_copy_only(self) -> bool:
+        """Whether the other copies end here; not in validation, which asks what the original predicts."""
+        return self.prunes and self.training
 
     def forward(
         self,
@@ -86,9 +91,9 @@ class PHDCoreAttention(MegatronModule):
 
 
 class LastCopyAttention(PHDCoreAttention):
-    """Gives the rows of the last copy alone, [s, b, n*d]."""
+    """In training, gives the rows of the last copy alone, [s, b, n*d]."""
 
-    last_copy_only = True
+    prunes = True
 
 
 def context_parallel(

@@ -2,8 +2,11 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -52,9 +55,41 @@ def build_datasets(
         defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
     )
     if not args.mock_data:
+        refuse_missing(config)
         refuse_empty_splits(config, num_samples)
+    cache = Path(args.data_cache_path)
+    own = args.run_folder and Path(args.run_folder) in cache.parents  # no other job writes there
+    if own and args.rank == 0:
+        remove_torn_caches(cache)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
     kind = MockGPTDataset if args.mock_data else GPTDataset
     return tuple(BlendedMegatronDatasetBuilder(kind, num_samples, is_built_on_rank, config).build())
+
+
+def refuse_missing(config: GPTDatasetConfig) -> None:
+    """Check that every file of every data set is there, before Megatron reads the first.
+
+    Raises:
+        ValueError: names the file.
+    """
+    blends = [config.blend, *(config.blend_per_split or ())]
+    for prefix in (prefix for blend in blends if blend is not None for prefix in blend[0]):
+        for suffix in (".idx", ".bin"):
+            file = Path(f"{prefix}{suffix}")
+            if not (file.is_file() or "://" in str(prefix)):
+                raise ValueError(
+                    f"{file} of --data-path is missing: put it back, or make it with `phd data tokenize`"
+                )
+
+
+def remove_torn_caches(folder: Path) -> None:
+    """Remove index caches that a kill or a full disk cut short: Megatron takes any file for a whole one."""
+    for file in folder.glob("*.npy") if folder.is_dir() else ():
+        try:
+            np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError):
+            file.unlink()
 
 
 def refuse_empty_splits(config: GPTDatasetConfig, num_samples: Sequence[int | None]) -> None:

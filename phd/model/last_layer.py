@@ -1,4 +1,4 @@
-"""The last layer computes the last copy alone: no other leaves the model.
+"""In training the last layer computes the last copy alone: no other leaves the model.
 
 The other copies still need keys and values there. What they do not need, and what is most of a layer, is
 their attention, output projection and MLP; their queries come with the fused projection and are dropped.
@@ -17,7 +17,7 @@ from phd.model.core_attention import LastCopyAttention
 
 def last_copy_layer(spec: ModuleSpec, copies: int) -> ModuleSpec:
     """``spec`` of a layer of PHDCoreAttention, turned into one that takes b*K rows and returns the b of the
-    last copy: its attention gives those rows, and the residual is cut down to them.
+    last copy: its attention gives those rows, and the residual is cut down to them. Whole in validation.
     """
     layer = spec.submodules
     attention = layer.self_attention
@@ -28,8 +28,10 @@ def last_copy_layer(spec: ModuleSpec, copies: int) -> ModuleSpec:
         add = bias_dropout_add(training, fused)
 
         def add_last_copy(x_with_bias: Any, residual: Tensor, prob: float) -> Tensor:
-            # [s, b*K, h] -> [s, b, h]
-            return add(x_with_bias, residual[:, copies - 1 :: copies], prob)
+            if training:
+                # [s, b*K, h] -> [s, b, h]
+                residual = residual[:, copies - 1 :: copies]
+            return add(x_with_bias, residual, prob)
 
         return add_last_copy
 

@@ -1,26 +1,21 @@
 """What a run says of itself beyond Megatron's own log: its variant, tokens/s, FLOPs and MFU by formula."""
 
-import json
-import os
 import platform
 import shlex
 import sys
 from argparse import Namespace
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.training import get_tensorboard_writer, get_wandb_writer
 
 from phd.accounting import flops_per_token, mfu, peak_flops
 from phd.config import PHDConfig
 from phd.model.compat import served_by
 from phd.model.documents import documents_masked
 from phd.model.support import key_value_heads
-
-RUN_FILE = "phd_run.json"
 
 
 def describe(args: Namespace, config: PHDConfig) -> str:
@@ -41,7 +36,7 @@ def describe(args: Namespace, config: PHDConfig) -> str:
 
 
 def training_flops(args: Namespace, config: PHDConfig) -> float:
-    """FLOPs per original token of Megatron's validated ``args`` (padded vocabulary known) under ``config``."""
+    """FLOPs per original token under ``config``; ``args`` are Megatron's, the padded vocabulary known."""
     return flops_per_token(
         num_layers=args.num_layers,
         hidden_size=args.hidden_size,
@@ -72,26 +67,18 @@ class RunMetrics:
         self.device_name = torch.cuda.get_device_name() if on_gpu else "CPU"
         self.peak_flops = peak_flops(self.device_name) if on_gpu and args.bf16 else None
 
-    def __call__(self, iteration: int, seconds_per_iteration: float) -> str:
-        """Write the metrics to TensorBoard and W&B; return them as a piece of the log line."""
+    def rates(self, seconds_per_iteration: float) -> dict[str, float]:
+        """Tokens per second of all devices, TFLOP/s of each, and MFU where the device's peak is known."""
         tokens_per_second = self.tokens_per_iteration / seconds_per_iteration
         tflops = tokens_per_second * self.flops_per_token / self.devices / 1e12
-        metrics = {"phd/tokens-per-second": tokens_per_second, "phd/tflops-per-device": tflops}
-        text = f" tokens/s: {tokens_per_second:.0f} | PHD TFLOP/s/device: {tflops:.4g} |"
+        rates = {"phd/tokens-per-second": tokens_per_second, "phd/tflops-per-device": tflops}
         if self.peak_flops is not None:
-            metrics["phd/mfu"] = mfu(
+            rates["phd/mfu"] = mfu(
                 tokens_per_second=tokens_per_second,
                 flops_per_token=self.flops_per_token,
                 peak_flops=self.peak_flops * self.devices,
             )
-            text += f" MFU: {100 * metrics['phd/mfu']:.1f}% |"
-        writer, wandb_writer = get_tensorboard_writer(), get_wandb_writer()
-        if writer:
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, iteration)
-        if wandb_writer:
-            wandb_writer.log(metrics, iteration)
-        return text
+        return rates
 
 
 def count_parameters(model_chunks: list[torch.nn.Module]) -> int:
@@ -114,11 +101,10 @@ def stage_parameters(model_chunks: list[torch.nn.Module], tensor_parallel: int) 
     )
 
 
-def write_run_file(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameters: int) -> None:
-    """Write phd_run.json into the TensorBoard folder, whole or not at all: what `phd compare` reads of a
-    run.
-    """
-    about = {
+def about_run(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameters: int) -> dict[str, Any]:
+    """What phd_run.json says: the variant, its costs, and every argument."""
+    plain = (bool, int, float, str, list, type(None))
+    return {
         "name": config.variant,
         "copies": config.phd_copies,
         "window": config.phd_window,
@@ -130,17 +116,11 @@ def write_run_file(args: Namespace, config: PHDConfig, metrics: RunMetrics, para
         "train_iters": args.train_iters,
         "parameters": parameters,
         "flops_per_token": metrics.flops_per_token,
+        "flops_over_vanilla": metrics.flops_per_token / training_flops(args, PHDConfig()),
         "device": metrics.device_name,
         "world_size": args.world_size,
         "command": shlex.join(sys.argv),
         "versions": {name: version(name) for name in ("torch", "megatron-core")}
         | {"python": platform.python_version()},
+        "arguments": {name: value for name, value in sorted(vars(args).items()) if isinstance(value, plain)},
     }
-    folder = Path(args.tensorboard_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{RUN_FILE}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(about, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / RUN_FILE)

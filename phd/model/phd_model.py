@@ -21,12 +21,21 @@ class PHDModel(GPTModel):
             decoder_input = decoder_input.repeat_interleave(self.config.phd_copies, dim=1)
         return (decoder_input, *rest)
 
-    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    original_losses: Tensor | None = None
+    """In validation, after a forward pass with labels: what the original copies predict, [b, s]."""
+
+    def _postprocess(
+        self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """The last copy alone goes to the output layer and the loss; a pruned last layer gives no other."""
+        last_copy = hidden_states
         layers = self.decoder.layers
         pruned = len(layers) > 0 and layers[-1].self_attention.core_attention.last_copy_only
         if self.post_process and not pruned:
             copies = self.config.phd_copies
             # [s, b*K, h] -> [s, b, h]
-            hidden_states = hidden_states[:, copies - 1 :: copies].contiguous()
-        return super()._postprocess(hidden_states, *args, **kwargs)
+            last_copy = hidden_states[:, copies - 1 :: copies].contiguous()
+            if labels is not None and not self.training:
+                original = hidden_states[:, ::copies].contiguous()
+                self.original_losses = super()._postprocess(original, *args, labels=labels, **kwargs)
+        return super()._postprocess(last_copy, *args, labels=labels, **kwargs)

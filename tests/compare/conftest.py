@@ -1,14 +1,15 @@
-"""Runs as pretrain_phd.py leaves them: phd_run.json, and event files by the writer that Megatron uses."""
+"""Runs as pretrain_phd.py leaves them: phd_run.json and metrics.jsonl."""
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch.utils.tensorboard import SummaryWriter
 
 ABOUT = {
     "name": "vanilla",
+    "copies": 1,
     "seed": 1234,
     "seq_length": 4,
     "global_batch_size": 2,
@@ -16,32 +17,63 @@ ABOUT = {
     "parameters": 1000,
     "flops_per_token": 6000.0,
 }
+ARGUMENTS = {"seed": 1234, "seq_length": 4, "global_batch_size": 2, "train_iters": 20, "lr": 0.001}
+PHD = {"name": "PHD-CSWA-2-16-32", "copies": 2, "flops_per_token": 12000.0}
+TOKENS_PER_ITERATION = 8
 
 
-def write_events(
-    folder: Path, train: Mapping[int, float], validation: Mapping[int, float], seconds: float = 0.5
+def record(kind: str, iteration: int, flops_per_token: Any = 6000.0, **more: Any) -> str:
+    """One line of metrics.jsonl."""
+    tokens = TOKENS_PER_ITERATION * iteration
+    about = {"kind": kind, "iteration": iteration, "tokens": tokens, "flops": tokens * flops_per_token}
+    return json.dumps({**about, "time": 1e9 + iteration, **more}) + "\n"
+
+
+def write_metrics(
+    folder: Path, train: Mapping[int, float], validation: Mapping[int, float], flops_per_token: float = 6000.0
 ) -> None:
-    """The event file of one start of a run: losses by iteration, two samples and ``seconds`` each."""
-    writer = SummaryWriter(log_dir=str(folder))
+    """Losses by iteration."""
+    lines = []
     for iteration, loss in train.items():
-        writer.add_scalar("lm loss", loss, iteration, walltime=1e9 + iteration * seconds)
-        writer.add_scalar("lm loss vs samples", loss, 2 * iteration, walltime=1e9 + iteration * seconds)
-    for iteration, loss in validation.items():
-        writer.add_scalar("lm loss validation", loss, iteration)
-        writer.add_scalar("lm loss validation vs samples", loss, 2 * iteration)
-    writer.close()
+        rate = {"phd/tokens-per-second": 10.0 + iteration} if iteration % 5 == 0 else {}
+        lines.append(
+            record("train", iteration, flops_per_token, **{"lm loss": loss, "grad-norm": 2.0, **rate})
+        )
+        if iteration in validation:
+            losses = {"lm loss validation": validation[iteration]}
+            lines.append(record("validation", iteration, flops_per_token, **losses))
+    (folder / "metrics.jsonl").write_text("".join(lines))
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Make a finished run of 20 iterations whose losses are ``shift`` above a common curve."""
+    """Make a run of 20 iterations whose losses are ``shift`` above a common curve.
 
-    def make(folder: str, shift: float = 0.0, **about: object) -> Path:
+    ``iterations``: how far it has come; ``arguments``: what differs in them, or None for a run without; the
+    rest is what differs in phd_run.json.
+    """
+
+    def make(
+        folder: str,
+        shift: float = 0.0,
+        iterations: int = 20,
+        arguments: Mapping[str, object] | None = (),  # type: ignore[assignment]
+        **about: object,
+    ) -> Path:
         path = tmp_path / folder
         path.mkdir(parents=True)
-        (path / "phd_run.json").write_text(json.dumps(ABOUT | about))
-        train = {iteration: 5 - iteration / 10 + shift for iteration in range(1, 21)}
-        write_events(path, train, {10: 4.25 + shift, 20: 3.25 + shift})
+        content = ABOUT | about
+        if arguments is not None:
+            known = {key: content[key] for key in ARGUMENTS if key in content}
+            content["arguments"] = ARGUMENTS | known | dict(arguments)
+        (path / "phd_run.json").write_text(json.dumps(content))
+        train = {iteration: 5 - iteration / 10 + shift for iteration in range(1, iterations + 1)}
+        validation = {
+            iteration: 5.25 - iteration / 10 + shift
+            for iteration in range(5, iterations + 1)
+            if iteration % 5 == 0
+        }
+        write_metrics(path, train, validation, float(str(content["flops_per_token"])))
         return path
 
     return make

@@ -1,54 +1,89 @@
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from phd.compare.logs import find_runs, read_losses, read_run
-from tests.compare.conftest import ABOUT, write_events
+from phd.compare.logs import find_runs, read_run
+from tests.compare.conftest import ABOUT, record, write_metrics
+
+
+def write(folder: Path, *lines: str) -> Path:
+    (folder / "phd_run.json").write_text(json.dumps(ABOUT))
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return folder / "phd_run.json"
+
+
+def train(iteration: int, loss: float | None = 3.0, **more: Any) -> str:
+    return record("train", iteration, **{"lm loss": loss, **more})
 
 
 def test_run_is_read_by_tokens(make_run):
     (run,) = find_runs(make_run("run"))
     assert list(run.train_loss) == [8 * iteration for iteration in range(1, 21)]
     assert run.train_loss[8] == pytest.approx(4.9)
-    assert run.validation_loss == pytest.approx({80: 4.25, 160: 3.25})
-    assert run.tokens == 160
+    assert run.validation_loss == pytest.approx({40: 4.75, 80: 4.25, 120: 3.75, 160: 3.25})
+    assert run.tokens == run.validated_tokens == 160
     # Iterations 19 and 20 are the last tenth.
     assert run.final_train_loss == pytest.approx((3.1 + 3.0) / 2)
     assert run.final_validation_loss == pytest.approx(3.25)
     assert run.training_flops == 160 * 6000.0
-    assert run.tokens_per_second == pytest.approx(16)
+    assert run.metrics["grad-norm"][8] == 2.0
+    assert run.throughput == {40: 15.0, 80: 20.0, 120: 25.0, 160: 30.0}
+    assert run.tokens_per_second == pytest.approx(22.5)
+    assert run.arguments is not None and run.arguments["lr"] == 0.001
+    assert run.finished and run.progress == 1
 
 
-def test_resumed_run_is_merged(tmp_path):
-    write_events(tmp_path, {1: 9.0, 2: 8.0, 3: 7.0, 4: 6.0, 5: 5.0}, {2: 8.5, 4: 6.5})
-    # Killed after 5, resumed from a checkpoint at 2, and not yet where it was.
-    write_events(tmp_path, {3: 3.0, 4: 2.0}, {})
-    train, validation, _ = read_losses(tmp_path)
-    assert train == {2: 9.0, 4: 8.0, 6: 3.0, 8: 2.0}
-    assert validation == {4: 8.5}
+def test_unfinished_run(make_run):
+    run = read_run(make_run("run", iterations=12) / "phd_run.json")
+    assert not run.finished
+    assert run.progress == pytest.approx(0.6)
+    assert (run.tokens, run.validated_tokens) == (96, 80)
 
 
-def test_resume_that_only_validates_keeps_the_training_loss(tmp_path):
-    write_events(tmp_path, {1: 9.0, 2: 8.0}, {2: 8.5})
-    write_events(tmp_path, {}, {2: 8.25})
-    assert read_losses(tmp_path)[:2] == ({2: 9.0, 4: 8.0}, {4: 8.25})
+def test_length_in_samples(make_run):
+    run = read_run(make_run("run", train_iters=None, arguments={"train_samples": 41}) / "phd_run.json")
+    assert run.train_iters == 20 and run.finished
 
 
-def test_test_loss_does_not_replace_the_validation_loss(tmp_path):
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(log_dir=str(tmp_path)) as writer:
-        for loss in (3.0, 7.0):  # Megatron's order at the end of training: validation, then test
-            writer.add_scalar("lm loss validation vs samples", loss, 40)
-    assert read_losses(tmp_path)[1] == {40: 3.0}
+@pytest.mark.parametrize("torn", ['{"kind": "tr', train(3, 1.0).rstrip("\n")], ids=["half", "no-newline"])
+def test_torn_last_line_is_dropped(tmp_path, torn):
+    run = read_run(write(tmp_path, train(1), train(2, 2.0), torn))
+    assert run.train_loss == {8: 3.0, 16: 2.0}
+    assert run.iteration == 2
 
 
-def test_torn_event_file_is_read_up_to_the_tear(tmp_path):
-    write_events(tmp_path, {1: 9.0, 2: 8.0, 3: 7.0}, {})
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-5])
-    assert read_losses(tmp_path)[0] == {2: 9.0, 4: 8.0}
+def test_record_without_validation_or_speed(tmp_path):
+    run = read_run(write(tmp_path, train(1)))
+    assert run.validation_loss == {}
+    assert run.validated_tokens is run.final_validation_loss is run.tokens_per_second is None
+
+
+def test_other_kinds_are_ignored(tmp_path):
+    test = record("test", 1, **{"lm loss test": 9.0, "lm loss validation": 9.0})
+    samples = record("samples", 1, texts=[{"prompt": "a", "text": "b"}])
+    assert read_run(write(tmp_path, train(1), test, samples)).validation_loss == {}
+
+
+def test_named_validation_sets(tmp_path):
+    losses = {"lm loss validation-wiki": 2.0, "lm loss validation-my code": 4.0}
+    noise = {"lm loss validation-wiki ppl": 7.4, "lm loss copy 1 validation-wiki": 9.0}
+    run = read_run(write(tmp_path, train(1), record("validation", 1, **losses, **noise)))
+    assert run.validation_loss == {8: 3.0}
+    assert run.validation_sets == {"wiki": {8: 2.0}, "my code": {8: 4.0}}
+
+
+def test_loss_of_a_copy_is_not_the_validation_loss(tmp_path):
+    losses = {"lm loss copy 1 validation": 9.0, "lm loss validation": 2.0}
+    assert read_run(write(tmp_path, train(1), record("validation", 1, **losses))).validation_loss == {8: 2.0}
+
+
+def test_null_is_not_a_number(tmp_path):
+    run = read_run(write(tmp_path, train(1), train(2, None, **{"grad-norm": None})))
+    assert math.isnan(run.train_loss[16]) and math.isnan(run.metrics["grad-norm"][16])
+    assert math.isnan(run.final_train_loss)
 
 
 def test_runs_below_a_folder_in_order_of_paths(make_run, tmp_path):
@@ -57,8 +92,15 @@ def test_runs_below_a_folder_in_order_of_paths(make_run, tmp_path):
     assert [run.path.name for run in find_runs(tmp_path)] == ["a", "seed-2"]
 
 
+@pytest.mark.parametrize("name", ["code", "checkpoints", "wandb"])
+def test_what_a_run_keeps_beside_its_record_is_no_run(make_run, name):
+    make_run(f"run/{name}/tests/old")
+    folder = make_run("other").parent
+    assert [run.path.name for run in find_runs(folder)] == ["other"]
+
+
 def test_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder; give the --run-dir"):
         find_runs(tmp_path / "nowhere")
 
 
@@ -67,9 +109,14 @@ def test_folder_without_run(tmp_path):
         find_runs(tmp_path)
 
 
-def test_run_without_loss(tmp_path):
+@pytest.mark.parametrize(
+    "metrics", [None, "", record("validation", 1)], ids=["absent", "empty", "validation"]
+)
+def test_run_without_loss(tmp_path, metrics):
     (tmp_path / "phd_run.json").write_text(json.dumps(ABOUT))
-    with pytest.raises(ValueError, match="no training loss is logged"):
+    if metrics is not None:
+        (tmp_path / "metrics.jsonl").write_text(metrics)
+    with pytest.raises(ValueError, match="no training loss is recorded in .* yet"):
         find_runs(tmp_path)
 
 
@@ -80,9 +127,29 @@ def test_run_without_loss(tmp_path):
         pytest.param("[]", id="no-object"),
         pytest.param(json.dumps({key: value for key, value in ABOUT.items() if key != "seed"}), id="no-seed"),
         pytest.param(json.dumps(ABOUT | {"seq_length": "long"}), id="no-number"),
+        pytest.param(json.dumps(ABOUT | {"arguments": ["--lr", 1]}), id="no-arguments"),
     ],
 )
 def test_bad_run_file(tmp_path: Path, text: str):
     (tmp_path / "phd_run.json").write_text(text)
     with pytest.raises(ValueError, match="phd_run.json is not what pretrain_phd.py writes"):
         read_run(tmp_path / "phd_run.json")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{\n", "[]\n", "{}\n", train(2, "high"), '{"kind": "train", "iteration": 2}\n'],  # type: ignore[arg-type]
+    ids=["broken", "no-object", "empty", "no-number", "no-tokens"],
+)
+def test_bad_line_is_named(tmp_path, line):
+    run_file = write(tmp_path, train(1), line, train(3))
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2 is not what pretrain_phd.py writes"):
+        read_run(run_file)
+
+
+def test_losses_of_a_written_record(tmp_path):
+    (tmp_path / "phd_run.json").write_text(json.dumps(ABOUT))
+    write_metrics(tmp_path, {1: 3.0, 2: 2.0}, {2: 2.5}, flops_per_token=10.0)
+    run = read_run(tmp_path / "phd_run.json")
+    assert (run.train_loss, run.validation_loss) == ({8: 3.0, 16: 2.0}, {16: 2.5})
+    assert run.flops == {8: 80.0, 16: 160.0}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from data_tools.tokenize import tokenize
-from tests.slurm import cluster
 from tests.world import ROOT
+from tools.slurm_here import cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -72,6 +72,14 @@ def base_flags(data: list[str]) -> list[str]:
     return [*MODEL, *TRAINING, *data]
 
 
+@pytest.fixture(scope="session")
+def start_flags(world, base_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags that load common initial weights: with pipeline stages Megatron seeds each stage differently."""
+    folder = tmp_path_factory.mktemp("start")
+    world.pretrain([*base_flags, "--train-iters", "1", "--save", str(folder), "--save-interval", "1"])
+    return ["--load", str(folder), "--finetune", "--override-phd-variant"]
+
+
 def losses(folder: Path) -> dict[str, list[float]]:
     """Training loss and gradient norm of every step, in full precision, from the TensorBoard files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -153,21 +153,27 @@ DAMAGE = {
 }
 
 
-def refusal(folder: Path) -> str:
-    """What pretrain_phd.py says to --load FOLDER at start-up."""
+def damage_in(folder: Path) -> str:
+    from phd.model.checkpoint import find_damage
+
+    return find_damage(folder) or ""
+
+
+def refusal(folder: Path, step: int | None = None) -> str:
+    """What pretrain_phd.py says to --load FOLDER --ckpt-step STEP at start-up."""
     from phd.config import PHDConfig
-    from phd.model.checkpoint import refuse_bad_checkpoint
+    from phd.model.checkpoint import settle_checkpoint
 
     args = Namespace(
         load=str(folder),
         pretrained_checkpoint=None,
-        ckpt_step=None,
+        ckpt_step=step,
         rank=0,
         world_size=1,
         override_phd_variant=False,
     )
     try:
-        refuse_bad_checkpoint(args, PHDConfig(phd_copies=3, phd_window=5, phd_chunk=12))
+        settle_checkpoint(args, PHDConfig(phd_copies=3, phd_window=5, phd_chunk=12))
     except ValueError as error:
         return str(error)
     return ""
@@ -184,20 +190,29 @@ def test_whole_checkpoint_is_taken(world, copy):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_checkpoint_is_refused(world, saved, copy, damage):
-    """The error names the file, and the newest whole checkpoint or that there is none."""
+def test_damaged_checkpoint_is_named(world, saved, copy, damage):
+    """By file; refused where there is no other, or where it was asked for. A flipped bit is found
+    later, by all ranks together: see test_survival.py.
+    """
     file, harm, message = DAMAGE[damage]
     harm(copy / "iter_0000003" / file)
+    assert re.search(message, *world.run(damage_in, copy / "iter_0000003"))
+    if damage == "flipped-bit":
+        return
     assert re.search(f"{message}.*There is no whole checkpoint", *world.run(refusal, copy))
     shutil.copytree(saved / "iter_0000003", copy / "iter_0000002")
+    assert world.run(refusal, copy) == [""]
     assert re.search(
-        f"{message}.*iter_0000002: continue from it with --ckpt-step 2", *world.run(refusal, copy)
+        f"{message}.*is iteration 2: continue from it with --ckpt-step 2", *world.run(refusal, copy, 3)
     )
 
 
 def test_unreadable_tracker_is_refused(world, copy):
-    (copy / "latest_checkpointed_iteration.txt").write_text("")
-    assert re.search("should hold an iteration, found ''.*--ckpt-step 3", *world.run(refusal, copy))
+    tracker = copy / "latest_checkpointed_iteration.txt"
+    tracker.write_text("three")
+    assert re.search("should hold an iteration, found 'three'.*--ckpt-step 3", *world.run(refusal, copy))
+    tracker.write_text("")  # as a kill leaves it
+    assert world.run(refusal, copy) == [""]
 
 
 def test_checkpoint_metadata_is_not_executed(world, copy, tmp_path):

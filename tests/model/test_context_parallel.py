@@ -57,20 +57,13 @@ def flags(base_flags, packed_data) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def start(world, flags, tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("start")
-    world.pretrain([*flags, "--train-iters", "1", "--save", str(folder), "--save-interval", "1"])
-    return ["--load", str(folder), "--finetune", "--override-phd-variant"]
-
-
-@pytest.fixture(scope="module")
-def serial(world, flags, start, tmp_path_factory) -> dict:
+def serial(world, flags, start_flags, tmp_path_factory) -> dict:
     results = {}
     for variant, variant_flags in VARIANTS.items():
         for documents, document_flags in DOCUMENTS.items():
             folder = tmp_path_factory.mktemp(f"{variant}-{documents}")
             more = shlex.split(f"{variant_flags} {document_flags} --tensorboard-dir {folder}")
-            world.pretrain([*flags, *start, *more])
+            world.pretrain([*flags, *start_flags, *more])
             results[variant, documents] = losses(folder)
     return results
 
@@ -85,10 +78,12 @@ def close(results: dict, expected: dict) -> None:
     ("layout", "documents", "variant"),
     [(layout, documents, variant) for layout, documents, variants in CASES for variant in variants],
 )
-def test_layout_equals_one_process(layout, documents, variant, world, flags, start, serial, tmp_path: Path):
+def test_layout_equals_one_process(
+    layout, documents, variant, world, flags, start_flags, serial, tmp_path: Path
+):
     ranks, layout_flags = LAYOUTS[layout]
     more = f"{VARIANTS[variant]} {DOCUMENTS[documents]} {layout_flags} --tensorboard-dir {tmp_path}"
-    world.pretrain([*flags, *start, *shlex.split(more)], ranks)
+    world.pretrain([*flags, *start_flags, *shlex.split(more)], ranks)
     close(losses(tmp_path), serial[variant, documents])
 
 
@@ -100,23 +95,25 @@ def test_documents_change_the_loss(variant, serial):
 
 @pytest.mark.parametrize("variant", ["vanilla", "PHD-CSWA-3-5-12"])
 @pytest.mark.parametrize("positions", ["", "--reset-position-ids"])
-def test_end_of_document_tokens_say_the_same(positions, variant, world, flags, start, serial, tmp_path: Path):
+def test_end_of_document_tokens_say_the_same(
+    positions, variant, world, flags, start_flags, serial, tmp_path: Path
+):
     """--reset-attention-mask finds the documents by their last token, the data loader by their lengths."""
     more = f"{VARIANTS[variant]} --reset-attention-mask {positions} --tensorboard-dir {tmp_path}"
-    world.pretrain([*flags, *start, *shlex.split(more)])
+    world.pretrain([*flags, *start_flags, *shlex.split(more)])
     close(losses(tmp_path), serial[variant, "packed"])
 
 
-def test_unpruned_last_layer_gives_the_same(world, flags, start, serial, tmp_path: Path):
+def test_unpruned_last_layer_gives_the_same(world, flags, start_flags, serial, tmp_path: Path):
     more = f"{VARIANTS['PHD-CSWA-3-5-12']} --no-phd-prune-last-layer --tensorboard-dir {tmp_path}"
-    world.pretrain([*flags, *start, *shlex.split(more)])
+    world.pretrain([*flags, *start_flags, *shlex.split(more)])
     close(losses(tmp_path), serial["PHD-CSWA-3-5-12", "one-document"])
 
 
-def test_reference_backend_gives_the_same(world, flags, start, serial, tmp_path: Path):
+def test_reference_backend_gives_the_same(world, flags, start_flags, serial, tmp_path: Path):
     more = (
         f"{VARIANTS['PHD-CSWA-3-5-12']} --dataloader-inter-document-masking "
         f"--phd-attention-backend reference --tensorboard-dir {tmp_path}"
     )
-    world.pretrain([*flags, *start, *shlex.split(more)])
+    world.pretrain([*flags, *start_flags, *shlex.split(more)])
     close(losses(tmp_path), serial["PHD-CSWA-3-5-12", "packed"])

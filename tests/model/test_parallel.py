@@ -27,30 +27,25 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def start(world, base_flags, tmp_path_factory) -> list[str]:
-    """Flags that load common initial weights: with pipeline stages Megatron seeds each stage differently."""
-    folder = tmp_path_factory.mktemp("start")
-    world.pretrain([*base_flags, "--train-iters", "1", "--save", str(folder), "--save-interval", "1"])
-    return ["--load", str(folder), "--finetune", "--override-phd-variant"]
-
-
-@pytest.fixture(scope="module")
-def serial(world, base_flags, start, tmp_path_factory) -> dict[str, dict[str, list[float]]]:
+def serial(world, base_flags, start_flags, tmp_path_factory) -> dict[str, dict[str, list[float]]]:
     """The single process's numbers of every variant."""
     results = {}
     for variant, flags in VARIANTS.items():
         folder = tmp_path_factory.mktemp(variant)
-        world.pretrain([*base_flags, *start, *flags, "--tensorboard-dir", str(folder)])
+        world.pretrain([*base_flags, *start_flags, *flags, "--tensorboard-dir", str(folder)])
         results[variant] = losses(folder)
     return results
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_equals_single_process(layout, variant, world, base_flags, start, serial, tmp_path: Path):
+def test_layout_equals_single_process(
+    layout, variant, world, base_flags, start_flags, serial, tmp_path: Path
+):
     ranks, flags = LAYOUTS[layout]
     world.pretrain(
-        [*base_flags, *start, *VARIANTS[variant], *flags.split(), "--tensorboard-dir", str(tmp_path)], ranks
+        [*base_flags, *start_flags, *VARIANTS[variant], *flags.split(), "--tensorboard-dir", str(tmp_path)],
+        ranks,
     )
     parallel = losses(tmp_path)
     assert len(serial[variant]["lm loss"]) == 4

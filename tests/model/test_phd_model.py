@@ -24,11 +24,11 @@ def build(flags: str, vanilla: bool = False, scramble: bool = True):
     from megatron.training.models.gpt import GPTModelBuilder
 
     from phd.model import compat
-    from phd.model.arguments import parse_and_validate_args
+    from phd.model.arguments import parse_for_tool
     from phd.model.builder import PHDModelBuilder, model_config_from_args
 
     sys.argv = ["pretrain_phd.py", *FLAGS, *flags.split()]
-    args = parse_and_validate_args()
+    args = parse_for_tool()
     compat.apply(args.phd_copies)
     compat.initialize_megatron()
     groups = ProcessGroupCollection.use_mpu_process_groups()

@@ -1,14 +1,19 @@
-"""A SLURM cluster of this machine for one test session: munged, slurmctld and a slurmd for each node.
+"""A SLURM cluster of this machine, to try and to test jobs on: munged, slurmctld and a slurmd for each node.
 
-Needs Debian's slurmctld, slurmd, slurm-client and munge, and root (each daemon runs as this user). Everything
-lies in a temporary folder, listens on loopback only, and is stopped by process id.
+    python -m tools.slurm_here --nodes 2 -- examples/slurm/sweep.sh 1m vanilla PHD-CSWA-2-16-32
+
+starts it, runs the command in it, waits until no job is left, and stops it. Needs Debian's slurmctld, slurmd,
+slurm-client and munge, and root; each daemon runs as this user. Everything lies in a temporary folder, listens
+on loopback only, and is stopped by process id.
 """
 
+import argparse
 import contextlib
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -72,6 +77,34 @@ class Cluster:
         while queue := self.run("squeue", "-h"):
             assert time.monotonic() < deadline, queue
             time.sleep(0.5)
+
+    def lose_node(self, name: str) -> None:
+        """Kill a node's slurmd and all that it has started, as a power cut would; bring it back after SLURM
+        has noticed.
+        """
+        spool = str(self.folder / "spool" / name)
+        daemon = int((self.folder / f"slurmd.{name}.pid").read_text())
+        for pid in [daemon, *_of_node(name)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
+        time.sleep(2)
+        shutil.rmtree(spool, ignore_errors=True)
+        self.run("slurmd", "-N", name)
+        self.run("scontrol", "update", f"nodename={name}", "state=resume")
+
+
+def _of_node(name: str) -> list[int]:
+    """Processes of SLURM's jobs on a node."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if (
+                entry.name.isdecimal()
+                and f"SLURMD_NODENAME={name}\0".encode() in (entry / "environ").read_bytes()
+            ):
+                found.append(int(entry.name))
+    return found
 
 
 @contextlib.contextmanager
@@ -147,3 +180,30 @@ def _stop(folder: Path) -> None:
             time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--cpus", type=int, default=1, help="of each node (default 1)")
+    parser.add_argument("command", nargs="+", help="what to run in it; after --")
+    args = parser.parse_args()
+    with cluster(args.nodes, args.cpus) as started:
+        code = subprocess.run(args.command, env=started.environment).returncode
+        shown = ""
+        while jobs := started.run("squeue", "--noheader", "--format=%i %j %T %r %M"):
+            now = "\n".join(line.rsplit(" ", 1)[0] for line in jobs.splitlines())
+            if now != shown:
+                print(
+                    f"{time.strftime('%T')} {len(jobs.splitlines())} jobs: {'; '.join(now.splitlines()[:3])}",
+                    flush=True,
+                )
+            shown = now
+            time.sleep(2)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

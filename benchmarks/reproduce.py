@@ -1,0 +1,121 @@
+"""The paper's comparison at the scale of one CPU: five variants, three paired seeds, through the SLURM sweep.
+
+    python -m benchmarks.reproduce FOLDER
+
+Corpus: the Python source of the installed torch (48 MB), which whoever runs this has; documents in an order
+that a hash decides, so that the held-out part is like the rest. Then tokenizer, data set, and
+examples/slurm/sweep.sh on a SLURM cluster of this machine, or on the one at hand with --here. Interrupt it and
+run it again: what is finished stays. In the end the small files go to benchmarks/results/.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from phd.run.files import write_json
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = ("vanilla", "naive-2", "PHD-2", "PHD-CSWA-2-16-32", "PHD-CSWA-3-16-32")
+SEEDS = (1, 2, 3)
+VOCABULARY = 4096
+MINIMUM_CHARACTERS = 500
+RUN_FILES = ("metrics.jsonl", "phd_run.json", "starts.jsonl", "status.json", "launch.sh")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="for the data and the runs")
+    parser.add_argument("--size", default="1m", help="a size of examples/sizes (default 1m)")
+    parser.add_argument(
+        "--here", action="store_true", help="queue the jobs in the SLURM that this machine is part of"
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
+    args = parser.parse_args()
+    folder = args.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    corpus, tokenizer, data = folder / "corpus.jsonl", folder / "tokenizer.model", folder / "data"
+    if not corpus.exists():
+        write_corpus(corpus)
+    phd = [sys.executable, "-m", "phd.cli"]
+    if not tokenizer.exists():
+        run([*phd, "data", "train-tokenizer", "--input", corpus, "--output-prefix", folder / "tokenizer",
+             "--vocab-size", VOCABULARY])  # fmt: skip
+    run([*phd, "data", "tokenize", "--input", corpus, "--tokenizer-model", tokenizer, "--output-prefix", data,
+         "--append-eod"])  # fmt: skip
+
+    runs = folder / "runs"
+    sweep = [ROOT / "examples/slurm/sweep.sh", args.size, *VARIANTS]
+    here = [sys.executable, "-m", "tools.slurm_here", "--nodes", "2", "--cpus", "1", "--"]
+    environment = os.environ | {
+        "DATA_PREFIX": str(data),
+        "TOKENIZER_MODEL": str(tokenizer),
+        "RUNS": str(runs),
+        "SEEDS": " ".join(map(str, SEEDS)),
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+    }
+    run(sweep if args.here else [*here, *sweep], environment)
+    if args.here:
+        print(f"when no job is left, see {runs}/comparison.html")
+        return 0
+    keep(runs, args.results, corpus)
+    return 0
+
+
+def write_corpus(path: Path) -> None:
+    """One file of torch's Python source a line, jsonl, whole or not at all."""
+    spec = find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    texts = {}
+    for file in package.rglob("*.py"):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if len(text) >= MINIMUM_CHARACTERS:
+            texts[hashlib.sha256(text.encode()).hexdigest()] = text
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as lines:
+        for _, text in sorted(texts.items()):
+            lines.write(json.dumps({"text": text}) + "\n")
+    temporary.replace(path)
+    print(f"{path}: {len(texts)} files of torch {version('torch')}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def run(command: list, environment: dict[str, str] | None = None) -> None:
+    subprocess.run([str(word) for word in command], cwd=ROOT, env=environment, check=True)
+
+
+def keep(runs: Path, results: Path, corpus: Path) -> None:
+    """Copy what is small: the comparison, and of each run its record."""
+    results.mkdir(parents=True, exist_ok=True)
+    for file in runs.glob("comparison.*"):
+        shutil.copy(file, results)
+    for folder in sorted(path.parent for path in runs.glob("*/phd_run.json")):
+        target = results / "runs" / folder.name
+        target.mkdir(parents=True, exist_ok=True)
+        for name in RUN_FILES:
+            shutil.copy(folder / name, target)
+    about = {
+        "command": "python -m benchmarks.reproduce FOLDER",
+        "corpus": f"Python source of torch {version('torch')}, {corpus.stat().st_size} bytes of jsonl",
+        "sha256": hashlib.sha256(corpus.read_bytes()).hexdigest(),
+        "machine": f"{os.cpu_count()} CPU cores, one for each node",
+        "variants": VARIANTS,
+        "seeds": SEEDS,
+    }
+    write_json(results / "about.json", about)
+    print(f"kept in {results}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

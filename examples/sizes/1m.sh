@@ -1,0 +1,12 @@
+# shellcheck shell=bash disable=SC2034 # common.sh reads these
+# 1M parameters, for a CPU: the reproduction in benchmarks/results.
+MODEL=(
+  --num-layers 4 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 4
+  --group-query-attention --num-query-groups 2
+  --seq-length 128 --max-position-embeddings 128
+)
+TRAINING=(
+  --micro-batch-size 16 --global-batch-size 32 --train-iters 1000 # 4.1M tokens
+  --lr 3e-3 --min-lr 0 --lr-warmup-iters 100
+  --save-interval 250 --eval-interval 100 --eval-iters 40 --log-interval 10
+)

@@ -1,0 +1,45 @@
+#!/bin/bash
+# Queue one variant of one size on a SLURM cluster; prints the job id.
+#
+#   DATA_PREFIX=/data/web TOKENIZER_MODEL=/data/tok.model NNODES=4 SBATCH_TIMELIMIT=24:00:00 \
+#     examples/slurm/submit.sh 550m PHD-CSWA-2-16-32
+#
+# The variables are explained in ../common.sh; RUNS must lie on a file system that all nodes share. SBATCH_ACCOUNT,
+# SBATCH_PARTITION and the like are sbatch's own; TRAIN_SBATCH takes more of its options ("--gres=gpu:8"). The run
+# folder gets a snapshot of the code (code/) and of the command (launch.sh), which is what the job runs, also when it is
+# queued again: change the checkout at will. SIGNAL_SECONDS (120): how long before its time limit the job is told to save.
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: $0 SIZE VARIANT [FLAG ...]" >&2; exit 2; }
+# shellcheck source-path=SCRIPTDIR source=../common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+read_settings "$1" "$2"
+NNODES=${NNODES:-1}
+mkdir -p "$RUN"
+
+if [ -d "$RUN/code" ]; then
+  echo "$RUN is there already: its own snapshot of code and command continues it" >&2
+else
+  snapshot=$(mktemp -d "$RUN/.code.XXXXXX")
+  cd "$ROOT"
+  if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+    git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf - | tar -xf - -C "$snapshot"
+    { git log -1 --format='commit %H%n%ad %s' && git status --short && git diff HEAD; } >"$snapshot/GIT_STATE"
+  else # a snapshot queues another
+    tar --exclude=./runs --exclude=./.venv -cf - . | tar -xf - -C "$snapshot"
+  fi
+  {
+    echo "# What the job of $RUN runs on every node; written by submit.sh."
+    for name in DATA_PREFIX TOKENIZER_MODEL SEED RUNS NNODES NPROC_PER_NODE MAX_RESTARTS SHUTDOWN_TIMEOUT WANDB_PROJECT; do
+      [ -z "${!name:-}" ] || printf 'export %s=%q\n' "$name" "${!name}"
+    done
+    # shellcheck disable=SC2016 # to be expanded by the job
+    printf 'export PYTHON=${PYTHON:-%q}\n' "${PYTHON:-$ROOT/.venv/bin/python}"
+    printf 'exec %q %s\n' "$RUN/code/examples/pretrain.sh" "$(printf '%q ' "$@")"
+  } >"$RUN/launch.sh"
+  mv "$snapshot" "$RUN/code"
+fi
+
+# shellcheck disable=SC2086 # the options are words
+sbatch --parsable --job-name="$1-$2-seed$SEED" --nodes="$NNODES" --ntasks-per-node=1 \
+  --requeue --open-mode=append --output="$RUN/job-%j.log" --signal="USR1@${SIGNAL_SECONDS:-120}" \
+  ${TRAIN_SBATCH:-} "$RUN/code/examples/slurm/job.sh" "$RUN"

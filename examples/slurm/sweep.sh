@@ -1,0 +1,50 @@
+#!/bin/bash
+# Queue a comparison: every variant with every seed, each trained, then exported, then evaluated, and one plot at the end.
+#
+#   DATA_PREFIX=/data/web TOKENIZER_MODEL=/data/tok.model SEEDS="1 2 3" examples/slurm/sweep.sh 151m \
+#     vanilla naive-2 PHD-2 PHD-CSWA-2-16-32 PHD-CSWA-3-16-32
+#
+# The first variant is the baseline. Variables: submit.sh's, and
+#   SEEDS ("1")    EVAL_CORPUS (text for `phd eval --corpus`) or EVAL_TASKS (such as phd_paper): no evaluation without
+#   TRAIN_FLAGS    more flags of every training
+#   AFTER_SBATCH   more options of sbatch for export, evaluation and comparison, which run on one node
+# A job whose training fails for good takes those that wait for it along; the comparison takes what there is.
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: $0 SIZE BASELINE VARIANT ..." >&2; exit 2; }
+size=$1
+shift
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=../common.sh
+source "$HERE/../common.sh"
+for variant in "$@"; do read_settings "$size" "$variant"; done # a wrong name, before anything is queued
+phd=${PYTHON:-$ROOT/.venv/bin/python}
+
+after() { # NAME DEPENDENCY COMMAND... -> a job of one task; prints its id
+  local name=$1 dependency=$2
+  shift 2
+  # shellcheck disable=SC2086 # the options are words
+  sbatch --parsable --job-name="$name" --nodes=1 --ntasks=1 --dependency="$dependency" --kill-on-invalid-dep=yes \
+    --requeue --open-mode=append --output="$RUNS/$name.log" ${AFTER_SBATCH:-} --wrap="$(printf '%q ' "$@")"
+}
+
+trained=() runs=()
+for seed in ${SEEDS:-1}; do
+  for variant in "$@"; do
+    SEED=$seed read_settings "$size" "$variant"
+    # shellcheck disable=SC2086 # the flags are words
+    job=$(SEED=$seed "$HERE/submit.sh" "$size" "$variant" ${TRAIN_FLAGS:-})
+    # shellcheck disable=SC2016 # for the job's bash; an export that was queued again may be there already
+    export_job=$(after "$variant-seed$seed-export" "afterok:$job" \
+      bash -c '[ -d "$2" ] || exec "$0" -m phd.cli export "$1" "$2"' "$phd" "$RUN/checkpoints" "$RUN/model")
+    line="$variant seed $seed: train $job, export $export_job"
+    if [ -n "${EVAL_CORPUS:-}${EVAL_TASKS:-}" ]; then
+      if [ -n "${EVAL_CORPUS:-}" ]; then what=(--corpus "$EVAL_CORPUS"); else what=(--tasks "$EVAL_TASKS"); fi
+      line+=", eval $(after "$variant-seed$seed-eval" "afterok:$export_job" \
+        "$phd" -m phd.cli eval "$RUN/model" "${what[@]}" --output "$RUN/eval.json")"
+    fi
+    echo "$line"
+    trained+=("$job") runs+=("$RUN")
+  done
+done
+list=$(IFS=:; echo "${trained[*]}")
+echo "compare: $(after compare "afterany:$list" "$phd" -m phd.cli compare "${runs[@]}" --output "$RUNS/comparison")"

@@ -1,0 +1,155 @@
+"""All numbers of a comparison: a summary for each group, and the JSON of everything."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from phd.compare.curves import first_reach, value_at
+from phd.compare.groups import Group, final_differences
+from phd.compare.logs import Run
+from phd.compare.paper import paper_losses
+from phd.compare.statistics import Mean, PairedDifference, mean_interval, paired_difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """Where a group first has the baseline's final validation loss."""
+
+    tokens: float
+    flops: float
+    tokens_ratio: float
+    """To the baseline's at its last validation; below 1: with less."""
+    flops_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One group. Losses in nats per token; differences are paired by seed, negative is better."""
+
+    label: str
+    name: str
+    is_baseline: bool
+    seeds: tuple[int, ...]
+    progress: Mapping[int, float]
+    """Of the unfinished runs: seed: part of the training that is done."""
+    train_loss: Mean | None
+    """Of the runs that have seen the most tokens, each the mean over its last tenth of training."""
+    validation_loss: Mean | None
+    """Of the runs whose last validation is the latest."""
+    train_difference: PairedDifference | None
+    validation_difference: PairedDifference | None
+    reach: Reach | None
+    tokens: int
+    training_flops: float
+    parameters: int
+    tokens_per_second: float | None
+
+
+def summarize(groups: Sequence[Group]) -> list[Summary]:
+    """One summary for each group; the first group is the baseline."""
+    baseline = groups[0]
+    return [_summarize(group, baseline) for group in groups]
+
+
+def _summarize(group: Group, baseline: Group) -> Summary:
+    rates = [run.tokens_per_second for run in group.runs if run.tokens_per_second is not None]
+    return Summary(
+        label=group.label,
+        name=group.name,
+        is_baseline=group is baseline,
+        seeds=tuple(run.seed for run in group.runs),
+        progress={run.seed: run.progress for run in group.runs if not run.finished},
+        train_loss=mean_interval([run.final_train_loss for run in group.trained]),
+        validation_loss=_final_validation(group),
+        train_difference=_difference(group, baseline, "train"),
+        validation_difference=_difference(group, baseline, "validation"),
+        reach=_reach(group, baseline),
+        tokens=group.trained[0].tokens,
+        training_flops=group.trained[0].training_flops,
+        parameters=group.runs[0].parameters,
+        tokens_per_second=fmean(rates) if rates else None,
+    )
+
+
+def _final_validation(group: Group) -> Mean | None:
+    losses = (run.final_validation_loss for run in group.validated)
+    return mean_interval([loss for loss in losses if loss is not None])
+
+
+def _difference(group: Group, baseline: Group, of: str) -> PairedDifference | None:
+    if group is baseline:
+        return None
+    return paired_difference(list(final_differences(group, baseline, of).values()))
+
+
+def _reach(group: Group, baseline: Group) -> Reach | None:
+    target = _final_validation(baseline)
+    if target is None or not group.validated:
+        return None
+    tokens = first_reach(group.mean_validation, target.mean)
+    if tokens is None:
+        return None
+    flops = value_at(group.validated[0].flops, tokens)
+    last = max(baseline.validated[0].validation_loss)
+    return Reach(
+        tokens=tokens,
+        flops=flops,
+        tokens_ratio=tokens / last,
+        flops_ratio=flops / baseline.validated[0].flops[last],
+    )
+
+
+def as_json(groups: Sequence[Group], summaries: Sequence[Summary]) -> dict[str, Any]:
+    """Everything, for JSON: ``baseline`` (a label), ``groups``, ``runs``; null is missing or not finite."""
+    baseline = groups[0]
+    content = {
+        "baseline": baseline.label,
+        "groups": [
+            dataclasses.asdict(summary)
+            | {"paper": [dataclasses.asdict(loss) for loss in paper_losses(summary.name)]}
+            for summary in summaries
+        ],
+        "runs": [_run_as_json(run, group, baseline) for group in groups for run in group.runs],
+    }
+    finite: dict[str, Any] = _finite(content)
+    return finite
+
+
+def _run_as_json(run: Run, group: Group, baseline: Group) -> dict[str, Any]:
+    differences = {} if group is baseline else final_differences(group, baseline)
+    train_differences = {} if group is baseline else final_differences(group, baseline, "train")
+    return {
+        "label": group.label,
+        "name": run.name,
+        "seed": run.seed,
+        "path": str(run.path),
+        "iteration": run.iteration,
+        "train_iters": run.train_iters,
+        "finished": run.finished,
+        "parameters": run.parameters,
+        "tokens": run.tokens,
+        "train_loss": run.final_train_loss,
+        "validation_loss": run.final_validation_loss,
+        "validation_sets": {name: list(curve.values())[-1] for name, curve in run.validation_sets.items()},
+        "train_difference": train_differences.get(run.seed),
+        "difference": differences.get(run.seed),
+        "training_flops": run.training_flops,
+        "tokens_per_second": run.tokens_per_second,
+        "validation_curve": {
+            "tokens": list(run.validation_loss),
+            "flops": [run.flops[tokens] for tokens in run.validation_loss],
+            "loss": list(run.validation_loss.values()),
+        },
+    }
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no nan and no infinity."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,279 @@
+"""What surrounds Megatron's training loop so that a run survives: the run folder, a whole checkpoint to start
+from, a named end, and no hang without a word.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.rerun_state_machine import (
+    EXIT_CODE_FAILED_ON_RESULT_VALIDATION,
+    EXIT_CODE_RESUME_TO_DISAMBIGUATE,
+)
+
+from phd.model.checkpoint import TRACKER, chosen_folder, find_damage, whole_checkpoints
+from phd.run.lock import RunLock
+from phd.run.status import RunStatus, newest_checkpoint
+
+OURS = Path(__file__).parents[1]
+
+REPORT_SECONDS = 10
+"""How long ranks that waited in vain listen to each other before they end."""
+
+
+def settle_run_folder(args: Namespace) -> str | None:
+    """Where the run's record goes; fills in the parts of --run-dir that were not given as flags."""
+    if args.run_dir:
+        run = Path(args.run_dir)
+        args.save = args.save or str(run / "checkpoints")
+        args.load = args.load or args.save
+        args.save_interval = args.save_interval or 1000
+        args.tensorboard_dir = args.tensorboard_dir or str(run / "tensorboard")
+        args.wandb_save_dir = args.wandb_save_dir or str(run)
+        return str(run)
+    return args.save or args.tensorboard_dir
+
+
+class RunGuard:
+    """A run folder while this process trains: its lock, and what status.json says in the end."""
+
+    def __init__(self, args: Namespace, folder: Path | None) -> None:
+        """Take the folder (rank 0 does, for all). None: this run keeps no record.
+
+        Raises:
+            ValueError: it cannot be written, or another job holds it.
+        """
+        self.rank, self.world_size = args.rank, args.world_size
+        self._save = Path(args.save) if args.save else None
+        self._lock = self._status = None
+        if folder is None:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._status = RunStatus(folder, self._save or folder)
+            if self.rank == 0:
+                self._lock = RunLock(folder)
+                self._status.started(args.train_iters, shlex.join(sys.argv))
+        except OSError as error:
+            raise ValueError(f"cannot write to {folder} ({error.strerror}): {_remedy(error)}") from error
+
+    @contextlib.contextmanager
+    def ending(self, stopped_by: Any) -> Iterator[None]:
+        """Around the training: record how it ended.
+
+        Args:
+            stopped_by: returns the name of the signal that ended the training, or None.
+
+        Raises:
+            SystemExit: instead of an error with a known cause, with one line on it; and with os.EX_TEMPFAIL
+                after a signal, but for torchrun, which would start the rank again at once.
+        """
+        try:
+            yield
+        except SystemExit as stop:
+            self._on_exit(stop, stopped_by())
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            if is_disk_full(error) and self._save:
+                remove_torn(self._save)  # or there were no room for the status either
+            if is_timeout(error):  # perhaps a node that another start will not get
+                cause = who_is_silent(error, self.rank, self.world_size)
+                self._died(cause)
+            elif known := explain(error):
+                cause = known
+                self._ended("failed", cause)
+            else:
+                self._died(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+                raise
+            sys.exit(f"pretrain_phd.py: error: rank {self.rank}: {cause}")
+        else:
+            if self.rank == 0:
+                self._ended("finished")
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _ended(self, state: str, reason: str | None = None) -> None:
+        if self._status is not None:
+            self._status.ended(state, reason)
+
+    def _died(self, reason: str) -> None:
+        if self._status is not None:
+            self._status.died(reason)
+
+    def _on_exit(self, stop: SystemExit, signal_name: str | None) -> None:
+        if stop.code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
+            self._ended("failed", "a result stayed invalid when it was computed again (see the log)")
+        elif stop.code == EXIT_CODE_RESUME_TO_DISAMBIGUATE:
+            self._ended("interrupted", "to compute an invalid result again on another machine")
+        elif stop.code in (None, 0):
+            if self.rank == 0:
+                self._ended("interrupted", signal_name or "stopped by an --exit- flag")
+            if signal_name and "TORCHELASTIC_RUN_ID" not in os.environ:
+                stop.code = os.EX_TEMPFAIL
+
+
+def explain(error: BaseException) -> str | None:
+    """One line on an error whose cause and remedy are known, or None."""
+    if is_disk_full(error):
+        remedy = _remedy(OSError(errno.ENOSPC, ""))
+        return f"the disk is full: what was being written is lost, what was saved before is whole; {remedy}"
+    system_error = next((e for e in _chain(error) if isinstance(e, OSError) and e.errno), None)
+    if isinstance(system_error, FileNotFoundError):
+        return f"{system_error.filename} is missing: {_remedy(system_error)}"
+    if system_error is not None and system_error.errno in (errno.EROFS, errno.EACCES, errno.EDQUOT):
+        return f"cannot write {system_error.filename} ({system_error.strerror}): {_remedy(system_error)}"
+    if isinstance(error, ValueError) and _through_our_code(error):
+        return str(error)
+    return None
+
+
+def _through_our_code(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(OURS in Path(frame.filename).parents and frame.filename != __file__ for frame in frames)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Also where torch or numpy tell it in words of their own."""
+    text = "".join(traceback.format_exception(error))
+    numpys = re.search(r"OSError: \d+ requested and \d+ written", text)
+    return "No space left on device" in text or numpys is not None
+
+
+def _origin(error: BaseException) -> str:
+    """The file that raised it."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _remedy(error: OSError) -> str:
+    remedies = {
+        errno.ENOSPC: "make room (--keep-last-checkpoints removes old ones) and start the same command again",
+        errno.EDQUOT: "make room within the quota and start the same command again",
+        errno.ENOENT: "put it back and start the same command again",
+    }
+    return remedies.get(error.errno or 0, "choose a --run-dir that can be written")
+
+
+def agree_on_checkpoint(args: Namespace) -> None:
+    """Read every byte of the checkpoint that will be loaded, each rank its share; if a checksum is wrong, all
+    ranks turn to the next whole one. Called with the process group up, before Megatron loads.
+    """
+    if args.load:
+        if args.rank == 0:
+            _mend_tracker(Path(args.load))
+        torch.distributed.barrier()
+    folder = chosen_folder(Path(args.load), args.ckpt_step) if args.load else None
+    while folder is not None and folder.is_dir():
+        found: list[str | None] = [None] * args.world_size
+        torch.distributed.all_gather_object(found, find_damage(folder, args.rank, args.world_size))
+        damage = next((text for text in found if text), None)
+        if damage is None:
+            return
+        older = [step for step in whole_checkpoints(folder.parent) if step < _step(folder)]
+        if not older:
+            raise ValueError(f"the checkpoint {folder} is damaged: {damage}. There is no whole one before it")
+        args.ckpt_step = older[0]
+        if args.rank == 0:
+            print(
+                f"> WARNING: the checkpoint {folder} is damaged: {damage}; "
+                f"continuing from iteration {older[0]}"
+            )
+        folder = chosen_folder(Path(args.load), args.ckpt_step)
+
+
+def _mend_tracker(root: Path) -> None:
+    """Megatron writes the tracker file in place; a kill can leave it empty, on which Megatron gives up."""
+    tracker = root / TRACKER
+    if tracker.is_file() and not tracker.read_text().strip():
+        if whole := whole_checkpoints(root):
+            mended = tracker.with_name(f".{TRACKER}.tmp")
+            mended.write_text(str(whole[0]))
+            mended.replace(tracker)
+        else:
+            tracker.unlink()
+
+
+def clear_place(save: Path, iteration: int) -> None:
+    """Before a save: remove what an interrupted save left at its place, which torch would write into."""
+    folder = save / f"iter_{iteration:07d}"
+    if folder.is_dir() and not folder.is_symlink():
+        (folder / ".metadata").unlink(missing_ok=True)  # first: from now on it is no checkpoint
+        shutil.rmtree(folder)
+
+
+def remove_torn(save: Path) -> None:
+    """Remove what interrupted saves left."""
+    for folder in save.glob("iter_" + "[0-9]" * 7):
+        if not (folder / ".metadata").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_old(save: Path, keep: int) -> None:
+    """Keep the newest ``keep`` of the checkpoints that are complete by the tracker file."""
+    newest = newest_checkpoint(save)
+    folders = sorted(save.glob("iter_" + "[0-9]" * 7), reverse=True)
+    for folder in [folder for folder in folders if _step(folder) <= newest][keep:]:
+        if not folder.is_symlink():
+            (folder / ".metadata").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("iter_"))
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether a collective waited in vain (gloo: 'Timed out waiting', NCCL: 'Watchdog caught collective')."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("timed out" in text or "timeout" in text)
+
+
+def who_is_silent(error: BaseException, rank: int, world_size: int) -> str:
+    """After a timeout: tell the other ranks, through the store that torchrun keeps, where this one waited;
+    name those that have told nothing.
+    """
+    waited = _collective(error)
+    message = f"rank {rank} waited in vain in {waited}"
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        store.set(f"phd/waited/{rank}", waited)
+        deadline = time.monotonic() + REPORT_SECONDS
+        others = set(range(world_size)) - {rank}
+        while others and time.monotonic() < deadline:
+            others = {other for other in others if not store.check([f"phd/waited/{other}"])}
+            time.sleep(0.2)
+    except (RuntimeError, ValueError):
+        return message + " (and the store of the process group is gone: the node of rank 0 may be lost)"
+    if not others:
+        return message + "; every rank says so: the network may be at fault"
+    names = ", ".join(map(str, sorted(others)))
+    return f"{message}; no word from rank(s) {names}: hung or dead"
+
+
+def _collective(error: BaseException) -> str:
+    """The collective and where it was called from, by the frames of the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [number for number, frame in enumerate(frames) if "torch/distributed" in frame.filename]
+    if not inside:
+        return f"{frames[-1].name} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
+    names = [frames[number].name for number in inside if frames[number].name != "wrapper"]
+    caller = frames[inside[0] - 1]
+    return f"{names[0] if names else 'a collective'} called at {Path(caller.filename).name}:{caller.lineno}"

@@ -1,0 +1,136 @@
+"""metrics.jsonl, the record of a run: a line for each training iteration and each validation, and none twice.
+
+It is the truth; TensorBoard and W&B are views of it. A run that continues from a checkpoint cuts off what was
+recorded after that checkpoint, and then writes the same lines again; W&B, which takes no line back, is sent
+only what it has not got.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from phd.run.files import read_json, write_json
+
+METRICS_FILE = "metrics.jsonl"
+WANDB_FILE = "wandb.json"
+
+type Line = dict[str, Any]
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The whole lines of a record; a last line that was torn by a kill is left out.
+
+    Raises:
+        ValueError: another line is damaged; names it.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} is damaged ({error})") from error
+
+
+def last_records(path: Path) -> list[Line]:
+    """The newest line of each kind."""
+    newest = {line["kind"]: line for line in read_lines(path)} if path.exists() else {}
+    return [line for kind, line in newest.items() if kind in ("train", "validation")]
+
+
+class Recorder:
+    """Collects the scalars that Megatron writes to TensorBoard and makes lines of them.
+
+    It takes the place of Megatron's TensorBoard writer, and hands on to the real one what it gets.
+    """
+
+    def __init__(self, folder: Path, tensorboard: Any = None, wandb: Any = None) -> None:
+        """``tensorboard`` (a SummaryWriter) and ``wandb`` (the module, initialised) may be absent.
+
+        Raises:
+            ValueError: the record that is there is damaged.
+        """
+        self._path = folder / METRICS_FILE
+        self._wandb_path = folder / WANDB_FILE
+        self._tensorboard, self._wandb = tensorboard, wandb
+        self._scalars: dict[str, float] = {}
+        self._written: set[tuple[str, int]] = set()
+        self._sent = 0
+        self._file: Any = None
+
+    def resume(self, iteration: int) -> None:
+        """Keep what was recorded up to ``iteration``, the checkpoint's; cut off the rest."""
+        lines = list(read_lines(self._path)) if self._path.exists() else []
+        kept = [line for line in lines if line["iteration"] <= iteration]
+        if self._wandb is not None:
+            about = read_json(self._wandb_path)
+            newest = max((line["iteration"] for line in lines), default=0)
+            # Before the cut: a second kill must still know what had been sent.
+            self._sent = max(about.get("sent", 0), newest)
+            write_json(self._wandb_path, about | {"sent": self._sent})
+        temporary = self._path.with_name(f".{METRICS_FILE}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(_text(line) for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+        self._written = {(line["kind"], line["iteration"]) for line in kept}
+        trained = {step for kind, step in self._written if kind == "train"}
+        if missing := iteration - len(trained):
+            print(f"> {self._path}: {missing} of the {iteration} iterations before are not recorded")
+        self._file = self._path.open("a", encoding="utf-8")
+        self._scalars.clear()
+
+    def add_scalar(self, tag: str, value: Any, step: int) -> None:
+        """Megatron's call. Every loss comes twice, the second time against samples: one goes into a line."""
+        if self._tensorboard is not None:
+            self._tensorboard.add_scalar(tag, value, step)
+        if not tag.endswith(" vs samples"):
+            self._scalars[tag] = float(value)
+
+    def write(self, kind: str, iteration: int, tokens: int, flops: float, **more: Any) -> None:
+        """Make a line of the scalars since the last one, unless this kind and iteration has one."""
+        scalars, self._scalars = self._scalars, {}
+        if kind == "test":  # Megatron logs it as another validation
+            scalars = {name.replace("validation", "test"): value for name, value in scalars.items()}
+        if (kind, iteration) in self._written:
+            return
+        about = {"kind": kind, "iteration": iteration, "tokens": tokens, "flops": flops, "time": time.time()}
+        numbers = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._file.write(_text({**about, **numbers, **more}))
+        self._file.flush()  # a killed process loses nothing then; sync() is for a lost machine
+        self._written.add((kind, iteration))
+        if self._wandb is not None and iteration > self._sent:
+            self._wandb.log(
+                {"tokens": tokens, "flops": flops, **scalars, **self._tables(more)}, step=iteration
+            )
+
+    def sync(self) -> None:
+        """Before a checkpoint claims that these iterations are done."""
+        os.fsync(self._file.fileno())
+
+    def _tables(self, more: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            for name, rows in more.items()
+            if rows
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        """The rest of a SummaryWriter; without one, calls that do nothing."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._tensorboard, name) if self._tensorboard is not None else _nothing
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _text(line: Line) -> str:
+    return json.dumps(line) + "\n"

@@ -1,0 +1,109 @@
+"""How the last start of a run ended, on disk, for the script that decides whether to queue the job again."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from phd.run.files import read_json, write_json
+from phd.run.lock import holder
+
+STATUS_FILE = "status.json"
+STARTS_FILE = "starts.jsonl"
+TRACKER = "latest_checkpointed_iteration.txt"  # Megatron's, in the folder of the checkpoints
+
+FINISHED, FAILED, UNFINISHED = 0, 1, os.EX_TEMPFAIL
+"""Exit codes of `phd status`: nothing left to do; do not start it again as it is; start it again."""
+
+FRUITLESS_STARTS = 3
+"""So many starts in a row that died without a new checkpoint are not an accident any more."""
+
+
+def newest_checkpoint(checkpoints: Path) -> int:
+    """The iteration that Megatron's tracker file names; 0 where there is none."""
+    try:
+        return int((checkpoints / TRACKER).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+class RunStatus:
+    """status.json of a run folder: running, interrupted, finished or failed, and why."""
+
+    def __init__(self, folder: Path, checkpoints: Path) -> None:
+        self.path = folder / STATUS_FILE
+        self.checkpoints = checkpoints
+
+    def started(self, train_iters: int | None, command: str) -> None:
+        """This process begins; also a line in starts.jsonl."""
+        before = read_json(self.path)
+        checkpoint = newest_checkpoint(self.checkpoints)
+        died = before.get("state") == "running"
+        fruitless = before.get("fruitless_starts", 0) + 1 if died and before["from"] == checkpoint else 0
+        content: dict[str, Any] = {
+            "state": "running",
+            "reason": None,
+            "train_iters": train_iters,
+            "from": checkpoint,
+            "fruitless_starts": fruitless,
+            "checkpoints": str(self.checkpoints.resolve()),
+            "start": holder(),
+        }
+        write_json(self.path, content)
+        write_line(
+            self.path.with_name(STARTS_FILE), {**content["start"], "from": checkpoint, "command": command}
+        )
+
+    def ended(self, state: str, reason: str | None = None) -> None:
+        """interrupted, finished, or failed in a way that starting again would not mend. The first failure
+        that a rank reports stays.
+        """
+        content = read_json(self.path)
+        if content.get("state") != "failed":
+            write_json(self.path, content | {"state": state, "reason": reason})
+
+    def died(self, reason: str) -> None:
+        """An error that may go away: the state stays `running`, as it does for a process that was killed."""
+        content = read_json(self.path)
+        if content.get("state") == "running" and not content.get("reason"):
+            write_json(self.path, content | {"reason": reason})
+
+
+def write_line(path: Path, record: dict[str, Any]) -> None:
+    """Append a JSON line and sync it."""
+    import json
+
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record | {"time": time.time()}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def judge(folder: Path) -> tuple[int, str]:
+    """Exit code (FINISHED, FAILED or UNFINISHED) and one line on a run whose processes have ended.
+
+    Raises:
+        FileNotFoundError: no run has been started there.
+        ValueError: its status file is damaged.
+    """
+    content = read_json(folder / STATUS_FILE)
+    if not content:
+        raise FileNotFoundError(
+            f"no {STATUS_FILE} in {folder}: no run with --run-dir {folder} has started yet"
+        )
+    checkpoint = newest_checkpoint(Path(content["checkpoints"]))
+    at = f"checkpoint at iteration {checkpoint} of {content['train_iters']}"
+    why = f": {content['reason']}" if content["reason"] else ""
+    match content["state"]:
+        case "finished":
+            return FINISHED, f"finished; {at}"
+        case "failed":
+            return FAILED, f"failed{why}; {at}"
+        case "interrupted":
+            return UNFINISHED, f"interrupted{why}; {at}; start it again to continue"
+    if checkpoint > content["from"]:
+        return UNFINISHED, f"running, or died{why}; {at}; start it again to continue"
+    tries = content["fruitless_starts"] + 1
+    if tries < FRUITLESS_STARTS:
+        return UNFINISHED, f"running, or died{why}; no new checkpoint since its start; {at}"
+    return FAILED, f"died {tries} times in a row without a new checkpoint{why}; {at}; look into its log"

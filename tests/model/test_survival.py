@@ -1,0 +1,302 @@
+"""Signals, kills, damaged checkpoints, full disks: how a start ends, and that the next one goes on."""
+
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from phd.run.record import METRICS_FILE, read_lines
+from phd.run.status import FAILED, UNFINISHED, judge, newest_checkpoint
+from tests.model.conftest import VARIANTS
+from tests.starts import Start
+
+KILLS = 20
+TIMES = ("time", "phd/tokens-per-second", "phd/tflops-per-device")
+SCHEDULE = shlex.split("--train-iters 40 --save-interval 2 --eval-interval 10 --eval-iters 1")
+
+
+@pytest.fixture(scope="module")
+def flags(base_flags) -> list[str]:
+    return [*base_flags, *VARIANTS["PHD-CSWA-3-5-12"], *SCHEDULE]
+
+
+def start(flags, run: Path, *more: str, **environment: str) -> Start:
+    own = ["--run-dir", str(run), "--data-cache-path", str(run / "index-cache")]
+    return Start([*flags, *own, *more], run.with_suffix(".log"), **environment)
+
+
+def record(run: Path) -> list[dict]:
+    """The record without what depends on the clock."""
+    return [
+        {key: value for key, value in line.items() if key not in TIMES}
+        for line in read_lines(run / METRICS_FILE)
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags, tmp_path_factory) -> Path:
+    """A run of forty iterations that nothing happens to."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    begun = start(flags, run)
+    assert begun.end() == 0, begun.output()[-3000:]
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saving", ["sync", "async"])
+def test_killed_while_saving(flags, undisturbed, saving, tmp_path):
+    """At random moments of a save; in the end there is the record of a run never killed, bit for bit."""
+    run = tmp_path / "run"
+    dice = random.Random(1)
+    more = ["--async-save"] if saving == "async" else []
+    kills = 0
+    while kills < KILLS:
+        begun = start(flags, run, *more)
+        before = set(folders(run))
+        # later and later, so that the last of the kills do not all hit the first saves
+        count = 1 + kills // 8
+        if not begun.wait_for(lambda: len(set(folders(run)) - before) >= count):  # noqa: B023
+            break  # it got to its end
+        time.sleep(dice.uniform(0, 0.25))
+        begun.send(signal.SIGKILL)
+        assert begun.end() == -signal.SIGKILL
+        kills += 1
+    finish(flags, run, *more)
+    assert kills > KILLS // 2
+    assert record(run) == record(undisturbed)
+
+
+def folders(run: Path) -> list[str]:
+    return [folder.name for folder in (run / "checkpoints").glob("iter_*")]
+
+
+def finish(flags, run: Path, *more: str) -> None:
+    begun = start(flags, run, *more)
+    assert begun.end() == 0, begun.output()[-3000:]
+    assert judge(run)[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_the_next_start_goes_on(flags, undisturbed, number, tmp_path):
+    run = tmp_path / "run"
+    begun = start(flags, run, "--save-interval", "1000")
+    begun.wait_for(lambda: "iteration       15/" in begun.output())
+    begun.send(number)
+    assert begun.end() == UNFINISHED == os.EX_TEMPFAIL
+    code, line = judge(run)
+    assert code == UNFINISHED
+    assert line.startswith(f"interrupted: {number.name}; checkpoint at iteration 1")
+    assert newest_checkpoint(run / "checkpoints") >= 15
+    finish(flags, run)
+    assert record(run) == record(undisturbed)
+
+
+@pytest.fixture
+def half(flags, undisturbed, tmp_path) -> Path:
+    """A copy of the run as it was at iteration 20, with the checkpoints of 16, 18 and 20."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    for folder in (run / "checkpoints").glob("iter_*"):
+        if folder.name not in ("iter_0000016", "iter_0000018", "iter_0000020"):
+            shutil.rmtree(folder)
+    (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("20")
+    return run
+
+
+def tear(folder: Path) -> None:
+    file = folder / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(folder: Path) -> None:
+    file = folder / "__0_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "torn": (tear, r"__0_0\.distcp ends after"),
+    "flipped-bit": (flip, r"is corrupted near byte"),
+    "no-metadata": (lambda folder: (folder / ".metadata").unlink(), r"\.metadata is missing"),
+    "empty-tracker": (
+        lambda folder: folder.with_name("latest_checkpointed_iteration.txt").write_text(""),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(flags, undisturbed, half, damage):
+    harm, message = DAMAGE[damage]
+    harm(half / "checkpoints" / "iter_0000020")
+    begun = start(flags, half)
+    assert begun.end() == 0, begun.output()[-3000:]
+    if message:
+        assert "WARNING: the checkpoint" in begun.output()
+        assert "continuing from iteration 18" in begun.output()
+    assert record(half) == record(undisturbed)
+
+
+def test_all_checkpoints_damaged(flags, half):
+    before = (half / METRICS_FILE).read_bytes()
+    for folder in (half / "checkpoints").glob("iter_*"):
+        tear(folder)
+    begun = start(flags, half)
+    assert begun.end() == 1
+    assert "There is no whole checkpoint in" in begun.output()
+    assert (half / METRICS_FILE).read_bytes() == before
+
+
+def test_keep_last_checkpoints(flags, tmp_path):
+    run = tmp_path / "run"
+    begun = start(flags, run, "--train-iters", "12", "--keep-last-checkpoints", "2")
+    assert begun.end() == 0, begun.output()[-3000:]
+    assert sorted(folders(run)) == ["iter_0000010", "iter_0000012"]
+    begun = start(flags, run, "--keep-last-checkpoints", "1")
+    assert begun.end() == 1
+    assert "would leave nothing to fall back on" in begun.output()
+
+
+def test_a_second_job_is_refused(flags, tmp_path):
+    run = tmp_path / "run"
+    first = start(flags, run)
+    first.wait_for(lambda: bool(folders(run)))
+    second = Start([*flags, "--run-dir", str(run)], tmp_path / "second.log")
+    assert second.end() == 1
+    assert "is being written by another job (host" in second.output()
+    assert first.end() == 0
+    assert judge(run)[0] == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts tmpfs of a size in MB; needs root."""
+    mounted: list[Path] = []
+
+    def mount(megabytes: int) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small disk needs root")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("saving", ["sync", "async"])
+def test_a_full_disk(flags, undisturbed, saving, small_disk, tmp_path):
+    """The save fails with the reason; the checkpoint before it is whole, and with room the run goes on."""
+    disk = small_disk(3)
+    run = disk / "run"
+    more = ["--async-save"] if saving == "async" else []
+    begun = Start([*flags, *more, "--run-dir", str(run)], tmp_path / "full.log")
+    assert begun.end() != 0
+    assert "error: rank 0: the disk is full" in begun.output(), begun.output()[-3000:]
+    code, line = judge(run)
+    assert code == FAILED
+    assert "failed: the disk is full" in line
+    assert newest_checkpoint(run / "checkpoints") >= 2
+    roomy = tmp_path / "run"
+    shutil.copytree(run, roomy)
+    finish([*flags, *more], roomy)
+    assert record(roomy) == record(undisturbed)
+
+
+def test_a_folder_that_cannot_be_written(flags, small_disk, tmp_path):
+    disk = small_disk(1)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    begun = Start([*flags, "--run-dir", str(disk / "run")], tmp_path / "read-only.log")
+    assert begun.end() == 1
+    assert f"error: cannot write to {disk / 'run'} (Read-only file system)" in begun.output()
+
+
+def test_a_missing_data_shard(flags, half, tmp_path):
+    prefix = flags[flags.index("--data-path") + 1]
+    for end in (".idx", ".bin"):
+        shutil.copy(prefix + end, tmp_path / f"data{end}")
+    (tmp_path / "data.bin").unlink()
+    begun = start(flags, half, "--data-path", str(tmp_path / "data"))
+    assert begun.end() == 1
+    assert f"{tmp_path / 'data.bin'} of --data-path is missing" in begun.output()
+    assert judge(half)[0] == FAILED
+    finish(flags, half)
+
+
+def test_a_world_size_that_does_not_fit(flags, half):
+    begun = start(flags, half, "--tensor-model-parallel-size", "2")
+    assert begun.end() == 1
+    assert "error: Megatron refuses these flags: world size (1)" in begun.output()
+    finish(flags, half)
+
+
+def test_a_torn_index_cache_is_made_again(flags, undisturbed, half):
+    for file in (half / "index-cache").glob("*.npy"):
+        file.write_bytes(file.read_bytes()[:-8])
+    finish(flags, half)
+    assert record(half) == record(undisturbed)
+
+
+def test_nan_ends_with_megatrons_verdict(flags, tmp_path):
+    """Megatron's rerun machine computes a NaN again; one that stays ends the run for good."""
+    run = tmp_path / "run"
+    begun = start(flags, run, "--lr", "1e30", "--clip-grad", "0")
+    assert begun.end() != 0
+    assert "rerun" in begun.output().lower()
+    code, line = judge(run)
+    assert (code, "failed") == (FAILED, line.split(":")[0]), line
+
+
+def test_one_wandb_run_for_all_starts(flags, tmp_path):
+    """Offline: three starts, one id, no step sent twice, and no key in any file."""
+    run = tmp_path / "group" / "run"
+    run.parent.mkdir()
+    secret = "0123456789abcdef0123456789abcdef01234567"
+    wandb = {"WANDB_MODE": "offline", "WANDB_API_KEY": secret, "WANDB_SILENT": "true"}
+    more = ["--wandb-project", "phd", "--save-interval", "10"]
+    for number in (signal.SIGKILL, signal.SIGTERM, None):
+        begun = start(flags, run, *more, **wandb)
+        if number:
+            goal = 15 if number == signal.SIGKILL else 25
+            begun.wait_for(lambda: f"iteration       {goal}/" in begun.output())  # noqa: B023
+            begun.send(number)
+        begun.end()
+    assert judge(run)[0] == 0, begun.output()[-3000:]
+    sent: list[int] = []
+    ids = set()
+    for folder in sorted((run / "wandb").glob("offline-run-*")):
+        ids.add(folder.name.rpartition("-")[2])
+        sent += wandb_steps(folder)
+    assert ids == {json.loads((run / "wandb.json").read_text())["id"]}
+    assert len(set(sent)) == len(sent)
+    assert set(sent) <= set(range(1, 41))
+    assert len(sent) >= 38  # what a kill kept from being sent is in metrics.jsonl
+    for file in run.rglob("*"):
+        if file.is_file():
+            assert secret.encode() not in file.read_bytes(), file
+    assert secret not in begun.output()
+
+
+def wandb_steps(folder: Path) -> list[int]:
+    """The steps that an offline run holds, read by W&B's own tool."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [line["step"] for line in lines if line.get("type") == "history"]

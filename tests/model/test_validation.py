@@ -1,0 +1,88 @@
+"""What is looked at in validation alone: the loss of the original copy, named sets, samples."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from phd.run.record import METRICS_FILE, read_lines
+from tests.model.conftest import VARIANTS
+
+SCHEDULE = shlex.split("--train-iters 4 --eval-interval 2 --eval-iters 2")
+PHD = VARIANTS["PHD-CSWA-3-5-12"]
+
+
+def lines(run: Path, kind: str) -> list[dict]:
+    return [line for line in read_lines(run / METRICS_FILE) if line["kind"] == kind]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(1, ""), (2, "--tensor-model-parallel-size 2"), (2, "--context-parallel-size 2")]
+)
+def test_the_original_copy_predicts_what_the_vanilla_model_would(
+    world, base_flags, start_flags, ranks, layout, tmp_path
+):
+    """Before any training step has told them apart: PHD's originals are the vanilla model's tokens."""
+    found = {}
+    for name, variant in (("phd", PHD), ("vanilla", [])):
+        run = tmp_path / name
+        flags = [*base_flags, *start_flags, *variant, *SCHEDULE, "--lr", "0", "--run-dir", str(run)]
+        world.pretrain([*flags, *layout.split()], ranks)
+        found[name] = [line for line in lines(run, "validation") if line["iteration"] == 2][0]
+    original = found["phd"]["lm loss original validation"]
+    assert original == pytest.approx(found["vanilla"]["lm loss validation"], rel=1e-5)
+    assert original != pytest.approx(found["phd"]["lm loss validation"], rel=1e-4)
+    assert "lm loss original validation" not in found["vanilla"]
+
+
+def test_pruning_does_not_touch_validation(world, base_flags, start_flags, tmp_path):
+    """The last copy's loss of the whole last layer is that of the pruned one in training."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    flags = [*base_flags, *start_flags, *PHD, *SCHEDULE]
+    world.pretrain([*flags, "--run-dir", str(run)])
+    world.pretrain([*flags, "--run-dir", str(whole), "--no-phd-prune-last-layer"])
+    for kind in ("train", "validation"):
+        for one, other in zip(lines(run, kind), lines(whole, kind), strict=True):
+            loss = "lm loss validation" if kind == "validation" else "lm loss"
+            assert one[loss] == pytest.approx(other[loss], rel=1e-5)
+
+
+def test_named_validation_sets(world, base_flags, tmp_path):
+    prefix = base_flags[base_flags.index("--data-path") + 1]
+    at = base_flags.index("--data-path")
+    flags = [*base_flags[:at], *base_flags[at + 2 :]]
+    at = flags.index("--split")
+    flags = [*flags[:at], *flags[at + 2 :]]
+    sets = ["--train-data-path", prefix, "--valid-data-path", prefix, prefix, "--test-data-path", prefix]
+    names = ["--multiple-validation-sets", "--validation-set-names", "wiki", "code", "--full-validation"]
+    run = tmp_path / "run"
+    world.pretrain([*flags, *sets, *names, *PHD, *SCHEDULE, "--run-dir", str(run)])
+    for line in lines(run, "validation"):
+        assert line["lm loss validation-wiki"] == line["lm loss validation-code"]
+        assert "lm loss original validation-code" in line
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("layout", ["", "--tensor-model-parallel-size 2 --sequence-parallel"])
+def test_samples(world, base_flags, start_flags, variant, layout, tmp_path):
+    """The same text on one rank and two, and training goes on as without them."""
+    run, without = tmp_path / "run", tmp_path / "without"
+    ranks = 2 if layout else 1
+    flags = [*base_flags, *start_flags, *VARIANTS[variant], *SCHEDULE, *layout.split()]
+    world.pretrain([*flags, "--run-dir", str(without)], ranks)
+    prompts = ["--sample-prompts", "100 101", "105", "--sample-tokens", "5"]
+    world.pretrain([*flags, *prompts, "--run-dir", str(run)], ranks)
+    losses = [[line["lm loss"] for line in lines(folder, "train")] for folder in (run, without)]
+    assert losses[0] == losses[1]
+    rows = lines(run, "samples")
+    assert [row["iteration"] for row in rows] == [2, 4]
+    assert [sample["prompt"] for sample in rows[0]["samples"]] == ["100 101", "105"]
+    assert len(rows[0]["samples"][0]["text"].split()) == 5
+
+
+def test_samples_are_refused_over_a_pipeline(world, base_flags):
+    from tests.world import RankFailed
+
+    flags = [*base_flags, "--sample-prompts", "100", "--pipeline-model-parallel-size", "2"]
+    with pytest.raises(RankFailed, match="--sample-prompts does not run with --pipeline-model-parallel-size"):
+        world.pretrain(flags, 2)

@@ -1,0 +1,75 @@
+"""phd status: whether a job is queued again."""
+
+import json
+
+import pytest
+
+from phd.cli import main
+from phd.run.status import FAILED, FINISHED, FRUITLESS_STARTS, TRACKER, UNFINISHED, RunStatus, judge
+
+
+@pytest.fixture
+def status(tmp_path) -> RunStatus:
+    (tmp_path / "checkpoints").mkdir()
+    return RunStatus(tmp_path, tmp_path / "checkpoints")
+
+
+def save(status, iteration):
+    (status.checkpoints / TRACKER).write_text(str(iteration))
+
+
+def test_finished(status, tmp_path):
+    status.started(100, "pretrain_phd.py")
+    save(status, 100)
+    status.ended("finished")
+    assert judge(tmp_path) == (FINISHED, "finished; checkpoint at iteration 100 of 100")
+
+
+def test_interrupted(status, tmp_path):
+    status.started(100, "pretrain_phd.py")
+    save(status, 40)
+    status.ended("interrupted", "SIGUSR1")
+    code, line = judge(tmp_path)
+    assert code == UNFINISHED == 75
+    assert line.startswith("interrupted: SIGUSR1; checkpoint at iteration 40 of 100")
+
+
+def test_failed_for_good(status, tmp_path):
+    status.started(100, "pretrain_phd.py")
+    status.ended("failed", "the disk is full")
+    status.ended("interrupted", "another rank's SIGTERM")  # comes later and must not hide it
+    assert judge(tmp_path) == (FAILED, "failed: the disk is full; checkpoint at iteration 0 of 100")
+
+
+def test_killed_runs_start_again_as_long_as_they_get_on(status, tmp_path):
+    for iteration in (10, 20, 30):
+        status.started(100, "pretrain_phd.py")
+        save(status, iteration)
+        assert judge(tmp_path)[0] == UNFINISHED
+
+
+def test_dying_again_and_again_without_progress_ends(status, tmp_path):
+    save(status, 10)
+    codes = []
+    for _ in range(FRUITLESS_STARTS):
+        status.started(100, "pretrain_phd.py")
+        status.died("RuntimeError: Connection closed by peer")
+        codes.append(judge(tmp_path)[0])
+    assert codes == [UNFINISHED, UNFINISHED, FAILED]
+    assert "3 times in a row without a new checkpoint: RuntimeError" in judge(tmp_path)[1]
+
+
+def test_every_start_is_listed(status, tmp_path):
+    status.started(100, "first")
+    status.started(100, "second")
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [start["command"] for start in starts] == ["first", "second"]
+
+
+def test_the_command(status, tmp_path, capsys):
+    status.started(100, "pretrain_phd.py")
+    line = {"kind": "train", "iteration": 3, "tokens": 192, "flops": 1.0, "lm loss": 2.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert main(["status", str(tmp_path)]) == UNFINISHED
+    assert "train at iteration 3 (192 tokens): lm loss 2.5" in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "nothing")]) == 2
