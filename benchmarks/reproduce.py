@@ -4,8 +4,8 @@
 
 Corpus: the Python source of the installed torch (48 MB), which whoever runs this has; documents in an order
 that a hash decides, so that the held-out part is like the rest. Then tokenizer, data set, and
-examples/slurm/sweep.sh on a SLURM cluster of this machine, or on the one at hand with --here. Interrupt it and
-run it again: what is finished stays. In the end the small files go to benchmarks/results/.
+examples/slurm/sweep.sh on a SLURM cluster of this machine, or on the one at hand with --here. Interrupt it
+and run it again: what is finished stays. In the end the small files go to benchmarks/results/.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python -m tools.slurm_here --nodes 2 -- examples/slurm/sweep.sh 1m vanilla PHD-CSWA-2-16-32
 
 starts it, runs the command in it, waits until no job is left, and stops it. Needs Debian's slurmctld, slurmd,
-slurm-client and munge, and root; each daemon runs as this user. Everything lies in a temporary folder, listens
-on loopback only, and is stopped by process id.
+slurm-client and munge, and root; each daemon runs as this user. Everything lies in a temporary folder,
+listens on loopback only, and is stopped by process id.
 """
 
 import argparse

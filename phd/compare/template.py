@@ -57,6 +57,12 @@ summary { cursor: pointer; }
 .samples td:first-child { white-space: nowrap; }
 .samples td:nth-child(2) { width: 25%; min-width: 8rem; color: var(--soft); }
 .samples td:nth-child(3) { min-width: 14rem; }
+@media (max-width: 40rem) {
+  .results td:first-child { white-space: normal; min-width: 8.5rem; }
+  .samples tr { display: block; padding: 0.5rem 0; border-bottom: 1px solid var(--line); }
+  .samples tr:first-child { display: none; }
+  .samples td { display: block; width: auto !important; padding: 0.1rem 0.75rem; border: 0; }
+}
 [hidden] { display: none !important; }
 @media print { .legend { position: static; } .panel { break-inside: avoid; } }
 """

@@ -62,7 +62,7 @@ def make_workspace(
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis=AXES["tokens"].wandb, max_runs=LINES),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group").isin(_wandb_groups(groups))],
+            filters=_filter(groups),
             groupby=[ws.Config("phd.name"), *(ws.Config(name) for name in vary)],
             group_colors=colors,
         ),
@@ -83,12 +83,11 @@ def make_report(
     import wandb_workspaces.reports.v2 as wr
 
     entity, project = place
-    names = ", ".join(repr(group) for group in _wandb_groups(groups))
     runs = wr.Runset(
         entity=entity,
         project=project,
         name=name,
-        filters=f"Metric('Group') in [{names}]",
+        filters=_filter(groups),
         groupby=["config.phd.name", *(f"config.{argument}" for argument in vary)],
     )
     blocks: list[Any] = [wr.MarkdownBlock(text=markdown(summaries))]
@@ -136,9 +135,10 @@ def _panel(panel: Panel) -> Any:
     )
 
 
-def _wandb_groups(groups: Sequence[Group]) -> list[str]:
-    """What the runs are grouped by in W&B, see phd/run/wandb.py: the folder above them."""
-    return sorted({run.path.resolve().parent.name for group in groups for run in group.runs})
+def _filter(groups: Sequence[Group]) -> str:
+    """The runs of the same W&B groups: the folders above them, see phd/run/wandb.py."""
+    names = sorted({run.path.resolve().parent.name for group in groups for run in group.runs})
+    return f"Metric('Group') in [{', '.join(map(repr, names))}]"
 
 
 def unreachable() -> str | None:

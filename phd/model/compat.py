@@ -206,8 +206,8 @@ class _ExitSignals(dist_signal_handler.DistributedSignalHandler):
         signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         for number in signals:
             signal.signal(number, signal.SIG_IGN)
-        # Asynchronous saves need these two processes of Python. SLURM signals every process of a job, and they
-        # would die of it; what is started while a signal is ignored goes on ignoring it.
+        # Asynchronous saves need these two processes of Python. SLURM signals every process of a job, and
+        # they would die of it; what is started while a signal is ignored goes on ignoring it.
         multiprocessing.resource_tracker.ensure_running()
         multiprocessing.forkserver.ensure_running()
         for number in signals:

@@ -77,3 +77,36 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def make_full_run(make_run: Callable[..., Path]) -> Callable[..., Path]:
+    """Like ``make_run``, with everything recorded that a run may record: rates, sets, samples."""
+
+    def make(folder: str, **about: Any) -> Path:
+        path = make_run(folder, **about)
+        original = about.get("copies", 1) > 1
+        lines = []
+        for text in (path / "metrics.jsonl").read_text().splitlines():
+            line = json.loads(text)
+            iteration = line["iteration"]
+            if line["kind"] == "train":
+                line |= {"learning-rate": 0.001 / iteration, "grad-norm": 1 + 1 / iteration}
+                line |= {"phd/tflops-per-device": 4.0, "phd/mfu": 0.4}
+            else:
+                loss = line.pop("lm loss validation")
+                for name, more in (("code", -0.5), ("wiki", 0.5)):
+                    line[f"lm loss validation-{name}"] = loss + more
+                    if original:
+                        line[f"lm loss original validation-{name}"] = loss + more + 0.25
+            lines.append(json.dumps(line) + "\n")
+            if line["kind"] == "validation":
+                texts = [
+                    {"prompt": "Once <b>", "text": f"at {iteration}\nit was"},
+                    {"prompt": "2 +", "text": " 2"},
+                ]
+                lines.append(record("samples", iteration, samples=texts))
+        (path / "metrics.jsonl").write_text("".join(lines))
+        return path
+
+    return make

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from phd.compare.curves import difference_range, first_reach, loss_range, mean_curve, thin, value_at
+from phd.compare.curves import difference_range, first_reach, loss_range, mean_curve, smooth, thin, value_at
 from phd.compare.logs import read_run
 
 CURVE = {100: 4.0, 200: 3.0, 300: 3.5, 400: 1.5}
@@ -52,3 +52,11 @@ def test_range_of_nothing():
     assert loss_range([]) is None
     assert difference_range([]) is None
     assert difference_range([{}]) is None
+
+
+def test_smooth_has_no_bias_and_steps_over_nan():
+    assert smooth({1: 2.0, 2: 2.0, 3: 2.0}, 0.9) == pytest.approx({1: 2.0, 2: 2.0, 3: 2.0})
+    # Weights 0.25 and 0.5 over their sum.
+    found = smooth({1: 1.0, 2: math.nan, 3: 4.0}, 0.5)
+    assert found[1] == 1.0 and math.isnan(found[2]) and found[3] == pytest.approx(3.0)
+    assert smooth({1: 1.0, 2: 5.0}, 0.0) == {1: 1.0, 2: 5.0}

@@ -75,6 +75,41 @@ def test_named_validation_sets(tmp_path):
     assert run.validation_sets == {"wiki": {8: 2.0}, "my code": {8: 4.0}}
 
 
+def test_original_copy_s_loss_over_named_sets(tmp_path):
+    losses = {"lm loss validation-a": 2.0, "lm loss original validation-a": 4.0}
+    more = {"lm loss validation-b": 3.0, "lm loss original validation-b": 6.0}
+    run = read_run(write(tmp_path, train(1), record("validation", 1, **losses, **more)))
+    assert run.validation_loss == {8: 2.5}
+    assert run.metrics["lm loss original validation"] == {8: 5.0}
+    assert list(run.validation_sets) == ["a", "b"]
+
+
+def test_rates_that_were_no_number_are_left_out(tmp_path):
+    rates = {"phd/tokens-per-second": None, "phd/mfu": None, "learning-rate": 0.5, "other": [1]}
+    run = read_run(write(tmp_path, train(1, **rates)))
+    assert run.metrics == {"lm loss": {8: 3.0}, "learning-rate": {8: 0.5}}
+
+
+def test_seconds_since_the_first_record(tmp_path):
+    run = read_run(
+        write(tmp_path, train(1), train(2), record("validation", 2, **{"lm loss validation": 2.0}))
+    )
+    assert run.seconds == {8: 0.0, 16: 1.0}
+    without = [line.replace('"time"', '"then"') for line in (train(1), train(2))]
+    assert read_run(write(tmp_path, *without)).seconds == {}
+
+
+def test_samples(tmp_path):
+    samples = [{"prompt": "a", "text": "b"}, {"prompt": "c", "text": "d"}]
+    run = read_run(write(tmp_path, train(1), record("samples", 1, samples=samples), train(2)))
+    assert [(sample.tokens, sample.prompt, sample.text) for sample in run.samples] == [
+        (8, "a", "b"),
+        (8, "c", "d"),
+    ]
+    with pytest.raises(ValueError, match=r"line 2 is not what pretrain_phd.py writes"):
+        read_run(write(tmp_path, train(1), record("samples", 1, samples=[{"prompt": "a"}])))
+
+
 def test_loss_of_a_copy_is_not_the_validation_loss(tmp_path):
     losses = {"lm loss copy 1 validation": 9.0, "lm loss validation": 2.0}
     assert read_run(write(tmp_path, train(1), record("validation", 1, **losses))).validation_loss == {8: 2.0}

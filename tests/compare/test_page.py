@@ -7,7 +7,7 @@ import pytest
 from phd.compare import page as module
 from phd.compare.groups import group_runs
 from phd.compare.logs import find_runs
-from phd.compare.page import PANELS, page
+from phd.compare.page import page
 from phd.compare.summary import summarize
 from tests.compare.conftest import PHD
 
@@ -15,47 +15,45 @@ HOSTILE = "</script><img src=x>"
 
 
 class Loaded(HTMLParser):
-    """Collects the tags, what they would load, and the text of table cells."""
+    """Collects the tags, what they would load, and the texts of some."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.loads, self.cells = [], [], []
-        self.in_cell = False
+        self.tags, self.loads = [], []
+        self.texts = {tag: [] for tag in ("td", "th", "h3", "button", "script")}
+        self.open = None
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
-        self.in_cell = tag in ("td", "th")
-        if self.in_cell:
-            self.cells.append("")
+        if tag in self.texts:
+            self.open = tag
+            self.texts[tag].append("")
 
     def handle_endtag(self, tag):
-        self.in_cell = False
+        if tag == self.open:
+            self.open = None
 
     def handle_data(self, data):
-        if self.in_cell:
-            self.cells[-1] += data
+        if self.open:
+            self.texts[self.open][-1] += data
 
 
-def traces(text):
-    """The curves of the page, as plotly is given them."""
-    start = re.search(r'Plotly\.newPlot\(\s*"[\w-]+",\s*', text)
-    assert start is not None
-    return json.JSONDecoder().raw_decode(text, start.end())[0]
+def made(*folders):
+    groups = group_runs([run for folder in folders for run in find_runs(folder)])
+    return page("A <b>comparison</b>", groups, summarize(groups))
 
 
 @pytest.fixture
-def text(make_run):
-    folders = [
-        make_run("v1", seed=1),
-        make_run("v2", shift=0.1, seed=2),
-        make_run("p1", shift=-0.25, seed=1, **PHD),
-        make_run("p2", shift=-0.26, seed=2, **PHD),
-        make_run("h", shift=-0.5, seed=1, **PHD | {"name": HOSTILE}),
-    ]
-    groups = group_runs([run for folder in folders for run in find_runs(folder)])
-    return page("A <b>comparison</b>", groups, summarize(groups))
+def text(make_full_run):
+    return made(
+        make_full_run("v1", seed=1),
+        make_full_run("v2", shift=0.1, seed=2),
+        make_full_run("p1", shift=-0.25, seed=1, **PHD),
+        make_full_run("p2", shift=-0.26, seed=2, **PHD),
+        make_full_run("h", shift=-0.5, seed=1, **PHD | {"name": HOSTILE}),
+    )
 
 
 def test_nothing_is_loaded(text):
@@ -66,37 +64,35 @@ def test_nothing_is_loaded(text):
 
 
 def test_table_has_every_group(text):
-    cells = Loaded(text).cells
+    cells = Loaded(text).texts["td"]
     assert {"vanilla", PHD["name"], HOSTILE, "-0.3050 \u00b10.6988", "2.576 (1.2B)"} <= set(cells)
 
 
-def test_legend_switches_every_panel_of_a_group(text):
-    drawn = traces(text)
-    legend = [trace["legendgroup"] for trace in drawn if trace.get("showlegend", True)]
-    assert legend == ["vanilla", PHD["name"], HOSTILE]
-    axes = {group: {trace["xaxis"] for trace in drawn if trace["legendgroup"] == group} for group in legend}
-    assert len(axes[PHD["name"]]) == len(axes[HOSTILE]) == len(PANELS)
-    assert len(axes["vanilla"]) == len(PANELS) - 1  # it has no difference to itself
+def test_one_button_for_each_group(text):
+    assert Loaded(text).texts["button"] == ["vanilla", PHD["name"], HOSTILE]
 
 
-def test_curves_name_their_run(text):
-    names = [trace["name"] for trace in traces(text)]
-    for expected in ("vanilla, seed 1, training", f"{PHD['name']}, seed 2, validation"):
-        assert names.count(expected) == 2  # against tokens and against FLOPs
-    assert f"{PHD['name']}, mean of 2 pairs" in names
-    # Plotly reads names as HTML.
-    assert all("<" not in name for name in names)
+def test_figures_survive_in_the_script(text):
+    found = Loaded(text)
+    figures = json.loads(found.texts["script"][0])
+    assert len(figures) == found.texts["h3"].index("vanilla, seed 1") == 14
+    assert {trace["meta"] for trace in figures[0]["data"]} == {0, 1, 2}
 
 
-def test_long_curves_are_thinned(make_run, monkeypatch):
-    monkeypatch.setattr(module, "POINTS", 5)
-    groups = group_runs(find_runs(make_run("v")))
-    (trace, _) = [
-        trace for trace in traces(page("t", groups, summarize(groups))) if "training" in trace["name"]
+def test_samples_are_newest_first_by_run(text, make_full_run, monkeypatch):
+    found = Loaded(text)
+    runs = [f"{name}, seed {seed}" for name in ("vanilla", PHD["name"]) for seed in (1, 2)]
+    assert found.texts["h3"][14:] == [*runs, f"{HOSTILE}, seed 1"]
+    cells = found.texts["td"]
+    first = cells.index("Once <b>") - 1
+    assert cells[first : first + 9] == [
+        *("160", "Once <b>", "at 20\nit was", "160", "2 +", " 2", "120", "Once <b>", "at 15\nit was")
     ]
-    assert len(trace["x"]) == 5 and trace["x"][-1] == 160
+    monkeypatch.setattr(module, "SAMPLES", 1)
+    assert Loaded(made(make_full_run("one"))).texts["td"].count("Once <b>") == 1
 
 
-def test_unfinished_run_without_validation(make_run):
-    groups = group_runs(find_runs(make_run("v", iterations=3)))
-    assert "vanilla (at 15%)" in Loaded(page("t", groups, summarize(groups))).cells
+def test_unfinished_run_without_validation_or_samples(make_run):
+    found = Loaded(made(make_run("v", iterations=3)))
+    assert "vanilla (at 15%)" in found.texts["td"]
+    assert "continued" not in found.texts["th"]

@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from phd.run.record import METRICS_FILE, read_lines
@@ -47,19 +48,39 @@ def test_pruning_does_not_touch_validation(world, base_flags, start_flags, tmp_p
             assert one[loss] == pytest.approx(other[loss], rel=1e-5)
 
 
+def write_set(prefix: Path, text: bytes) -> str:
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    document = np.frombuffer(text, dtype=np.uint8).astype(np.int64)
+    builder.add_document(document, [len(document)])
+    builder.finalize(f"{prefix}.idx")
+    return str(prefix)
+
+
 def test_named_validation_sets(world, base_flags, tmp_path):
-    prefix = base_flags[base_flags.index("--data-path") + 1]
+    """Each gets its loss by its name, the original copy's too; equal texts get equal losses."""
     at = base_flags.index("--data-path")
-    flags = [*base_flags[:at], *base_flags[at + 2 :]]
+    train, flags = base_flags[at + 1], [*base_flags[:at], *base_flags[at + 2 :]]
     at = flags.index("--split")
     flags = [*flags[:at], *flags[at + 2 :]]
-    sets = ["--train-data-path", prefix, "--valid-data-path", prefix, prefix, "--test-data-path", prefix]
-    names = ["--multiple-validation-sets", "--validation-set-names", "wiki", "code", "--full-validation"]
+    prose, code = b"It was the best of times. " * 40, b"def f(x): return x + 1\n" * 40
+    paths = [write_set(tmp_path / name, text) for name, text in (("a", prose), ("b", code), ("c", prose))]
+    data = ["--train-data-path", train, "--valid-data-path", *paths, "--test-data-path", paths[0]]
+    names = [
+        "--multiple-validation-sets",
+        "--full-validation",
+        "--validation-set-names",
+        "wiki",
+        "code",
+        "wiki2",
+    ]
     run = tmp_path / "run"
-    world.pretrain([*flags, *sets, *names, *PHD, *SCHEDULE, "--run-dir", str(run)])
+    world.pretrain([*flags, *data, *names, *PHD, *SCHEDULE, "--run-dir", str(run)])
+    assert [line["iteration"] for line in lines(run, "validation")] == [2, 4]
     for line in lines(run, "validation"):
-        assert line["lm loss validation-wiki"] == line["lm loss validation-code"]
-        assert "lm loss original validation-code" in line
+        for key in ("lm loss validation", "lm loss original validation"):
+            assert line[f"{key}-wiki"] == line[f"{key}-wiki2"] != line[f"{key}-code"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
