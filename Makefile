@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docker-check clean
+.PHONY: help setup demo test slurm-test lint docker-check clean
 
 help:
 	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 5.5 GB on disk:'
@@ -15,6 +15,7 @@ help:
 	@echo 'make demo          train a vanilla and a PHD model on real text, plot and table at the end;'
 	@echo '                   DEMO=full make demo: more variants and seeds. Interrupt and run again at will.'
 	@echo 'make test          the CPU test suite'
+	@echo 'make slurm-test    the tests on a SLURM cluster of this machine (root; installs Debian packages of SLURM)'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make docker-check  lint the Dockerfile'
 	@echo 'make clean         remove caches and build leftovers, never runs/ or .venv'
@@ -35,6 +36,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(PY) -m pytest
+
+slurm-test: $(READY)
+	@tools/install_slurm.sh || { echo '!!! SKIPPED: the SLURM tests, as SLURM cannot be installed here'; exit 0; }; \
+	$(PY) -m pytest -m slurm
 
 lint: $(READY)
 	$(PY) -m ruff check .

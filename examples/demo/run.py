@@ -122,7 +122,8 @@ def main() -> int:
         train(run, settings, folder)
 
     step("Compare")
-    phd("compare", *(folder / run.name for run in runs), "--output", folder / "comparison")
+    runs_differ = ["--vary", "train-iters"] if len({run.iterations for run in runs}) > 1 else []
+    phd("compare", *(folder / run.name for run in runs), *runs_differ, "--output", folder / "comparison")
     for run in runs:
         step(f"Generate with {run.name}")
         phd("generate", folder / run.name / "checkpoints", "--prompt", PROMPT, "--max-new-tokens", 40)
@@ -163,10 +164,9 @@ def pretrain(run: Run, settings: Settings, folder: Path, log: Path, more: list[s
         *shlex.split("--attention-dropout 0 --hidden-dropout 0 --log-interval 1"),
         *("--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", str(folder / "tokenizer.model")),
         *("--data-path", str(folder / "text"), "--split", "90,10,0"),
-        *("--data-cache-path", str(folder / "index-cache"), "--seed", str(run.seed)),
+        *("--run-dir", str(where), "--seed", str(run.seed)),
         *("--train-iters", str(run.iterations), "--save-interval", str(settings.save_interval)),
-        *("--save", str(where / "checkpoints"), "--load", str(where / "checkpoints")),
-        *("--tensorboard-dir", str(where / "tensorboard"), *more),
+        *more,
     ]
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("step {task.completed}/{task.total}"),

@@ -54,6 +54,7 @@ PREFIXES = (
 IGNORED = {
     "paths of what is written, and of what is built from arguments that are compared; load is in STARTS": (
         "run_dir run_folder save data_cache_path keep_last_checkpoints config_logger_dir "
+        "sample_prompts sample_tokens "
         "memory_snapshot_path dump_param_to_param_group_map object_storage_cache_path "
         "per_dataset_sequences_path yaml_cfg"
     ),

@@ -124,6 +124,16 @@ NEVER = (
         ),
         "pass --reset-position-ids too: documents are told apart by their positions",
     ),
+    Unsupported(
+        "--multiple-validation-sets with --test-data-path",
+        lambda a: a.multiple_validation_sets and bool(a.test_data_path),
+        "leave one out: Megatron would fail on the test set when all is trained",
+    ),
+    Unsupported(
+        "--multiple-validation-sets without --full-validation",
+        lambda a: a.multiple_validation_sets and not a.full_validation,
+        "pass --full-validation too",
+    ),
     Unsupported("--yaml-cfg", lambda a: a.yaml_cfg is not None, "pass flags"),
     Unsupported("--sft", lambda a: a.sft, "leave it out: this program pretrains"),
     Unsupported("--fim-data", lambda a: a.fim_data, "leave it out"),

@@ -69,6 +69,12 @@ NEVER = {
         "reset_attention_mask": True,
         "position_embedding_type": "learned_absolute",
     },
+    "--multiple-validation-sets with --test-data-path": {
+        "multiple_validation_sets": True,
+        "full_validation": True,
+        "test_data_path": ["held_out"],
+    },
+    "--multiple-validation-sets without --full-validation": {"multiple_validation_sets": True},
     "--ckpt-format other than torch_dist": {"ckpt_format": "torch"},
     "--inprocess-restart": {"inprocess_restart": True},
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -17,6 +18,7 @@ from phd.run.record import METRICS_FILE, read_lines
 from phd.run.status import FAILED, UNFINISHED, judge, newest_checkpoint
 from tests.model.conftest import VARIANTS
 from tests.starts import Start
+from tests.world import free_port
 
 KILLS = 20
 TIMES = ("time", "phd/tokens-per-second", "phd/tflops-per-device")
@@ -300,3 +302,29 @@ def wandb_steps(folder: Path) -> list[int]:
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return [line["step"] for line in lines if line.get("type") == "history"]
+
+
+@pytest.mark.slow
+def test_a_hung_rank_is_named(flags, tmp_path):
+    """The other waits for a minute, then says in which collective, and who has said nothing."""
+    run = tmp_path / "run"
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": str(free_port())}
+    more = ["--run-dir", str(run), "--train-iters", "400", "--distributed-timeout-minutes", "1"]
+    ranks = [
+        Start([*flags, *more], tmp_path / f"rank{rank}.log", RANK=str(rank), LOCAL_RANK=str(rank), **both)
+        for rank in (0, 1)
+    ]
+    ranks[0].wait_for(lambda: bool(folders(run)))
+    ranks[1].send(signal.SIGSTOP)
+    try:
+        assert ranks[0].end() == 1
+        assert re.search(
+            r"error: rank 0: rank 0 waited in vain in \w+ called at \w+\.py:\d+; no word from rank\(s\) 1",
+            ranks[0].output(),
+        )
+        code, line = judge(run)
+        assert code == UNFINISHED
+        assert "no word from rank(s) 1: hung or dead" in line
+    finally:
+        ranks[1].send(signal.SIGKILL)
+        ranks[1].end()

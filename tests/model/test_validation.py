@@ -66,7 +66,7 @@ def test_named_validation_sets(world, base_flags, tmp_path):
     flags = [*flags[:at], *flags[at + 2 :]]
     prose, code = b"It was the best of times. " * 40, b"def f(x): return x + 1\n" * 40
     paths = [write_set(tmp_path / name, text) for name, text in (("a", prose), ("b", code), ("c", prose))]
-    data = ["--train-data-path", train, "--valid-data-path", *paths, "--test-data-path", paths[0]]
+    data = ["--train-data-path", train, "--valid-data-path", *paths]
     names = [
         "--multiple-validation-sets",
         "--full-validation",
