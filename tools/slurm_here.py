@@ -12,6 +12,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
-SlurmctldPort=26817
+SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -90,8 +91,7 @@ class Cluster:
         self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
         time.sleep(2)
         shutil.rmtree(spool, ignore_errors=True)
-        self.run("slurmd", "-N", name)
-        self.run("scontrol", "update", f"nodename={name}", "state=resume")
+        self.run("slurmd", "-N", name)  # registers, and so returns to service
 
 
 def _of_node(name: str) -> list[int]:
@@ -123,11 +123,14 @@ def cluster(nodes: int = 2, cpus: int = 1) -> Iterator[Cluster]:
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
+        port, *ports = _free_ports(nodes + 1)
         lines = [
-            f"NodeName=n{i} NodeHostname=localhost NodeAddr=127.0.0.1 Port={27000 + i}" for i in range(nodes)
+            f"NodeName=n{i} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[i]}" for i in range(nodes)
         ]
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-        text = CONFIGURATION.format(folder=folder, user=user, cpus=cpus, nodes="\n".join(lines))
+        text = CONFIGURATION.format(
+            folder=folder, user=user, port=port, cpus=cpus, nodes="\n".join(lines)
+        )
         (folder / "slurm.conf").write_text(text)
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nIgnoreSystemd=yes\n")
         started = Cluster(folder)
@@ -140,6 +143,16 @@ def cluster(nodes: int = 2, cpus: int = 1) -> Iterator[Cluster]:
             yield started
         finally:
             _stop(folder)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
 
 
 def _munged(folder: Path, key: Path) -> None:

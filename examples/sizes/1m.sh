@@ -6,7 +6,7 @@ MODEL=(
   --seq-length 128 --max-position-embeddings 128
 )
 TRAINING=(
-  --micro-batch-size 16 --global-batch-size 32 --train-iters 1000 # 4.1M tokens
-  --lr 3e-3 --min-lr 0 --lr-warmup-iters 100
-  --save-interval 250 --eval-interval 100 --eval-iters 40 --log-interval 10
+  --micro-batch-size 32 --global-batch-size 32 --train-iters 250 # 1.0M tokens
+  --lr 3e-3 --min-lr 0 --lr-warmup-iters 25
+  --save-interval 50 --eval-interval 50 --eval-iters 20 --log-interval 10
 )

