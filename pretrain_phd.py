@@ -42,6 +42,7 @@ from phd.model.documents import document_params, document_starts, documents_mask
 from phd.model.metrics import describe
 from phd.model.observer import Observer
 
+SPIKY_LOSS_FACTOR = 10  # times the largest loss so far, for --check-for-spiky-loss
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
@@ -111,6 +112,15 @@ def loss_func(
                 tolerance=0.0,
                 fatal=True,
             )
+    if get_args().check_for_spiky_loss:
+        rerun = get_rerun_state_machine()
+        rerun.validate_result(
+            result=loss,
+            rejection_func=partial(rerun.is_unexpectedly_large, threshold=SPIKY_LOSS_FACTOR, context="loss"),
+            message="Spiky loss",
+            tolerance=0.0,
+            fatal=False,
+        )
     report = {"lm loss": torch.cat([loss.detach().view(1), num_tokens.view(1)])}
     if original_losses is not None:
         original = torch.sum(original_losses.view(-1).float() * loss_mask)

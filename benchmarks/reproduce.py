@@ -24,7 +24,7 @@ from phd.run.files import write_json
 ROOT = Path(__file__).parents[1]
 VARIANTS = ("vanilla", "naive-2", "PHD-2", "PHD-CSWA-2-16-32", "PHD-CSWA-3-16-32")
 SEEDS = (1, 2, 3)
-VOCABULARY = 4096
+VOCABULARY = 2048
 MINIMUM_CHARACTERS = 500
 RUN_FILES = ("metrics.jsonl", "phd_run.json", "starts.jsonl", "status.json", "launch.sh")
 
@@ -34,7 +34,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="for the data and the runs")
-    parser.add_argument("--size", default="1m", help="a size of examples/sizes (default 1m)")
+    parser.add_argument("--size", default="300k", help="a size of examples/sizes (default 300k)")
     parser.add_argument(
         "--here", action="store_true", help="queue the jobs in the SLURM that this machine is part of"
     )

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by pretrain.sh and slurm/submit.sh: a size and a variant become Megatron's flags.
 #
-#   SIZE     a file of sizes/: 151m, 550m, 1.2b (the paper's), 1m (for a CPU)
+#   SIZE     a file of sizes/: 151m, 550m, 1.2b (the paper's), 300k (for a CPU)
 #   VARIANT  vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C, the names of the paper
 #
 # All variants of a size differ by these flags and the name alone. Needs in the environment:

@@ -4,13 +4,16 @@ Each takes the time of its own work alone (a new process would import Megatron f
 process of its own: SIGKILL ends it as it would end any.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.world import ROOT, free_port
 
@@ -18,13 +21,16 @@ TIMEOUT_S = 120
 
 
 class Start:
-    """One start of pretrain_phd.py with one rank; its output goes to ``log``."""
+    """One start of pretrain_phd.py with one rank; its output goes to ``log``.
+
+    Asynchronous saves start processes that import the main module again: they take a :class:`FreshStart`.
+    """
 
     def __init__(self, flags: list[str], log: Path, **environment: str) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.starts_preload"])
         self.log = log
-        self._process = context.Process(target=_run, args=(flags, str(log), environment))
+        self._process: Any = context.Process(target=_run, args=(flags, str(log), environment))
         self._process.start()
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
@@ -42,8 +48,10 @@ class Start:
         os.kill(self._process.pid, number)
 
     def end(self) -> int:
-        """Its exit code, negative for a signal."""
+        """Its exit code, negative for a signal. What a kill has orphaned is killed too."""
         self._process.join(TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -55,7 +63,39 @@ class Start:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
+class FreshStart(Start):
+    """A start as from a shell."""
+
+    def __init__(self, flags: list[str], log: Path, **environment: str) -> None:
+        self.log = log
+        command = [sys.executable, str(ROOT / "pretrain_phd.py"), *flags]
+        with log.open("ab") as output:
+            popen = subprocess.Popen(
+                command, stdout=output, stderr=output, env=os.environ | environment, start_new_session=True
+            )
+        self._process = _Joinable(popen)
+
+
+class _Joinable:
+    """A subprocess.Popen with multiprocessing's names."""
+
+    def __init__(self, popen: subprocess.Popen) -> None:
+        self._popen, self.pid, self.kill = popen, popen.pid, popen.kill
+
+    def is_alive(self) -> bool:
+        return self._popen.poll() is None
+
+    def join(self, timeout: float | None = None) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout)
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._popen.poll()
+
+
 def _run(flags: list[str], log: str, environment: dict[str, str]) -> None:
+    os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -1,6 +1,6 @@
 """A SLURM cluster of this machine, to try and to test jobs on: munged, slurmctld and a slurmd for each node.
 
-    python -m tools.slurm_here --nodes 2 -- examples/slurm/sweep.sh 1m vanilla PHD-CSWA-2-16-32
+    python -m tools.slurm_here --nodes 2 -- examples/slurm/sweep.sh 300k vanilla PHD-CSWA-2-16-32
 
 starts it, runs the command in it, waits until no job is left, and stops it. Needs Debian's slurmctld, slurmd,
 slurm-client and munge, and root; each daemon runs as this user. Everything lies in a temporary folder,
@@ -203,6 +203,7 @@ def main() -> int:
     parser.add_argument("--cpus", type=int, default=1, help="of each node (default 1)")
     parser.add_argument("command", nargs="+", help="what to run in it; after --")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and stop the daemons
     with cluster(args.nodes, args.cpus) as started:
         code = subprocess.run(args.command, env=started.environment).returncode
         shown = ""

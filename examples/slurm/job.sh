@@ -11,6 +11,8 @@ echo "== $(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} 
 # SLURM tells the ranks itself, before the time limit (--signal) and when it takes the node away: this script has to
 # outlive them to decide. bash runs a trap only after the command in front, so that one is in the background.
 trap 'echo "== $(date "+%F %T") SIGTERM: waiting for the ranks to save"' TERM
+starts() { cat "$RUN/starts.jsonl" 2>/dev/null | wc -l; }
+before=$(starts)
 srun --kill-on-bad-exit=1 bash "$RUN/launch.sh" &
 srun_pid=$!
 while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
@@ -18,6 +20,10 @@ while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
 verdict=$(cd "$RUN/code" && "$PYTHON" -m phd.cli status "$RUN")
 code=$?
 echo "$verdict"
+if [ "$code" -eq 75 ] && [ "$(starts)" -eq "$before" ]; then
+  echo "== it did not get as far as its start (the reason is above): not queueing again"
+  exit 1
+fi
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
 if [ "$code" -eq 75 ] && [[ ! $state =~ CANCELLED|COMPLETING ]]; then
   echo "== $(date '+%F %T') queueing again"

@@ -17,7 +17,9 @@ NNODES=${NNODES:-1}
 mkdir -p "$RUN"
 
 if [ -d "$RUN/code" ]; then
-  echo "$RUN is there already: its own snapshot of code and command continues it" >&2
+  echo "$RUN is there already: its own snapshot of code and command continues it, without the flags and variables" \
+    "given now; remove $RUN/code and $RUN/launch.sh to take new ones" >&2
+  NNODES=$(sed -n 's/^export NNODES=//p' "$RUN/launch.sh")
 else
   snapshot=$(mktemp -d "$RUN/.code.XXXXXX")
   cd "$ROOT"

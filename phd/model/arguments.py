@@ -105,8 +105,15 @@ def make_global(args: Namespace) -> RunGuard:
     guard = RunGuard(args, Path(args.run_folder) if args.run_folder else None)
     if args.run_folder and args.wandb_project and args.rank == args.world_size - 1:
         name_run(Path(args.run_folder))
-    set_global_variables(args)
-    compat.stop_on_signals()
+    try:
+        set_global_variables(args)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] != "wandb":
+            raise
+        raise ValueError(
+            f"W&B does not start ({error}): WANDB_MODE=offline keeps its files for later"
+        ) from error
+    compat.stop_on_signals(args.async_save)
     return guard
 
 

@@ -222,7 +222,7 @@ def _advice(damaged: Path, whole: list[int]) -> str:
     """What to do instead: the newest whole checkpoint beside the damaged one."""
     if whole:
         return f"The newest whole one is iteration {whole[0]}: continue from it with --ckpt-step {whole[0]}"
-    return f"There is no whole checkpoint in {damaged.parent}: leave out --load to start afresh"
+    return f"There is no whole checkpoint in {damaged.parent}: remove it, or take another, to start afresh"
 
 
 def _refuse_other_variant(folder: Path, override: bool, config: PHDConfig) -> None:

@@ -156,6 +156,9 @@ def _observe(observer: "Observer | None") -> None:
 
     @functools.wraps(original["save_checkpoint"])
     def save_checkpoint(iteration: int, *args: Any, **kwargs: Any) -> None:
+        args_ = training.get_args()
+        if iteration == training.get_loaded_iteration() and args_.load == args_.save:
+            return  # a finished run that was started again: Megatron would write over what it has just loaded
         observer.saving(iteration)
         original["save_checkpoint"](iteration, *args, **kwargs)
         observer.saved()
@@ -185,11 +188,11 @@ class _WandbWithoutLog:
         return None
 
 
-def stop_on_signals() -> None:
+def stop_on_signals(async_save: bool) -> None:
     """Let the training end with a checkpoint on any of the signals that clusters and terminals send; Megatron
     listens to one.
     """
-    global_vars._GLOBAL_SIGNAL_HANDLER = _ExitSignals()
+    global_vars._GLOBAL_SIGNAL_HANDLER = _ExitSignals(async_save)
 
 
 def stopped_by() -> str | None:
@@ -199,17 +202,18 @@ def stopped_by() -> str | None:
 
 
 class _ExitSignals(dist_signal_handler.DistributedSignalHandler):
-    def __init__(self) -> None:
+    def __init__(self, async_save: bool) -> None:
         self.name: str | None = None
         self._signal_received = False
         self._pid = os.getpid()  # processes forked for saving inherit the handler, and must live on to save
         signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
-        # Asynchronous saves need these two processes of Python. SLURM signals every process of a job, and
-        # they would die of it; what is started while a signal is ignored goes on ignoring it.
-        multiprocessing.resource_tracker.ensure_running()
-        multiprocessing.forkserver.ensure_running()
+        if async_save:
+            # It needs these two processes of Python. SLURM signals every process of a job, and they would
+            # die of it; what is started while a signal is ignored goes on ignoring it.
+            for number in signals:
+                signal.signal(number, signal.SIG_IGN)
+            multiprocessing.resource_tracker.ensure_running()
+            multiprocessing.forkserver.ensure_running()
         for number in signals:
             signal.signal(number, self._handle)
 

@@ -21,6 +21,7 @@ from megatron.core.rerun_state_machine import (
     EXIT_CODE_FAILED_ON_RESULT_VALIDATION,
     EXIT_CODE_RESUME_TO_DISAMBIGUATE,
 )
+from torch.distributed.checkpoint.api import CheckpointException
 
 from phd.model.checkpoint import TRACKER, chosen_folder, find_damage, whole_checkpoints
 from phd.run.lock import RunLock
@@ -84,20 +85,23 @@ class RunGuard:
         except SystemExit as stop:
             self._on_exit(stop, stopped_by())
             raise
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
             traceback.print_exc()
-            if is_disk_full(error) and self._save:
+            full = is_disk_full(error, self._save)
+            if full and self._save:
                 remove_torn(self._save)  # or there were no room for the status either
             if is_timeout(error):  # perhaps a node that another start will not get
                 cause = who_is_silent(error, self.rank, self.world_size)
+                print(f"pretrain_phd.py: error: {cause}", file=sys.stderr)
                 self._died(cause)
-            elif known := explain(error):
-                cause = known
-                self._ended("failed", cause)
+                sys.exit(1)
+            elif known := explain(error, full):
+                print(f"pretrain_phd.py: error: rank {self.rank}: {known}", file=sys.stderr)
+                self._ended("failed", known)
+                sys.exit(1)
             else:
                 self._died(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
                 raise
-            sys.exit(f"pretrain_phd.py: error: rank {self.rank}: {cause}")
         else:
             if self.rank == 0:
                 self._ended("finished")
@@ -107,17 +111,19 @@ class RunGuard:
 
     def _ended(self, state: str, reason: str | None = None) -> None:
         if self._status is not None:
-            self._status.ended(state, reason)
+            with contextlib.suppress(OSError):  # a full disk
+                self._status.ended(state, reason)
 
     def _died(self, reason: str) -> None:
         if self._status is not None:
-            self._status.died(reason)
+            with contextlib.suppress(OSError):
+                self._status.died(reason)
 
     def _on_exit(self, stop: SystemExit, signal_name: str | None) -> None:
         if stop.code == EXIT_CODE_FAILED_ON_RESULT_VALIDATION:
             self._ended("failed", "a result stayed invalid when it was computed again (see the log)")
         elif stop.code == EXIT_CODE_RESUME_TO_DISAMBIGUATE:
-            self._ended("interrupted", "to compute an invalid result again on another machine")
+            self._died("Megatron's rerun machine wants an invalid result computed again on another machine")
         elif stop.code in (None, 0):
             if self.rank == 0:
                 self._ended("interrupted", signal_name or "stopped by an --exit- flag")
@@ -125,9 +131,9 @@ class RunGuard:
                 stop.code = os.EX_TEMPFAIL
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException, disk_full: bool = False) -> str | None:
     """One line on an error whose cause and remedy are known, or None."""
-    if is_disk_full(error):
+    if disk_full:
         remedy = _remedy(OSError(errno.ENOSPC, ""))
         return f"the disk is full: what was being written is lost, what was saved before is whole; {remedy}"
     system_error = next((e for e in _chain(error) if isinstance(e, OSError) and e.errno), None)
@@ -135,6 +141,11 @@ def explain(error: BaseException) -> str | None:
         return f"{system_error.filename} is missing: {_remedy(system_error)}"
     if system_error is not None and system_error.errno in (errno.EROFS, errno.EACCES, errno.EDQUOT):
         return f"cannot write {system_error.filename} ({system_error.strerror}): {_remedy(system_error)}"
+    if isinstance(error, AssertionError) and "OptimizerParamScheduler" in str(error):
+        return (
+            "the checkpoint was made for another schedule (--train-iters, --lr, --lr-decay-iters and the "
+            "like): pass the same flags, or --override-opt-param-scheduler to change it on purpose"
+        )
     if isinstance(error, ValueError) and _through_our_code(error):
         return str(error)
     return None
@@ -145,16 +156,19 @@ def _through_our_code(error: BaseException) -> bool:
     return any(OURS in Path(frame.filename).parents and frame.filename != __file__ for frame in frames)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Also where torch or numpy tell it in words of their own."""
+def is_disk_full(error: BaseException, save: Path | None) -> bool:
+    """Also where numpy tells it in words of its own, and where Megatron's writers only tell that they failed:
+    then by what is left on the disk.
+    """
     text = "".join(traceback.format_exception(error))
-    numpys = re.search(r"OSError: \d+ requested and \d+ written", text)
-    return "No space left on device" in text or numpys is not None
-
-
-def _origin(error: BaseException) -> str:
-    """The file that raised it."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename
+    if "No space left on device" in text or re.search(r"OSError: \d+ requested and \d+ written", text):
+        return True
+    if save is None or "Worker failure" not in text:
+        return False
+    sizes = [
+        sum(file.stat().st_size for file in folder.rglob("*")) for folder in save.glob("iter_" + "[0-9]" * 7)
+    ]
+    return shutil.disk_usage(save).free < max(sizes, default=0)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

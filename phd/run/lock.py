@@ -45,7 +45,7 @@ class RunLock:
             by = _words(self._file.read())
             self._file.close()
             raise ValueError(
-                f"{folder} is being written by another job{by}: wait for it, stop it, or choose another"
+                f"{folder} is being written by another job{by}: wait for it, stop it, or take another folder"
             ) from error
         self._file.truncate(0)
         self._file.write(json.dumps(holder()))

@@ -112,7 +112,8 @@ class Recorder:
 
     def sync(self) -> None:
         """Before a checkpoint claims that these iterations are done."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def _tables(self, more: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -27,7 +27,7 @@ def test_two_agents_train_and_log(environment, tmp_path):
     variant = "PHD-CSWA-2-16-32"
     port = free_port()
     environment = environment | {"RUNS": str(tmp_path), "NNODES": "2", "RDZV_ENDPOINT": f"127.0.0.1:{port}"}
-    command = [str(ROOT / "examples/pretrain.sh"), "1m", variant, *TINY, "--train-iters", "4"]
+    command = [str(ROOT / "examples/pretrain.sh"), "300k", variant, *TINY, "--train-iters", "4"]
     agents = [
         subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -78,9 +78,9 @@ def test_a_variants_name_is_all_that_differs(variant, environment, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["9b", "vanilla"], "no size 9b; there are: 1.2b 151m 1m 550m"),
-        (["1m", "PHD-CSWA-2-16"], "no variant PHD-CSWA-2-16: use vanilla"),
-        (["1m"], "usage:"),
+        (["9b", "vanilla"], "no size 9b; there are: 1.2b 151m 300k 550m"),
+        (["300k", "PHD-CSWA-2-16"], "no variant PHD-CSWA-2-16: use vanilla"),
+        (["300k"], "usage:"),
     ],
 )
 @pytest.mark.parametrize("script", ["pretrain.sh", "slurm/submit.sh"])
@@ -155,7 +155,7 @@ def test_experiments_of_the_paper(experiment, queue, tmp_path):
 
 def test_a_run_keeps_its_snapshot(queue, tmp_path):
     """A second submission continues the first's code and command."""
-    command = [str(ROOT / "examples/slurm/submit.sh"), "1m", "vanilla"]
+    command = [str(ROOT / "examples/slurm/submit.sh"), "300k", "vanilla"]
     subprocess.run([*command, "--lr", "1e-4"], env=queue, check=True, capture_output=True)
     run = run_folder(tmp_path / "runs", "vanilla")
     assert (run / "code" / "pretrain_phd.py").is_file()

@@ -17,14 +17,14 @@ from tests.world import ROOT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 VARIANT = "PHD-CSWA-2-16-32"
-LONG = [*TINY, "--train-iters", "400", "--save-interval", "50", "--eval-interval", "200"]
+LONG = [*TINY, "--train-iters", "200", "--save-interval", "25", "--eval-interval", "100"]
 TIMES = ("time", "phd/tokens-per-second", "phd/tflops-per-device")
 
 
 def submit(slurm, environment, runs: Path, *flags: str, variant: str = VARIANT, **more: str) -> str:
     """Queue a training on two nodes; returns the job id."""
     settings = environment | {"RUNS": str(runs), "NNODES": "2", "TRAIN_SBATCH": "--mem=0"} | more
-    return slurm.run(str(ROOT / "examples/slurm/submit.sh"), "1m", variant, *flags, **settings).strip()
+    return slurm.run(str(ROOT / "examples/slurm/submit.sh"), "300k", variant, *flags, **settings).strip()
 
 
 def record(run: Path) -> list[dict]:
@@ -82,7 +82,7 @@ def test_two_nodes_train_from_the_snapshot(undisturbed):
     assert "pretrain.sh" in (undisturbed / "launch.sh").read_text()
     assert len(starts(undisturbed)) == 1
     assert [line["iteration"] for line in record(undisturbed) if line["kind"] == "train"] == list(
-        range(1, 401)
+        range(1, 201)
     )
 
 
@@ -92,22 +92,22 @@ def test_signal_requeue_lost_rank_lost_node(slurm, environment, undisturbed, tmp
     run = run_folder(tmp_path, VARIANT)
     (run / "code" / "probe").write_text("of the first submission")
 
-    wait_until(slurm, run, 60)
+    wait_until(slurm, run, 30)
     slurm.run("scancel", "--signal=USR1", job)
     wait_for_start(slurm, run, 2)
     assert "SIGUSR1: saving and ending after this iteration" in log(run)
     assert "queueing again" in log(run)
 
-    wait_until(slurm, run, 130)
+    wait_until(slurm, run, 65)
     slurm.run("scontrol", "requeue", job)
     wait_for_start(slurm, run, 3)
 
-    wait_until(slurm, run, 220)
+    wait_until(slurm, run, 110)
     os.kill(starts(run)[-1]["pid"], signal.SIGKILL)  # rank 0
     wait_for_start(slurm, run, 4)  # torchrun's own restart
     assert "start 4" not in log(run)
 
-    wait_until(slurm, run, 310)
+    wait_until(slurm, run, 155)
     slurm.lose_node("n1")
     wait_for_start(slurm, run, 5)
     slurm.wait(300)
@@ -167,7 +167,7 @@ def test_sweep_from_training_to_plot(slurm, environment, tmp_path):
     }
     settings |= {"TRAIN_SBATCH": "--mem=0", "AFTER_SBATCH": "--mem=0"}
     output = slurm.run(
-        str(ROOT / "examples/slurm/sweep.sh"), "1m", "vanilla", VARIANT, **environment | settings
+        str(ROOT / "examples/slurm/sweep.sh"), "300k", "vanilla", VARIANT, **environment | settings
     )
     assert output.count("train") == 4
     slurm.wait(600)

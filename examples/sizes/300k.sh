@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034 # common.sh reads these
-# 1M parameters, for a CPU: the reproduction in benchmarks/results.
+# 0.3M parameters, for a CPU: the reproduction in benchmarks/results.
 MODEL=(
-  --num-layers 4 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 4
+  --num-layers 4 --hidden-size 64 --ffn-hidden-size 176 --num-attention-heads 4
   --group-query-attention --num-query-groups 2
   --seq-length 128 --max-position-embeddings 128
 )
