@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.world import ROOT, free_port
 
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 
 class Start:

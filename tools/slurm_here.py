@@ -72,6 +72,11 @@ class Cluster:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def seconds(self, job: str) -> int:
+        """How long a job has been running, in its present start."""
+        minutes = self.run("squeue", "--noheader", f"--jobs={job}", "--format=%M").strip()
+        return sum(60**power * int(part) for power, part in enumerate(reversed(minutes.split(":"))))
+
     def wait(self, seconds: float) -> None:
         """Until no job is left."""
         deadline = time.monotonic() + seconds

@@ -156,10 +156,8 @@ def _observe(observer: "Observer | None") -> None:
 
     @functools.wraps(original["save_checkpoint"])
     def save_checkpoint(iteration: int, *args: Any, **kwargs: Any) -> None:
-        args_ = training.get_args()
-        if iteration == training.get_loaded_iteration() and args_.load == args_.save:
-            return  # a finished run that was started again: Megatron would write over what it has just loaded
-        observer.saving(iteration)
+        if not observer.saving(iteration):
+            return
         original["save_checkpoint"](iteration, *args, **kwargs)
         observer.saved()
 

@@ -76,13 +76,18 @@ class Observer:
         if kind == "validation" and self.args.sample_prompts:
             self._write("samples", iteration, samples=continue_prompts(model_chunks[0], self.args))
 
-    def saving(self, iteration: int) -> None:
-        """Every rank is about to save."""
+    def saving(self, iteration: int) -> bool:
+        """Every rank is about to save; False where that would write over what it has just loaded: Megatron
+        saves at the end, also when a finished run is started again.
+        """
+        if not self._begun and self.args.load == self.args.save and iteration == self.args.iteration:
+            return False
         if self._recorder is not None:
             self._recorder.sync()
         if self.args.rank == 0:
             clear_place(Path(self.args.save), iteration)
         torch.distributed.barrier()
+        return True
 
     def saved(self) -> None:
         """A save is done, or with --async-save under way."""

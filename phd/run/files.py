@@ -8,7 +8,7 @@ from typing import Any
 
 def write_json(path: Path, content: Any) -> None:
     """Replace ``path`` in one step (write, sync, rename): an interruption leaves the old file or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several ranks may write at once
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.write("\n")
