@@ -4,6 +4,7 @@ from, a named end, and no hang without a word.
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import re
 import shlex
@@ -106,6 +107,9 @@ class RunGuard:
             if self.rank == 0:
                 self._ended("finished")
         finally:
+            # What serves asynchronous saves ignores the SIGTERM by which Python would end it now.
+            for child in multiprocessing.active_children():
+                child.kill()
             if self._lock is not None:
                 self._lock.release()
 
