@@ -95,16 +95,25 @@ def run(command: list, environment: dict[str, str] | None = None) -> None:
     subprocess.run([str(word) for word in command], cwd=ROOT, env=environment, check=True)
 
 
+def copy_text(file: Path, target: Path, folder: Path) -> None:
+    """Copy it without the paths of this machine."""
+    text = file.read_text(encoding="utf-8")
+    for path, name in ((folder, "FOLDER"), (Path(sys.prefix), "VENV"), (ROOT, "CHECKOUT")):
+        text = text.replace(str(path), name)
+    (target / file.name).write_text(text, encoding="utf-8")
+
+
 def keep(runs: Path, results: Path, corpus: Path) -> None:
     """Copy what is small: the comparison, and of each run its record."""
     results.mkdir(parents=True, exist_ok=True)
-    for file in runs.glob("comparison.*"):
-        shutil.copy(file, results)
+    shutil.copy(runs / "comparison.png", results)
+    for end in ("json", "md", "tex"):  # the page carries a plotting library of 5 MB; `phd compare` makes it again
+        copy_text(runs / f"comparison.{end}", results, runs.parent)
     for folder in sorted(path.parent for path in runs.glob("*/phd_run.json")):
         target = results / "runs" / folder.name
         target.mkdir(parents=True, exist_ok=True)
         for name in RUN_FILES:
-            shutil.copy(folder / name, target)
+            copy_text(folder / name, target, runs.parent)
     about = {
         "command": "python -m benchmarks.reproduce FOLDER",
         "corpus": f"Python source of torch {version('torch')}, {corpus.stat().st_size} bytes of jsonl",

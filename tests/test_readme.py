@@ -79,3 +79,18 @@ def test_every_data_command_is_named():
 def test_links_and_scripts_exist():
     for path in re.findall(r"\]\(([\w./]+)\)", README) + re.findall(r"(examples/\w+\.sh)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_reproduction_numbers_are_the_recorded_ones():
+    comparison = json.loads((ROOT / "benchmarks/results/comparison.json").read_text())
+    assert len(comparison["groups"]) == 5
+    for group in comparison["groups"]:
+        assert len(group["seeds"]) == 3
+        difference = group["validation_difference"]
+        cells = [group["label"], f"{group['validation_loss']['mean']:.4f}"]
+        if difference is not None:
+            half = (difference["high"] - difference["low"]) / 2
+            cells += [f"{difference['mean']:+.4f} ±{half:.4f}", f"{difference['p']:.2f}"]
+            cells += [str(difference["pairs_needed"])]
+        row = " | ".join(cells)
+        assert f"| {row} |" in README
