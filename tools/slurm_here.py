@@ -82,7 +82,16 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while queue := self.run("squeue", "-h"):
             assert time.monotonic() < deadline, queue
+            self.heal()
             time.sleep(0.5)
+
+    def heal(self) -> None:
+        """Bring back nodes that SLURM has drained because processes outlived their job: without control groups it
+        cannot find the children of a process that was killed.
+        """
+        for line in self.run("sinfo", "--noheader", "--format=%N %t %E").splitlines():
+            if "drain" in line and "Kill task failed" in line:
+                self.run("scontrol", "update", f"nodename={line.split()[0]}", "state=resume")
 
     def lose_node(self, name: str) -> None:
         """Kill a node's slurmd and all that it has started, as a power cut would; bring it back after SLURM
@@ -133,9 +142,7 @@ def cluster(nodes: int = 2, cpus: int = 1) -> Iterator[Cluster]:
             f"NodeName=n{i} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[i]}" for i in range(nodes)
         ]
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-        text = CONFIGURATION.format(
-            folder=folder, user=user, port=port, cpus=cpus, nodes="\n".join(lines)
-        )
+        text = CONFIGURATION.format(folder=folder, user=user, port=port, cpus=cpus, nodes="\n".join(lines))
         (folder / "slurm.conf").write_text(text)
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nIgnoreSystemd=yes\n")
         started = Cluster(folder)

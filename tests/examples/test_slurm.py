@@ -60,7 +60,8 @@ def wait_for_start(slurm, run: Path, number: int) -> None:
     deadline = time.monotonic() + 240
     while len(starts(run)) < number:
         assert time.monotonic() < deadline, log(run)[-3000:] + slurm.run("squeue")
-        time.sleep(0.1)
+        slurm.heal()
+        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
