@@ -107,7 +107,7 @@ def keep(runs: Path, results: Path, corpus: Path) -> None:
     """Copy what is small: the comparison, and of each run its record."""
     results.mkdir(parents=True, exist_ok=True)
     shutil.copy(runs / "comparison.png", results)
-    for end in ("json", "md", "tex"):  # the page carries a plotting library of 5 MB; `phd compare` makes it again
+    for end in ("json", "md", "tex"):  # the page is 5 MB; `phd compare` makes it again
         copy_text(runs / f"comparison.{end}", results, runs.parent)
     for folder in sorted(path.parent for path in runs.glob("*/phd_run.json")):
         target = results / "runs" / folder.name

@@ -86,8 +86,8 @@ class Cluster:
             time.sleep(0.5)
 
     def heal(self) -> None:
-        """Bring back nodes that SLURM has drained because processes outlived their job: without control groups
-        it cannot find the children of a process that was killed.
+        """Bring back nodes that SLURM has drained because processes outlived their job: without control
+        groups it cannot find the children of a process that was killed.
         """
         for line in self.run("sinfo", "--noheader", "--format=%N %t %E").splitlines():
             if "drain" in line and "Kill task failed" in line:
