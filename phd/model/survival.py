@@ -14,6 +14,7 @@ import time
 import traceback
 from argparse import Namespace
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,10 @@ class RunGuard:
             if self.rank == 0:
                 self._ended("finished")
         finally:
-            # What serves asynchronous saves ignores the SIGTERM by which Python would end it now.
+            # What is left of asynchronous saves ignores the SIGTERM by which Python would end it now.
             for child in multiprocessing.active_children():
-                child.kill()
+                if isinstance(child, ForkServerProcess):
+                    child.kill()
             if self._lock is not None:
                 self._lock.release()
 
