@@ -1,6 +1,6 @@
 """The paper's comparison at the scale of one CPU: five variants, three paired seeds, through the SLURM sweep.
 
-    python -m benchmarks.reproduce FOLDER
+    python benchmarks/reproduce.py FOLDER
 
 Corpus: the Python source of the installed torch (48 MB), which whoever runs this has; documents in an order
 that a hash decides, so that the held-out part is like the rest. Then tokenizer, data set, and
@@ -8,13 +8,18 @@ examples/slurm/sweep.sh on a SLURM cluster of this machine, or on the one at han
 and run it again: what is finished stays. In the end the small files go to benchmarks/results/.
 """
 
+import sys
+
+# The folder of this file holds a tokenize.py, and the standard library must go on finding its own.
+if __name__ == "__main__":
+    sys.path.pop(0)
+
 import argparse
 import hashlib
 import json
 import os
 import shutil
 import subprocess
-import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +43,7 @@ def main() -> int:
     parser.add_argument(
         "--here", action="store_true", help="queue the jobs in the SLURM that this machine is part of"
     )
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results")
     args = parser.parse_args()
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +73,7 @@ def main() -> int:
     if args.here:
         print(f"when no job is left, see {runs}/comparison.html")
         return 0
-    keep(runs, args.results, corpus)
+    keep(runs, args.output, corpus)
     return 0
 
 
@@ -115,7 +120,7 @@ def keep(runs: Path, results: Path, corpus: Path) -> None:
         for name in RUN_FILES:
             copy_text(folder / name, target, runs.parent)
     about = {
-        "command": "python -m benchmarks.reproduce FOLDER",
+        "command": "python benchmarks/reproduce.py FOLDER",
         "corpus": f"Python source of torch {version('torch')}, {corpus.stat().st_size} bytes of jsonl",
         "sha256": hashlib.sha256(corpus.read_bytes()).hexdigest(),
         "machine": f"{os.cpu_count()} CPU cores, one for each node",
