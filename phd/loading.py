@@ -65,10 +65,16 @@ def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":
         ValueError: there is none, or it is damaged; names the file.
     """
     with quiet():
-        from phd.model.checkpoint import CheckpointTensors, chosen_folder, find_damage, read_args
+        from phd.model.checkpoint import (
+            CheckpointTensors,
+            chosen_folder,
+            find_damage,
+            iteration_of,
+            read_args,
+        )
     root, step = path, None
     if path.name.startswith("iter_"):
-        root, step = path.parent, int(path.name.removeprefix("iter_"))
+        root, step = path.parent, iteration_of(path)
     folder = chosen_folder(root, step)
     if folder is None or not folder.is_dir():
         raise ValueError(f"no checkpoint in {path}: give the --save folder of a run, or one iter_* in it")
@@ -78,7 +84,7 @@ def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":
     for name, default in (("phd_copies", 1), ("phd_window", 1), ("phd_chunk", 0), ("phd_naive", False)):
         if not hasattr(trained, name):  # Megatron's own pretrain_gpt.py
             setattr(trained, name, default)
-    return trained, CheckpointTensors(folder), int(folder.name.removeprefix("iter_"))
+    return trained, CheckpointTensors(folder), iteration_of(folder)
 
 
 def describe(

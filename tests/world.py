@@ -120,9 +120,12 @@ def megatron_globals() -> Any:
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
     from megatron.training import global_vars, training
 
+    from phd.model import compat
+
     try:
         yield
     finally:
+        compat.observe(None)  # the loop's functions hold the last observer, and that one the model
         global_vars.destroy_global_vars()
         # Set by the first pretrain() of a process; the next one would reduce it over ranks that have none.
         training._STARTUP_TIMESTAMPS["program_start"] = None

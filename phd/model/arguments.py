@@ -57,7 +57,11 @@ def _mend_help(parser: ArgumentParser) -> None:
 
 def phd_config_from_args(args: Namespace) -> PHDConfig:
     """The PHD flags as a validated PHDConfig. Raises ValueError that names the flag."""
-    return PHDConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(PHDConfig)})
+    return _from_args(PHDConfig, args)
+
+
+def _from_args[Config: (PHDConfig, RunConfig)](kind: type[Config], args: Namespace) -> Config:
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
 
 
 def parse_and_validate_args() -> Namespace:
@@ -73,7 +77,7 @@ def parse_and_validate_args() -> Namespace:
     refuse_unsupported(args)
     refuse_samples(args)
     config = phd_config_from_args(args)
-    RunConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(RunConfig)})
+    _from_args(RunConfig, args)  # checks its flags
     args.run_folder = settle_run_folder(args)  # a str: it is saved with the arguments in every checkpoint
     settle_checkpoint(args, config)
     if args.use_checkpoint_args:
@@ -85,7 +89,7 @@ def parse_and_validate_args() -> Namespace:
     args.wandb_exp_name = args.wandb_exp_name or config.variant
     if args.data_cache_path is None:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
-        args.data_cache_path = str(Path(args.run_dir or args.save or _user_cache().parent, "index-cache"))
+        args.data_cache_path = str(Path(args.run_dir or args.save or _user_cache(), "index-cache"))
     if runs_phd_attention(args):
         args.create_attention_mask_in_dataloader = False  # the rule is the mask
     try:
@@ -126,4 +130,4 @@ def parse_for_tool() -> Namespace:
 
 
 def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "pretrain-phd", "index-cache")
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "pretrain-phd")

@@ -19,8 +19,7 @@ from megatron.core.safe_globals import register_safe_globals
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from phd.config import PHDConfig
-
-TRACKER = "latest_checkpointed_iteration.txt"
+from phd.run.status import TRACKER
 
 # All that Megatron's torch_dist metadata is made of; anything else in it is not ours to execute.
 _METADATA_CLASSES = {
@@ -72,28 +71,34 @@ def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
                     f"> WARNING: the checkpoint {folder} is damaged: {problem}; "
                     f"continuing from iteration {whole[0]}"
                 )
-            folder = folder.with_name(f"iter_{whole[0]:07d}")
+            folder = iteration_folder(folder.parent, whole[0])
         _refuse_other_variant(folder, args.override_phd_variant, config)
 
 
 def find_torn(folder: Path) -> str | None:
     """What is missing of a torch_dist checkpoint folder, naming the file; None for one with all its bytes."""
+    torn, _ = _look_at(folder)
+    return torn
+
+
+def _look_at(folder: Path) -> tuple[str | None, list[Any]]:
+    """What is missing, as :func:`find_torn` says it, and what lies where in the files."""
     try:
-        metadata = _read_metadata(folder)
+        items = list(_read_metadata(folder).storage_data.values())
     except FileNotFoundError as missing:
-        return f"{missing.filename} is missing"
+        return f"{missing.filename} is missing", []
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError, KeyError) as error:
-        return f"{folder / '.metadata'} cannot be read ({error})"
+        return f"{folder / '.metadata'} cannot be read ({error})", []
     ends: dict[str, int] = {}
-    for item in metadata.storage_data.values():
+    for item in items:
         ends[item.relative_path] = max(ends.get(item.relative_path, 0), item.offset + item.length)
     for name, end in sorted(ends.items()):
         path = folder / name
         if not path.is_file():
-            return f"{path} is missing"
+            return f"{path} is missing", items
         if path.stat().st_size < end:
-            return f"{path} ends after {path.stat().st_size} of {end} bytes"
-    return None
+            return f"{path} ends after {path.stat().st_size} of {end} bytes", items
+    return None, items
 
 
 def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
@@ -102,11 +107,10 @@ def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
     Sizes are checked by every rank; the CRC-32 that torch stores with each tensor, for every
     ``world_size``-th one from ``rank``.
     """
-    if torn := find_torn(folder):
+    torn, items = _look_at(folder)
+    if torn:
         return torn
-    items = sorted(
-        _read_metadata(folder).storage_data.values(), key=lambda item: (item.relative_path, item.offset)
-    )
+    items.sort(key=lambda item: (item.relative_path, item.offset))
     for item in items[rank::world_size]:
         try:
             broken = zipfile.ZipFile(io.BytesIO(_read_item(folder, item))).testzip()
@@ -119,8 +123,22 @@ def find_damage(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
 
 def whole_checkpoints(root: Path) -> list[int]:
     """Iterations of the checkpoints in ``root`` that have all their bytes, newest first."""
-    folders = sorted(root.glob("iter_" + "[0-9]" * 7), reverse=True)
-    return [int(folder.name.removeprefix("iter_")) for folder in folders if find_torn(folder) is None]
+    return [iteration_of(folder) for folder in saved_folders(root) if find_torn(folder) is None]
+
+
+def saved_folders(root: Path) -> list[Path]:
+    """The checkpoints in ``root``, newest first, whole or not."""
+    return sorted(root.glob("iter_" + "[0-9]" * 7), reverse=True)
+
+
+def iteration_of(folder: Path) -> int:
+    """The iteration that a checkpoint folder is called after."""
+    return int(folder.name.removeprefix("iter_"))
+
+
+def iteration_folder(root: Path, iteration: int) -> Path:
+    """Where the checkpoint of an iteration lies."""
+    return root / f"iter_{iteration:07d}"
 
 
 def read_args(folder: Path) -> Namespace:
@@ -215,7 +233,7 @@ def chosen_folder(root: Path, step: int | None) -> Path | None:
             step = whole[0]
         else:
             return None
-    return root / f"iter_{step:07d}"
+    return iteration_folder(root, step)
 
 
 def _advice(damaged: Path, whole: list[int]) -> str:

@@ -5,6 +5,7 @@ The rest of the project uses what Megatron offers: config subclass, builder, lay
 
 import functools
 import importlib.metadata
+import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
@@ -78,7 +79,7 @@ def apply(copies: int, observer: "Observer | None" = None) -> None:
         )
     _ship_no_makefile()
     _pipeline_rows(copies)
-    _observe(observer)
+    observe(observer)
     _load_fp32_shards()
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _torch_adam_step()
@@ -110,9 +111,11 @@ def _pipeline_rows(copies: int) -> None:
     training.get_forward_backward_func = get_forward_backward_func
 
 
-def _observe(observer: "Observer | None") -> None:
-    """Megatron's loop has no hooks: it calls these four functions by these names. training_log prints its
-    line through the second, to which our metrics are appended.
+def observe(observer: "Observer | None") -> None:
+    """Tell ``observer`` of every iteration, validation and save, and no other any more.
+
+    Megatron's loop has no hooks: it calls these four functions by these names. training_log prints its line
+    through the second, to which our metrics are appended.
     """
     names = ("training_log", "print_rank_last", "evaluate_and_print_results", "save_checkpoint")
     original = {}
@@ -211,6 +214,8 @@ class _ExitSignals(dist_signal_handler.DistributedSignalHandler):
             for number in signals:
                 signal.signal(number, signal.SIG_IGN)
             multiprocessing.resource_tracker.ensure_running()
+            # Its children hold what it has imported: Megatron, without 10 s each, and the stand-ins for CUDA.
+            multiprocessing.set_forkserver_preload(["phd.model.compat"])
             multiprocessing.forkserver.ensure_running()
         for number in signals:
             signal.signal(number, self._handle)

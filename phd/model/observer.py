@@ -22,11 +22,7 @@ class Observer:
     """Keeps the record of a run (on the rank that logs, the last) and its checkpoints' folder (on rank 0)."""
 
     def __init__(self, args: Namespace, config: PHDConfig) -> None:
-        """``args`` are Megatron's, global already.
-
-        Raises:
-            ValueError: the record that is there is damaged.
-        """
+        """``args`` are Megatron's, global already."""
         self.args, self.config = args, config
         self.metrics = RunMetrics(args, config)
         self._recorder: Recorder | None = None
@@ -51,7 +47,11 @@ class Observer:
         return model_chunks
 
     def begin(self, iteration: int) -> None:
-        """Training goes on after ``iteration``, which a checkpoint holds; only the first call counts."""
+        """Training goes on after ``iteration``, which a checkpoint holds; only the first call counts.
+
+        Raises:
+            ValueError: the record that is there is damaged.
+        """
         if self._recorder is not None and not self._begun:
             self._recorder.resume(iteration)
         self._begun = True

@@ -25,9 +25,17 @@ from megatron.core.rerun_state_machine import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 
-from phd.model.checkpoint import TRACKER, chosen_folder, find_damage, whole_checkpoints
+from phd.model.checkpoint import (
+    chosen_folder,
+    find_damage,
+    iteration_folder,
+    iteration_of,
+    saved_folders,
+    whole_checkpoints,
+)
+from phd.run.files import write_text
 from phd.run.lock import RunLock
-from phd.run.status import RunStatus, newest_checkpoint
+from phd.run.status import TRACKER, RunStatus, newest_checkpoint
 
 OURS = Path(__file__).parents[1]
 
@@ -171,9 +179,7 @@ def is_disk_full(error: BaseException, save: Path | None) -> bool:
         return True
     if save is None or "Worker failure" not in text:
         return False
-    sizes = [
-        sum(file.stat().st_size for file in folder.rglob("*")) for folder in save.glob("iter_" + "[0-9]" * 7)
-    ]
+    sizes = [sum(file.stat().st_size for file in folder.rglob("*")) for folder in saved_folders(save)]
     return shutil.disk_usage(save).free < max(sizes, default=0)
 
 
@@ -207,7 +213,7 @@ def agree_on_checkpoint(args: Namespace) -> None:
         damage = next((text for text in found if text), None)
         if damage is None:
             return
-        older = [step for step in whole_checkpoints(folder.parent) if step < _step(folder)]
+        older = [step for step in whole_checkpoints(folder.parent) if step < iteration_of(folder)]
         if not older:
             raise ValueError(f"the checkpoint {folder} is damaged: {damage}. There is no whole one before it")
         args.ckpt_step = older[0]
@@ -224,40 +230,37 @@ def _mend_tracker(root: Path) -> None:
     tracker = root / TRACKER
     if tracker.is_file() and not tracker.read_text().strip():
         if whole := whole_checkpoints(root):
-            mended = tracker.with_name(f".{TRACKER}.tmp")
-            mended.write_text(str(whole[0]))
-            mended.replace(tracker)
+            write_text(tracker, str(whole[0]))
         else:
             tracker.unlink()
 
 
 def clear_place(save: Path, iteration: int) -> None:
     """Before a save: remove what an interrupted save left at its place, which torch would write into."""
-    folder = save / f"iter_{iteration:07d}"
-    if folder.is_dir() and not folder.is_symlink():
-        (folder / ".metadata").unlink(missing_ok=True)  # first: from now on it is no checkpoint
-        shutil.rmtree(folder)
+    folder = iteration_folder(save, iteration)
+    if folder.is_dir():
+        _remove(folder)
 
 
 def remove_torn(save: Path) -> None:
     """Remove what interrupted saves left."""
-    for folder in save.glob("iter_" + "[0-9]" * 7):
+    for folder in saved_folders(save):
         if not (folder / ".metadata").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder, ignore_errors=True)
 
 
 def remove_old(save: Path, keep: int) -> None:
     """Keep the newest ``keep`` of the checkpoints that are complete by the tracker file."""
     newest = newest_checkpoint(save)
-    folders = sorted(save.glob("iter_" + "[0-9]" * 7), reverse=True)
-    for folder in [folder for folder in folders if _step(folder) <= newest][keep:]:
-        if not folder.is_symlink():
-            (folder / ".metadata").unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in [folder for folder in saved_folders(save) if iteration_of(folder) <= newest][keep:]:
+        _remove(folder, ignore_errors=True)
 
 
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("iter_"))
+def _remove(folder: Path, ignore_errors: bool = False) -> None:
+    """Remove a checkpoint, unless it is a link to one that lies elsewhere."""
+    if not folder.is_symlink():
+        (folder / ".metadata").unlink(missing_ok=True)  # first: from now on it is no checkpoint
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
 
 
 def is_timeout(error: BaseException) -> bool:

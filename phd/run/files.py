@@ -7,11 +7,15 @@ from typing import Any
 
 
 def write_json(path: Path, content: Any) -> None:
+    """:func:`write_text` of ``content`` as JSON."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Replace ``path`` in one step (write, sync, rename): an interruption leaves the old file or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several ranks may write at once
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

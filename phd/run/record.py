@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from phd.run.files import read_json, write_json
+from phd.run.files import read_json, write_json, write_text
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_FILE = "wandb.json"
@@ -50,11 +50,7 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, tensorboard: Any = None, wandb: Any = None) -> None:
-        """``tensorboard`` (a SummaryWriter) and ``wandb`` (the module, initialised) may be absent.
-
-        Raises:
-            ValueError: the record that is there is damaged.
-        """
+        """``tensorboard`` (a SummaryWriter) and ``wandb`` (the module, initialised) may be absent."""
         self._path = folder / METRICS_FILE
         self._wandb_path = folder / WANDB_FILE
         self._tensorboard, self._wandb = tensorboard, wandb
@@ -64,7 +60,11 @@ class Recorder:
         self._file: Any = None
 
     def resume(self, iteration: int) -> None:
-        """Keep what was recorded up to ``iteration``, the checkpoint's; cut off the rest."""
+        """Keep what was recorded up to ``iteration``, the checkpoint's; cut off the rest.
+
+        Raises:
+            ValueError: the record that is there is damaged.
+        """
         lines = list(read_lines(self._path)) if self._path.exists() else []
         kept = [line for line in lines if line["iteration"] <= iteration]
         if self._wandb is not None:
@@ -73,12 +73,7 @@ class Recorder:
             # Before the cut: a second kill must still know what had been sent.
             self._sent = max(about.get("sent", 0), newest)
             write_json(self._wandb_path, about | {"sent": self._sent})
-        temporary = self._path.with_name(f".{METRICS_FILE}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(_text(line) for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        write_text(self._path, "".join(_text(line) for line in kept))
         self._written = {(line["kind"], line["iteration"]) for line in kept}
         trained = {step for kind, step in self._written if kind == "train"}
         if missing := iteration - len(trained):

@@ -1,5 +1,6 @@
 """How the last start of a run ended, on disk, for the script that decides whether to queue the job again."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -71,8 +72,6 @@ class RunStatus:
 
 def write_line(path: Path, record: dict[str, Any]) -> None:
     """Append a JSON line and sync it."""
-    import json
-
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record | {"time": time.time()}) + "\n")
         file.flush()

@@ -1,4 +1,4 @@
-"""A data set for the example scripts, and flags that shrink the 1M size to seconds."""
+"""A data set for the example scripts, and flags that shrink the 300k size to seconds."""
 
 import os
 import shlex

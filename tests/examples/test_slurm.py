@@ -13,25 +13,18 @@ import pytest
 from phd.run.record import METRICS_FILE, read_lines
 from phd.run.status import judge
 from tests.examples.conftest import TINY, run_folder
+from tests.runs import record
 from tests.world import ROOT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 VARIANT = "PHD-CSWA-2-16-32"
 LONG = [*TINY, "--train-iters", "300", "--save-interval", "25", "--eval-interval", "100"]
-TIMES = ("time", "phd/tokens-per-second", "phd/tflops-per-device")
 
 
 def submit(slurm, environment, runs: Path, *flags: str, variant: str = VARIANT, **more: str) -> str:
     """Queue a training on two nodes; returns the job id."""
     settings = environment | {"RUNS": str(runs), "NNODES": "2", "TRAIN_SBATCH": "--mem=0"} | more
     return slurm.run(str(ROOT / "examples/slurm/submit.sh"), "300k", variant, *flags, **settings).strip()
-
-
-def record(run: Path) -> list[dict]:
-    return [
-        {key: value for key, value in line.items() if key not in TIMES}
-        for line in read_lines(run / METRICS_FILE)
-    ]
 
 
 def log(run: Path) -> str:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from phd.run.record import METRICS_FILE, read_lines
+from phd.run.record import METRICS_FILE
 from phd.run.status import FAILED, UNFINISHED, judge, newest_checkpoint
 from tests.model.conftest import VARIANTS
+from tests.runs import record
 from tests.starts import FreshStart, Start
 from tests.world import free_port
 
 KILLS = {"sync": 20, "async": 4}
-TIMES = ("time", "phd/tokens-per-second", "phd/tflops-per-device")
 SCHEDULE = shlex.split("--train-iters 40 --save-interval 2 --eval-interval 10 --eval-iters 1")
 
 
@@ -34,14 +34,6 @@ def start(flags, run: Path, *more: str, **environment: str) -> Start:
     own = ["--run-dir", str(run), "--data-cache-path", str(run / "index-cache")]
     kind = FreshStart if "--async-save" in more else Start
     return kind([*flags, *own, *more], run.with_suffix(".log"), **environment)
-
-
-def record(run: Path) -> list[dict]:
-    """The record without what depends on the clock."""
-    return [
-        {key: value for key, value in line.items() if key not in TIMES}
-        for line in read_lines(run / METRICS_FILE)
-    ]
 
 
 @pytest.fixture(scope="module")
