@@ -1,9 +1,13 @@
-"""What makes a run a PHD run: copies, window, chunk. The flags of pretrain_phd.py are generated from here."""
+"""What makes a run a PHD run or a LongGen run: copies, window, chunk, and the pattern of each layer. The flags
+of pretrain_phd.py are generated from here.
+"""
 
+from argparse import Namespace
 from dataclasses import dataclass
 from typing import Literal
 
 from phd.attention import BACKENDS
+from phd.attention.pattern import LayerPatterns, Pattern, parse_patterns
 
 
 @dataclass(kw_only=True)
@@ -34,6 +38,25 @@ class PHDConfig:
     """Kernel for the PHD attention: flash (fast path), flex (torch's FlexAttention, GPUs only), reference
     (dense and slow, for checks), or auto (flash)."""
 
+    attention_pattern: str = "full"
+    """Which keys each layer keeps: full (all layers), longgen-sink or longgen-block (LongGen's hybrids: the
+    top and bottom thirds of the layers sparse), or a list such as 10*sink,12*full,10*block-sparse."""
+
+    attention_pattern_block: int = 64
+    """Positions in a block of a sparse layer, counted from the start of the document."""
+
+    attention_pattern_sink_blocks: int = 1
+    """First blocks that a sink layer keeps."""
+
+    attention_pattern_local_blocks: int = 32
+    """Most recent blocks that a sink layer keeps, the query's own included."""
+
+    attention_pattern_stride: int = 64
+    """A block-sparse layer keeps every so many blocks one, from the first on."""
+
+    attention_pattern_stride_local_blocks: int = 1
+    """Most recent blocks that a block-sparse layer keeps, the query's own included."""
+
     def __post_init__(self) -> None:
         if self.phd_copies < 1:
             raise ValueError(f"--phd-copies must be at least 1 (1 = vanilla), got {self.phd_copies}")
@@ -62,14 +85,49 @@ class PHDConfig:
                 f"got {self.phd_attention_backend!r}"
             )
 
+        if self.phd_naive and self.attention_pattern != "full":
+            raise ValueError("--attention-pattern does not run with --phd-naive: leave one out")
+        for field in ("block", "sink_blocks", "local_blocks", "stride", "stride_local_blocks"):
+            least = 0 if field == "sink_blocks" else 1
+            if (value := getattr(self, f"attention_pattern_{field}")) < least:
+                flag = f"--attention-pattern-{field.replace('_', '-')}"
+                raise ValueError(f"{flag} must be at least {least}, got {value}")
+
     @property
     def chunk(self) -> int | None:
         """C for the attention functions: None where there are no chunks."""
         return self.phd_chunk or None
 
+    def patterns(self, num_layers: int) -> LayerPatterns:
+        """The pattern of each layer; None where it is full attention.
+
+        Raises:
+            ValueError: --attention-pattern is not a pattern, or not one of so many layers.
+        """
+        block = self.attention_pattern_block
+        kinds = {
+            "sink": Pattern(block, self.attention_pattern_sink_blocks, self.attention_pattern_local_blocks),
+            "block-sparse": Pattern(
+                block, 0, self.attention_pattern_stride_local_blocks, self.attention_pattern_stride
+            ),
+        }
+        try:
+            return parse_patterns(self.attention_pattern, num_layers, kinds)
+        except ValueError as error:
+            raise ValueError(f"--attention-pattern: {error}") from error
+
     @property
     def variant(self) -> str:
-        """The paper's name of the variant, model-type-K-W-C: ``PHD-CSWA-2-16-32``, ``PHD-SWA-5-16-inf``."""
+        """The paper's name of the variant, model-type-K-W-C: ``PHD-CSWA-2-16-32``, ``PHD-SWA-5-16-inf``; and
+        the layers' pattern, where not all are full: ``longgen-sink``, ``PHD-CSWA-2-16-32+longgen-sink``.
+        """
+        if self.attention_pattern == "full":
+            return self._copies_variant
+        pattern = self.attention_pattern.replace("*", "").replace(",", "-")
+        return pattern if self.phd_copies == 1 else f"{self._copies_variant}+{pattern}"
+
+    @property
+    def _copies_variant(self) -> str:
         if self.phd_copies == 1:
             return "vanilla"
         if self.phd_naive:
@@ -79,3 +137,16 @@ class PHDConfig:
         if self.phd_chunk:
             return f"PHD-CSWA-{self.phd_copies}-{self.phd_window}-{self.phd_chunk}"
         return f"PHD-SWA-{self.phd_copies}-{self.phd_window}-inf"
+
+
+VARIANT_FIELDS = (
+    *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "attention_pattern", "attention_pattern_block"),
+    *("attention_pattern_sink_blocks", "attention_pattern_local_blocks", "attention_pattern_stride"),
+    "attention_pattern_stride_local_blocks",
+)
+"""What tells variants apart, as the arguments of a run or in a checkpoint."""
+
+
+def trained_variant(trained: Namespace) -> PHDConfig:
+    """The variant that a checkpoint's arguments tell; vanilla where it is Megatron's own."""
+    return PHDConfig(**{name: getattr(trained, name) for name in VARIANT_FIELDS if hasattr(trained, name)})

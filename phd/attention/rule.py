@@ -7,6 +7,8 @@ K *copies*, counted from 0. Copy 0 is the original token, copies 1..K-1 are its 
 import torch
 from torch import Tensor
 
+from phd.attention.pattern import Pattern
+
 
 def can_see(
     query_position: Tensor,
@@ -17,12 +19,14 @@ def can_see(
     window: int,
     chunk: int | None,
     document_start: Tensor | None = None,
+    pattern: Pattern | None = None,
 ) -> Tensor:
-    """Whether a query sees a key, for PHD, PHD-SWA and PHD-CSWA.
+    """Whether a query sees a key, for PHD, PHD-SWA and PHD-CSWA, on full and on sparse layers.
 
     A copy sees the originals up to its own position and the copies of its own token up to itself (eq. 2).
     A hidden copy also sees all hidden copies of the ``window - 1`` positions before its own (PHD-SWA), of
-    those in its own chunk only when ``chunk`` is given (PHD-CSWA).
+    those in its own chunk only when ``chunk`` is given (PHD-CSWA). On a sparse layer all copies see those
+    originals alone that the pattern keeps for their position; hidden copies are seen as ever.
 
     Args:
         query_position, query_copy, key_position, key_copy: integer tensors that broadcast together.
@@ -30,6 +34,7 @@ def can_see(
         chunk: C in positions, counted from the start of the document; None for no chunks.
         document_start: position at which the query's document starts (packed documents: nothing before it
             is seen); broadcasts with the others. None for one document.
+        pattern: of a sparse layer, None for full attention. Its blocks count from the document's start.
 
     Returns:
         bool tensor of the broadcast shape.
@@ -38,6 +43,9 @@ def can_see(
     original = (key_copy == 0) & (distance >= 0)
     if document_start is not None:
         original = original & (key_position >= document_start)
+    if pattern is not None:
+        start = 0 if document_start is None else document_start
+        original = original & pattern.keeps(query_position - start, key_position - start)
     own_token = (key_copy >= 1) & (distance == 0) & (key_copy <= query_copy)
     hidden = (key_copy >= 1) & (query_copy >= 1) & (distance > 0)
     start = band_start(query_position, window=window, chunk=chunk, document_start=document_start)
@@ -82,13 +90,15 @@ def dense_mask(
     window: int,
     chunk: int | None,
     document_starts: Tensor | None = None,
+    pattern: Pattern | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
     """``can_see`` as a bool mask [b, s, K, s, K] over (sample, query position, query copy, key position, key
     copy); b = 1 without ``document_starts`` [b, s].
     """
     grid = _grid(length, copies, device)
-    mask = can_see(*grid, window=window, chunk=chunk, document_start=_per_query(document_starts, device))
+    starts = _per_query(document_starts, device)
+    mask = can_see(*grid, window=window, chunk=chunk, document_start=starts, pattern=pattern)
     return mask if document_starts is not None else mask.unsqueeze(0)
 
 
