@@ -1,5 +1,5 @@
-"""What makes a run a PHD run or a LongGen run: copies, window, chunk, and the pattern of each layer. The flags
-of pretrain_phd.py are generated from here.
+"""What makes a run a PHD run or a LongGen run: copies, window, chunk, and the pattern of each layer. The
+flags of pretrain_phd.py are generated from here.
 """
 
 from argparse import Namespace
@@ -85,7 +85,7 @@ class PHDConfig:
                 f"got {self.phd_attention_backend!r}"
             )
 
-        if self.phd_naive and self.attention_pattern != "full":
+        if self.phd_naive and self.sparse:
             raise ValueError("--attention-pattern does not run with --phd-naive: leave one out")
         for field in ("block", "sink_blocks", "local_blocks", "stride", "stride_local_blocks"):
             least = 0 if field == "sink_blocks" else 1
@@ -97,6 +97,12 @@ class PHDConfig:
     def chunk(self) -> int | None:
         """C for the attention functions: None where there are no chunks."""
         return self.phd_chunk or None
+
+    @property
+    def sparse(self) -> bool:
+        """Whether some layer is not full attention."""
+        kinds = {part.rpartition("*")[2].strip() for part in self.attention_pattern.split(",")}
+        return kinds != {"full"}
 
     def patterns(self, num_layers: int) -> LayerPatterns:
         """The pattern of each layer; None where it is full attention.
@@ -121,7 +127,7 @@ class PHDConfig:
         """The paper's name of the variant, model-type-K-W-C: ``PHD-CSWA-2-16-32``, ``PHD-SWA-5-16-inf``; and
         the layers' pattern, where not all are full: ``longgen-sink``, ``PHD-CSWA-2-16-32+longgen-sink``.
         """
-        if self.attention_pattern == "full":
+        if not self.sparse:
             return self._copies_variant
         pattern = self.attention_pattern.replace("*", "").replace(",", "-")
         return pattern if self.phd_copies == 1 else f"{self._copies_variant}+{pattern}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from phd.attention.context_parallel import ContextParallel, heads_to_positions, positions_to_heads
 from phd.attention.flash import flash_attention
 from phd.attention.layout import Layout, make_layout
+from phd.attention.pattern import Pattern
 from phd.attention.reference import masked_attention
 from phd.attention.rule import dense_mask, dense_mask_naive
 
@@ -29,6 +30,7 @@ def phd_attention(
     window: int,
     chunk: int | None = None,
     document_starts: Tensor | None = None,
+    pattern: Pattern | None = None,
     layout: Layout | None = None,
     context_parallel: ContextParallel | None = None,
     last_copy_only: bool = False,
@@ -45,8 +47,9 @@ def phd_attention(
         chunk: C in positions, counted from the start of the document; None for no chunks.
         document_starts: packed documents: [b, s], the position at which each position's document starts.
             Nothing before it is seen. None for one document a sample.
-        layout: what ``phd_layout`` makes of the five arguments around it; made anew when None. Callers with
-            many layers make it once.
+        pattern: which originals a sparse layer keeps (LongGen); None for full attention.
+        layout: what ``phd_layout`` makes of copies, window, chunk, document_starts and context_parallel; made
+            anew when None. Callers with many layers make it once.
         context_parallel: the group whose ranks hold the rest of the sequence, two slices each, as Megatron
             slices it.
         last_copy_only: compute the output of the last copy alone (a last layer needs no other).
@@ -76,6 +79,7 @@ def phd_attention(
             window=window,
             chunk=chunk,
             document_starts=document_starts,
+            pattern=pattern,
             device=query.device,
         )
         return masked_attention(query, key, value, mask[:, :, -query.shape[2] :], scale).flatten(1, 2)
@@ -84,14 +88,15 @@ def phd_attention(
         from phd.attention.flex import flex_phd_attention
 
         return flex_phd_attention(
-            query, key, value, window=window, chunk=chunk, document_starts=document_starts, scale=scale
-        ).flatten(1, 2)
+            query, key, value, window=window, chunk=chunk, document_starts=document_starts, pattern=pattern,
+            scale=scale,
+        ).flatten(1, 2)  # fmt: skip
     if layout is None:
         layout = phd_layout(
             len(query), copies=copies, window=window, chunk=chunk, document_starts=document_starts,
             context_parallel=context_parallel, device=query.device,
         )  # fmt: skip
-    return _attend(query, key, value, layout, context_parallel, scale).flatten(1, 2)
+    return _attend(query, key, value, layout, context_parallel, scale, pattern).flatten(1, 2)
 
 
 def naive_attention(
@@ -192,16 +197,19 @@ def _attend(
     layout: Layout,
     parallel: ContextParallel | None,
     scale: float,
+    pattern: Pattern | None = None,
 ) -> Tensor:
     """Fast path: query [s_l, b, m, h, d], key and value [s_l, b, K, g, d] -> [s_l, b, m, h, d]."""
     if parallel is None or parallel.comm_type != "a2a":
-        return flash_attention(query, key, value, layout=layout, scale=scale, parallel=parallel)
+        return flash_attention(
+            query, key, value, layout=layout, scale=scale, pattern=pattern, parallel=parallel
+        )
     # slices of positions with all heads -> all positions with a slice of the heads, and back
     query, key, value = (
         positions_to_heads(x.flatten(1, 2), parallel).unflatten(1, (-1, x.shape[2]))
         for x in (query, key, value)
     )
-    context = flash_attention(query, key, value, layout=layout, scale=scale)
+    context = flash_attention(query, key, value, layout=layout, scale=scale, pattern=pattern)
     return heads_to_positions(context.flatten(1, 2), parallel).unflatten(1, context.shape[1:3])
 
 

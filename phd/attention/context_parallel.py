@@ -5,7 +5,7 @@
 - a2a: queries, keys, values and outputs of *all* copies change from slices of positions to slices of heads
   and back; K times the traffic that the originals alone would need.
 With p2p and all_gather the hidden copies stay where they are, but for the window - 1 positions before a
-slice.
+slice; and sparse layers exchange kept keys alone, by one all-to-all.
 
 Legend: s_l rows on this rank, P ranks, b samples, K copies, h heads, g key/value heads, d head dimension.
 """
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from phd.attention.kept import Exchange
 from phd.attention.layout import rank_runs
 
 COMM_TYPES = ("p2p", "all_gather", "a2a")
@@ -73,6 +74,26 @@ class ContextParallel:
         total = torch.empty_like(block)
         dist.reduce_scatter_tensor(total, parts.flatten(0, 1), group=self.group)
         return total
+
+    def fetch(self, rows: Tensor, exchange: Exchange) -> Tensor:
+        """Own rows and those of other ranks, as ``exchange`` tells: [n, s_l, ...] -> [n, t, ...]."""
+        # rows first: what goes to one rank lies together
+        own = rows.movedim(1, 0)
+        fetched = own.new_empty((sum(exchange.received), *own.shape[1:]))
+        dist.all_to_all_single(
+            fetched, own[exchange.send], exchange.received, exchange.sent, group=self.group
+        )
+        return torch.cat([own, fetched])[exchange.order].movedim(0, 1).contiguous()
+
+    def give_back(self, grads: Tensor, exchange: Exchange, rows: int) -> Tensor:
+        """Transpose of ``fetch``, with ``rows`` s_l: gradients go to whom they belong to, and are added."""
+        travelling = grads.movedim(1, 0).contiguous()
+        ordered = torch.empty_like(travelling)
+        ordered[exchange.order] = travelling
+        own = ordered[:rows]
+        received = own.new_empty((sum(exchange.sent), *own.shape[1:]))
+        dist.all_to_all_single(received, ordered[rows:], exchange.sent, exchange.received, group=self.group)
+        return own.index_add_(0, exchange.send, received).movedim(0, 1)
 
     def halos(self, tails: Tensor) -> Tensor:
         """The tail of the slice before each of this rank's two slices.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from phd.attention.pattern import Pattern
 from phd.attention.rule import can_see
 
 
@@ -27,6 +28,7 @@ def flex_phd_attention(
     window: int,
     chunk: int | None,
     document_starts: Tensor | None,
+    pattern: Pattern | None,
     scale: float,
 ) -> Tensor:
     """PHD attention by one FlexAttention call.
@@ -36,6 +38,7 @@ def flex_phd_attention(
         key, value: [s, b, K, g, d].
         window, chunk: W and C.
         document_starts: [b, s] or None.
+        pattern: of a sparse layer, or None.
 
     Returns:
         [s, b, m, h, d].
@@ -48,10 +51,10 @@ def flex_phd_attention(
     length, samples, asking = query.shape[:3]
     copies = key.shape[2]
     if document_starts is None:
-        mask = _one_document_mask(length, copies, asking, window, chunk, query.device)
+        mask = _one_document_mask(length, copies, asking, window, chunk, pattern, query.device)
     else:
         starts = document_starts.to(query.device)
-        rule = _rule(copies, asking, window, chunk, starts)
+        rule = _rule(copies, asking, window, chunk, pattern, starts)
         mask = _block_mask(rule, samples, length, copies, asking, query.device)
     # [s, b, m, h, d] -> [b, h, s*m, d]
     tokens = (x.permute(1, 3, 0, 2, 4).flatten(2, 3) for x in (query, key, value))
@@ -61,7 +64,12 @@ def flex_phd_attention(
 
 
 def _rule(
-    copies: int, asking: int, window: int, chunk: int | None, starts: Tensor | None
+    copies: int,
+    asking: int,
+    window: int,
+    chunk: int | None,
+    pattern: Pattern | None,
+    starts: Tensor | None,
 ) -> Callable[..., Tensor]:
     """``can_see`` on the indices of tokens in position-major order, as FlexAttention asks it."""
 
@@ -75,6 +83,7 @@ def _rule(
             window=window,
             chunk=chunk,
             document_start=None if starts is None else starts[sample, position],
+            pattern=pattern,
         )
 
     return visible
@@ -93,9 +102,17 @@ def _block_mask(
 
 @lru_cache(maxsize=16)
 def _one_document_mask(
-    length: int, copies: int, asking: int, window: int, chunk: int | None, device: torch.device
+    length: int,
+    copies: int,
+    asking: int,
+    window: int,
+    chunk: int | None,
+    pattern: Pattern | None,
+    device: torch.device,
 ) -> BlockMask:
-    return _block_mask(_rule(copies, asking, window, chunk, None), None, length, copies, asking, device)
+    return _block_mask(
+        _rule(copies, asking, window, chunk, pattern, None), None, length, copies, asking, device
+    )
 
 
 @lru_cache(maxsize=1)

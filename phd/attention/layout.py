@@ -52,10 +52,17 @@ class Piece:
         return slice(keys.rows.start + skipped, keys.rows.stop)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Positions, documents and bands of the rows on this rank."""
 
+    length: int
+    """s, of the whole sequence."""
+    rank: int
+    size: int
+    """Of the context-parallel group."""
+    document_starts: Tensor | None
+    """[b, s], on the host."""
     runs: tuple[Run, ...]
     pieces: tuple[Piece, ...]
     start: Tensor
@@ -142,10 +149,7 @@ def _layout(
 ) -> Layout:
     window = min(window, length, chunk or length)
     runs = rank_runs(length, rank, size)
-    if document_starts is None:
-        pieces = tuple(Piece(run, run.rows, slice(None), 0) for run in runs)
-    else:
-        pieces = tuple(_pieces(runs, document_starts))
+    pieces = tuple(pieces_of(runs, document_starts))
 
     # with chunks that divide the slices no band crosses a border, unless documents shift the chunks
     aligned = document_starts is None and chunk is not None and runs[0].length % chunk == 0
@@ -158,10 +162,14 @@ def _layout(
     position = torch.cat([torch.arange(run.begin, run.begin + run.length, device="cpu") for run in runs])
     document = None if document_starts is None else document_starts[:, position].T
     start = band_start(position.unsqueeze(1), window=window, chunk=chunk, document_start=document)
-    return Layout(runs, pieces, start.to(device), window, halo)
+    return Layout(length, rank, size, document_starts, runs, pieces, start.to(device), window, halo)
 
 
-def _pieces(runs: tuple[Run, ...], document_starts: Tensor) -> Iterator[Piece]:
+def pieces_of(runs: tuple[Run, ...], document_starts: Tensor | None) -> Iterator[Piece]:
+    """What each document has in ``runs``; ``document_starts`` [b, s], or None for one document a sample."""
+    if document_starts is None:
+        yield from (Piece(run, run.rows, slice(None), 0) for run in runs)
+        return
     for sample, starts in enumerate(document_starts):
         for run in runs:
             positions = starts[run.begin : run.begin + run.length]

@@ -7,8 +7,8 @@ the blocks 0, stride, 2 * stride, ... The same for all heads. A block once dropp
 cache need not hold it.
 
 The paper's text leaves open, and here it is: the query's own block counts among the local ones, and strided
-blocks start from block 0 (its kernel library dkernel does both); positions keep their rotary angles; all heads
-are alike (dkernel can shift the stride from head to head); block-sparse layers have one local block, which
+blocks start from block 0 (its kernel library dkernel does both); positions keep their rotary angles; heads do
+not differ (dkernel can shift the stride from head to head); block-sparse layers have one local block, which
 gives both kinds the same budget of 33 blocks at 131072 tokens.
 """
 

@@ -33,7 +33,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add the PHD flags; without a CUDA device, or without Transformer Engine, also change the defaults that
     cannot run.
     """
-    ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer")
+    ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer and LongGen")
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
     parser.set_defaults(exit_signal_handler=True)
@@ -82,6 +82,7 @@ def parse_and_validate_args() -> Namespace:
     settle_checkpoint(args, config)
     if args.use_checkpoint_args:
         load_args_from_checkpoint(args)
+    config.patterns(args.num_layers)  # fits the layers, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
         if find_spec("nvidia_resiliency_ext") is None:

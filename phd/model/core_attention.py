@@ -1,5 +1,5 @@
-"""The module for the ``core_attention`` slot of Megatron's SelfAttention: wherever there are copies, packed
-documents, or context parallelism without Transformer Engine.
+"""The module for the ``core_attention`` slot of Megatron's SelfAttention: wherever there are copies, sparse
+layers, packed documents, or context parallelism without Transformer Engine.
 
 Legend: s positions on this context-parallel rank, b micro batch size, K copies, n heads and g query groups on
 this tensor-parallel rank, d head dimension. Row of the batch axis = sample * K + copy.
@@ -21,7 +21,8 @@ from phd.model.transformer_config import PHDTransformerConfig
 
 
 class PHDCoreAttention(MegatronModule):
-    """Attention between the K copies of each sample, by the rule of the PHD paper (section 3, eq. 2).
+    """Attention between the K copies of each sample, by the rule of the PHD paper (section 3, eq. 2), on the
+    keys that the layer's pattern keeps.
 
     Everything around it (projections, rotary embedding, norms, MLP) sees ordinary batch rows. The mask is
     the rule itself: ``attention_mask`` is not read, and what the rule does not cover is refused by
@@ -48,6 +49,7 @@ class PHDCoreAttention(MegatronModule):
                 f"{attention_type} attention with mask type {attn_mask_type}"
             )
         self.softmax_scale = softmax_scale
+        self.pattern = config.patterns(config.num_layers)[layer_number - 1]
         group = None if pg_collection is None else pg_collection.cp
         self.context_parallel = context_parallel(config, group, cp_comm_type)
 
@@ -85,7 +87,15 @@ class PHDCoreAttention(MegatronModule):
         if config.phd_naive:
             context = naive_attention(query, key, value, **shared)
         else:
-            context = phd_attention(query, key, value, window=config.phd_window, chunk=config.chunk, **shared)
+            context = phd_attention(
+                query,
+                key,
+                value,
+                window=config.phd_window,
+                chunk=config.chunk,
+                pattern=self.pattern,
+                **shared,
+            )
         # [s, b*K, n, d] -> [s, b*K, n*d]
         return context.flatten(2)
 

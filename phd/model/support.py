@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from phd.attention.context_parallel import COMM_TYPES
+from phd.config import trained_variant
 from phd.model import cpu
 from phd.model.documents import documents_masked
 from phd.model.transformer_config import needs_phd_attention
@@ -104,8 +105,8 @@ UNSUPPORTED = (
     Unsupported("--use-megatron-fsdp", lambda a: a.use_megatron_fsdp, "use --use-distributed-optimizer"),
     Unsupported("--use-torch-fsdp2", lambda a: a.use_torch_fsdp2, "use --use-distributed-optimizer"),
 )
-"""What does not run where our attention does: K > 1, packed documents, context parallelism without
-Transformer Engine."""
+"""What does not run where our attention does: K > 1, sparse layers, packed documents, context parallelism
+without Transformer Engine."""
 
 
 NEVER = (
@@ -157,15 +158,20 @@ def refuse_unsupported(args: Namespace) -> None:
     if runs_phd_attention(args):
         if args.phd_copies > 1:
             what = f"--phd-copies {args.phd_copies}"
+        elif trained_variant(args).sparse:
+            what = f"--attention-pattern {args.attention_pattern}"
         else:
             what = "packed documents" if documents_masked(args) else "--context-parallel-size"
         _refuse(what, UNSUPPORTED, args)
 
 
 def runs_phd_attention(args: Namespace) -> bool:
-    """``PHDTransformerConfig.phd_attention``, before there is a config."""
+    """``PHDTransformerConfig.phd_attention``, before there is one."""
     return needs_phd_attention(
-        args.phd_copies, documents_masked(args), args.context_parallel_size, args.transformer_impl
+        trained_variant(args),
+        documents_masked(args),
+        args.context_parallel_size,
+        args.transformer_impl,
     )
 
 

@@ -24,14 +24,19 @@ class PHDTransformerConfig(PHDConfig, TransformerConfig):
     def phd_attention(self) -> bool:
         """Whether our core attention runs, rather than Megatron's (which then is the vanilla model's)."""
         return needs_phd_attention(
-            self.phd_copies, self.phd_documents, self.context_parallel_size, self.transformer_impl
+            self, self.phd_documents, self.context_parallel_size, self.transformer_impl
         )
 
 
 def needs_phd_attention(
-    copies: int, documents: bool, context_parallel_size: int, transformer_impl: str
+    config: PHDConfig, documents: bool, context_parallel_size: int, transformer_impl: str
 ) -> bool:
-    """Whether there are copies, packed documents, or ranks to share a sequence where Megatron's own attention
-    cannot (its local one refuses context parallelism).
+    """Whether there are copies, sparse layers, packed documents, or ranks to share a sequence where
+    Megatron's own attention cannot (its local one refuses context parallelism).
     """
-    return copies > 1 or documents or (context_parallel_size > 1 and transformer_impl == "local")
+    return (
+        config.phd_copies > 1
+        or config.sparse
+        or documents
+        or (context_parallel_size > 1 and transformer_impl == "local")
+    )

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from phd.attention import naive_attention, phd_attention
 from phd.attention.context_parallel import COMM_TYPES, ContextParallel
 from phd.attention.layout import rank_runs
+from phd.attention.pattern import Pattern
 from tests.attention.test_attention import random_inputs, run, starts_of
 
 LENGTH = 64
@@ -19,6 +20,15 @@ CASES = {
     "CSWA-3-crosses": (phd_attention, {"copies": 3, "window": 5, "chunk": 12}),
     "SWA-3": (phd_attention, {"copies": 3, "window": 6}),
     "SWA-3-last": (phd_attention, {"copies": 3, "window": 6, "last_copy_only": True}),
+    "sink": (phd_attention, {"copies": 1, "window": 1, "pattern": Pattern(4, 1, 2)}),
+    "strided-CSWA-2": (
+        phd_attention,
+        {"copies": 2, "window": 4, "chunk": 8, "pattern": Pattern(4, 0, 2, stride=3)},
+    ),
+    "odd-blocks-SWA-3-last": (
+        phd_attention,
+        {"copies": 3, "window": 6, "last_copy_only": True, "pattern": Pattern(5, 1, 2, stride=4)},
+    ),
     "naive-2": (naive_attention, {"copies": 2}),
     "naive-3-last": (naive_attention, {"copies": 3, "last_copy_only": True}),
 }
@@ -108,7 +118,10 @@ def sent_elements(comm_type, function, arguments):
         count("batch_isend_irecv", lambda ops: sum(op.tensor.numel() for op in ops if op.op is dist.isend)),
         count("all_gather_into_tensor", lambda out, block: others * block.numel()),
         count("reduce_scatter_tensor", lambda out, parts: others * out.numel()),
-        count("all_to_all_single", lambda out, parts: others * parts.numel() // parallel.size),
+        count(
+            "all_to_all_single",  # equal parts, of which one stays; or the rows for each rank
+            lambda out, parts, *sizes: parts.numel() if sizes else others * parts.numel() // parallel.size,
+        ),
     ]
     try:
         *inputs, grad = (x[: LENGTH // parallel.size] for x in case_inputs(arguments, torch.float32))
@@ -122,7 +135,7 @@ def sent_elements(comm_type, function, arguments):
     return forward, sent
 
 
-@pytest.mark.parametrize("case", ["vanilla", "CSWA-2-divides", "SWA-3", "naive-2"])
+@pytest.mark.parametrize("case", ["vanilla", "CSWA-2-divides", "SWA-3", "naive-2", "sink", "strided-CSWA-2"])
 @pytest.mark.parametrize("comm_type", COMM_TYPES)
 def test_communication_volume(world, comm_type, case):
     """The originals' keys and values and the windows' halos; a2a moves every copy, naive repetition too."""

@@ -27,6 +27,11 @@ VARIANTS = {
     "vanilla": [],
     "PHD-CSWA-3-5-12": shlex.split("--phd-copies 3 --phd-window 5 --phd-chunk 12"),
 }
+PATTERN = (
+    "--attention-pattern sink,2*full,block-sparse --attention-pattern-block 4 "
+    "--attention-pattern-local-blocks 2 --attention-pattern-stride 3"
+)
+"""LongGen's two kinds of sparse layers around full ones, their blocks many in 40 positions."""
 
 
 @pytest.fixture(scope="session")

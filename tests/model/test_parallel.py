@@ -1,10 +1,15 @@
-"""Every parallel layout gives the single process's losses and gradient norms, for K = 1 and K = 3."""
+"""Every parallel layout gives the single process's losses and gradient norms: for K = 1, and for K = 3 on
+full and sparse layers.
+"""
 
 from pathlib import Path
 
 import pytest
 
-from tests.model.conftest import MIXTURE_OF_EXPERTS, VARIANTS, losses
+from tests.model.conftest import MIXTURE_OF_EXPERTS, PATTERN, losses
+from tests.model.conftest import VARIANTS as COPIES
+
+VARIANTS = {"vanilla": [], "PHD-longgen": [*COPIES["PHD-CSWA-3-5-12"], *PATTERN.split()]}
 
 LAYOUTS = {
     "TP2": (2, "--tensor-model-parallel-size 2"),
@@ -72,7 +77,7 @@ EXPERT_LAYOUTS = {
 def experts(world, base_flags, tmp_path_factory) -> tuple[list[str], dict]:
     """Flags of a mixture of experts with copies and common initial weights; the single process's numbers."""
     folder, board = (tmp_path_factory.mktemp(name) for name in ("experts", "experts-serial"))
-    flags = [*base_flags, *VARIANTS["PHD-CSWA-3-5-12"], *MIXTURE_OF_EXPERTS]
+    flags = [*base_flags, *COPIES["PHD-CSWA-3-5-12"], *MIXTURE_OF_EXPERTS]
     world.pretrain([*flags, "--train-iters", "1", "--save", str(folder), "--save-interval", "1"])
     flags += ["--load", str(folder), "--finetune"]
     world.pretrain([*flags, "--tensorboard-dir", str(board)])

@@ -1,10 +1,12 @@
-"""The model against Megatron's GPTModel: what K = 1 must share with it, and what K > 1 must keep of it."""
+"""The model against Megatron's GPTModel: what K = 1 must share with it, and what K > 1 and sparse layers must
+keep of it.
+"""
 
 import sys
 
 import pytest
 
-from tests.model.conftest import MODEL, TRAINING
+from tests.model.conftest import MODEL, PATTERN, TRAINING
 from tests.world import megatron_globals
 
 FLAGS = [*MODEL, *TRAINING, "--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "255"]
@@ -14,6 +16,7 @@ VARIANTS = {
     "PHD-CSWA": "--phd-copies 3 --phd-window 5 --phd-chunk 12",
     "naive": "--phd-copies 2 --phd-naive",
 }
+PATTERNED = VARIANTS | {"PHD-CSWA-longgen": f"{VARIANTS['PHD-CSWA']} {PATTERN}"}
 
 
 def build(flags: str, vanilla: bool = False, scramble: bool = True):
@@ -103,7 +106,11 @@ def check_vanilla_is_megatron(flags: str) -> None:
         assert value.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("flags", ["", "--qk-layernorm", "--bf16"], ids=["fp32", "qk-layernorm", "bf16"])
+@pytest.mark.parametrize(
+    "flags",
+    ["", "--qk-layernorm", "--bf16", "--attention-pattern 4*full"],
+    ids=["fp32", "qk-layernorm", "bf16", "all-layers-full"],
+)
 def test_one_copy_is_megatrons_gpt_bit_for_bit(world, flags):
     """Logits and every gradient."""
     world.run(check_vanilla_is_megatron, flags)
@@ -124,6 +131,44 @@ def check_original_stream(flags: str, same: bool, feature: str = "") -> None:
 def test_original_stream_is_the_vanilla_model(world, variant):
     """hidden states of copy 0 equal the vanilla model's; naive repetition has no such stream."""
     world.run(check_original_stream, VARIANTS[variant], variant != "naive")
+
+
+def check_patterned_original_stream() -> None:
+    import torch
+
+    _, sparse = forward(PATTERN)
+    _, copies = forward(f"{VARIANTS['PHD-CSWA']} {PATTERN} --no-phd-prune-last-layer")
+    torch.testing.assert_close(copies[:, ::3], sparse, rtol=1e-4, atol=1e-4)
+    (kept, _), (vanilla, _) = forward("--attention-pattern longgen-sink"), forward("", vanilla=True)
+    torch.testing.assert_close(kept, vanilla, rtol=1e-4, atol=1e-4)  # 40 positions are all within the pattern
+    assert not torch.allclose(forward(PATTERN)[0], vanilla, rtol=1e-2, atol=1e-2)
+
+
+def test_original_stream_of_sparse_layers(world):
+    """That of K = 1 with the same pattern; and a pattern that drops nothing is the vanilla model."""
+    world.run(check_patterned_original_stream)
+
+
+def check_dropped_token() -> None:
+    """Position 13 of 40 is in no block that the last position's sparse layers keep."""
+    import torch
+
+    differences = []
+    for flags in (f"--num-layers 1 {PATTERN} --attention-pattern sink", PATTERN):
+        with megatron_globals(), torch.no_grad():
+            model = build(flags)
+            tokens, positions, _ = batch()
+            logits = model(tokens, positions, None)
+            tokens[:, 13] = (tokens[:, 13] + 1) % 250
+            differences.append((model(tokens, positions, None) - logits).abs().amax((0, 2)))
+    one_layer, hybrid = differences
+    assert (one_layer[20:] == 0).all() and (one_layer[13:16] > 0).all()
+    assert hybrid[39] > 0
+
+
+def test_a_token_that_is_not_kept(world):
+    """changes nothing behind one sparse layer, but reaches a hybrid's output through its full layers."""
+    world.run(check_dropped_token)
 
 
 FEATURES = {
@@ -166,10 +211,10 @@ def check_causal(flags: str) -> None:
             assert difference[changed] > 0
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PATTERNED)
 def test_no_output_sees_a_later_token(world, variant):
     """Through all layers."""
-    world.run(check_causal, VARIANTS[variant])
+    world.run(check_causal, PATTERNED[variant])
 
 
 def check_recomputed_prefixes(flags: str) -> None:
@@ -184,10 +229,10 @@ def check_recomputed_prefixes(flags: str) -> None:
             torch.testing.assert_close(prefix[:, -1], logits[:, length - 1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PATTERNED)
 def test_decoding_by_recomputation_equals_the_full_forward(world, variant):
     """at every position, across windows and chunks, the prefix alone gives the same logits."""
-    world.run(check_recomputed_prefixes, VARIANTS[variant])
+    world.run(check_recomputed_prefixes, PATTERNED[variant])
 
 
 def check_backends(flags: str) -> None:
@@ -199,9 +244,9 @@ def check_backends(flags: str) -> None:
     torch.testing.assert_close(flash, reference, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PATTERNED)
 def test_backends_agree_in_the_model(world, variant):
-    world.run(check_backends, VARIANTS[variant])
+    world.run(check_backends, PATTERNED[variant])
 
 
 def results(model, params=None, mask=None) -> dict:
@@ -236,10 +281,10 @@ def check_pruned_last_layer(flags: str) -> None:
     assert_same(*by_pruning)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PATTERNED)
 def test_pruned_last_layer_equals_the_unpruned(world, variant):
     """Logits, losses, all gradients."""
-    world.run(check_pruned_last_layer, VARIANTS[variant])
+    world.run(check_pruned_last_layer, PATTERNED[variant])
 
 
 def check_pruned_rows() -> None:
@@ -285,7 +330,7 @@ def check_documents(flags: str) -> None:
                 begin += length
 
 
-@pytest.mark.parametrize("variant", ["", *VARIANTS.values()], ids=["vanilla", *VARIANTS])
+@pytest.mark.parametrize("variant", ["", *PATTERNED.values()], ids=["vanilla", *PATTERNED])
 def test_packed_documents_equal_separate_runs(world, variant):
     world.run(check_documents, variant)
 

@@ -1,0 +1,182 @@
+"""Causal attention over the originals of all earlier positions: one flash call, more of them for packed
+documents and under context parallelism.
+
+Packed documents are one causal call each. Under context parallelism the other ranks' originals that a slice
+sees are one more call without a mask for each of their slices, merged by log-sum-exp (``layout.py``).
+
+Legend: s rows on this rank, t key rows, b samples, m copies asking, h query heads, g key/value heads, d head
+dimension.
+"""
+
+import torch
+from torch import Tensor
+
+from phd.attention.context_parallel import ContextParallel
+from phd.attention.kernels import attention_backward, attention_forward, merge
+from phd.attention.layout import Layout, Run, rank_runs
+
+
+class FullOriginals:
+    """Forward and backward over one layer's query [s, b, m, h, d], original key and value [s, b, g, d]."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: Layout,
+        scale: float,
+        parallel: ContextParallel | None,
+    ) -> None:
+        self.query, self.key, self.value = query, key, value
+        self.layout, self.scale, self.parallel = layout, scale, parallel
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Output [s, b, m, h, d], in fp32 at least where many parts are added, and log-sum-exp
+        [s, b, m, h].
+        """
+        if self.parallel is None:
+            return self._documents()
+        # begins before the rank's own part is computed
+        others = self.parallel.blocks_of_others(torch.stack((self.key, self.value)))
+        out, lse = self._documents()
+        out = out.to(torch.promote_types(out.dtype, torch.float32))
+        self._add_earlier(out, lse, self.layout.runs, self.key, self.value)
+        for rank, (key, value) in others:
+            self._add_earlier(out, lse, self._runs_of(rank), key, value)
+        return out, lse
+
+    def backward(self, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the query and of key and value, [2, s, b, g, d]; ``out`` and ``lse`` may be those of a
+        softmax over more keys.
+        """
+        given = grad_out, out, lse
+        grad_query, *grads = self._documents_backward(*given)
+        grad_originals = torch.stack(grads)
+        if self.parallel is not None:
+
+            def share(runs: tuple[Run, ...], keys: Tensor) -> Tensor:
+                """Add to grad_query; return the gradients of these keys and values."""
+                return self._earlier_backward(grad_query, runs, *given, keys)
+
+            originals = torch.stack((self.key, self.value))
+            grad_originals += share(self.layout.runs, originals)
+            grad_originals += self.parallel.sum_from_others(
+                originals, lambda rank, keys: share(self._runs_of(rank), keys)
+            )
+        return grad_query, grad_originals
+
+    def _documents(self) -> tuple[Tensor, Tensor]:
+        """Each document's part of each run, causally over itself."""
+        if len(self.layout.pieces) == 1:
+            return _causal_or_full(self.query, self.key, self.value, self.scale, causal=True)
+        dtype = torch.promote_types(self.query.dtype, torch.float32)
+        out, lse = torch.empty_like(self.query), self.query.new_empty(self.query.shape[:-1], dtype=dtype)
+        for piece in self.layout.pieces:
+            where = piece.rows, piece.samples
+            out[where], lse[where] = _causal_or_full(
+                self.query[where], self.key[where], self.value[where], self.scale, causal=True
+            )
+        return out, lse
+
+    def _documents_backward(
+        self, grad_out: Tensor, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self.query, self.key, self.value
+        if len(self.layout.pieces) == 1:
+            return _causal_or_full_backward(grad_out, query, key, value, out, lse, self.scale, causal=True)
+        grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
+        for piece in self.layout.pieces:
+            where = piece.rows, piece.samples
+            grad_query[where], grad_key[where], grad_value[where] = _causal_or_full_backward(
+                grad_out[where], query[where], key[where], value[where], out[where], lse[where],
+                self.scale, causal=True,
+            )  # fmt: skip
+        return grad_query, grad_key, grad_value
+
+    def _add_earlier(
+        self, out: Tensor, lse: Tensor, runs: tuple[Run, ...], key: Tensor, value: Tensor
+    ) -> None:
+        """Add the originals of a rank's ``runs`` to the pieces that see them."""
+        for piece, rows in self.layout.earlier(runs):
+            where, keys = (piece.rows, piece.samples), (rows, piece.samples)
+            more = _causal_or_full(self.query[where], key[keys], value[keys], self.scale, causal=False)
+            merge(out[where], lse[where], *more)
+
+    def _earlier_backward(
+        self,
+        grad_query: Tensor,
+        runs: tuple[Run, ...],
+        grad_out: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        originals: Tensor,
+    ) -> Tensor:
+        grads = torch.zeros_like(originals)
+        for piece, rows in self.layout.earlier(runs):
+            where, keys = (piece.rows, piece.samples), (rows, piece.samples)
+            grad_rows, grad_key, grad_value = _causal_or_full_backward(
+                grad_out[where], self.query[where], originals[0][keys], originals[1][keys], out[where],
+                lse[where], self.scale, causal=False,
+            )  # fmt: skip
+            grad_query[where] += grad_rows
+            grads[0][keys] += grad_key
+            grads[1][keys] += grad_value
+        return grads
+
+    def _runs_of(self, rank: int) -> tuple[Run, ...]:
+        return rank_runs(self.layout.length, rank, self.layout.size)
+
+
+def _causal_or_full(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """query [s, b, m, h, d] over key and value [t, b, g, d] -> out [s, b, m, h, d], lse [s, b, m, h]."""
+    samples, copies = query.shape[1:3]
+    out, lse = attention_forward(
+        _fold(query), _fold_keys(key, copies), _fold_keys(value, copies), scale, causal=causal
+    )
+    return _unfold(out, samples, copies), _unfold(lse.unsqueeze(-1), samples, copies).squeeze(-1)
+
+
+def _causal_or_full_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    *,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query [s, b, m, h, d], key and value [t, b, g, d]."""
+    samples, copies = query.shape[1:3]
+    folded = attention_backward(
+        _fold(grad_out),
+        _fold(query),
+        _fold_keys(key, copies),
+        _fold_keys(value, copies),
+        _fold(out),
+        _fold(lse.unsqueeze(-1)).squeeze(-1),
+        scale,
+        causal=causal,
+    )
+    grad_query, grad_key, grad_value = (_unfold(x, samples, copies) for x in folded)
+    # every copy reads the original keys
+    return grad_query, grad_key.sum(2), grad_value.sum(2)
+
+
+def _fold(rows: Tensor) -> Tensor:
+    """[s, b, m, h, x] -> [1, b*m*h, s, x]: samples and copies become heads."""
+    return rows.flatten(1, 3).transpose(0, 1).unsqueeze(0)
+
+
+def _fold_keys(rows: Tensor, copies: int) -> Tensor:
+    """[t, b, g, d] -> [1, b*m*g, t, d], the same for every copy."""
+    return _fold(rows.unsqueeze(2).expand(-1, -1, copies, -1, -1))
+
+
+def _unfold(heads: Tensor, samples: int, copies: int) -> Tensor:
+    """Inverse of ``_fold``: [1, b*m*h, s, x] -> [s, b, m, h, x]."""
+    return heads.squeeze(0).transpose(0, 1).unflatten(1, (samples, copies, -1))
