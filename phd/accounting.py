@@ -7,11 +7,16 @@ Conventions, the same for every variant and for the vanilla baseline:
     square (s (s + 1) / 2 pairs), whatever the kernel really multiplies;
   - "per token" is per original token: the K copies are work done for one token, never K tokens.
 
-Symbols: K copies, W window, C chunk, s sequence length (positions).
+Symbols: K copies, W window, C chunk, s sequence length (positions). A pattern is what a sparse layer keeps of
+the originals (``phd.attention.pattern``); None is full attention.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from phd.attention.pattern import Pattern
 
 # Dense peaks (no structured sparsity) in FLOP/s of one device with bf16 or fp16 inputs and fp32 sums, from
 # NVIDIA's data sheets. Matched against the device's name, the first hit wins, so longer names come first.
@@ -36,6 +41,7 @@ def visible_pairs(
     window: int = 1,
     chunk: int | None = None,
     naive: bool = False,
+    pattern: "Pattern | None" = None,
     last_copy_only: bool = False,
 ) -> int:
     """Number of (query, key) pairs of one sequence and one head that the attention rule lets see each other.
@@ -44,9 +50,10 @@ def visible_pairs(
     the last copy, and K s keys.
 
     Raises:
-        ValueError: ``seq_length``, ``copies``, ``window`` or ``chunk`` is below 1.
+        ValueError: ``seq_length``, ``copies``, ``window`` or ``chunk`` is below 1; or naive repetition is
+            given a pattern.
     """
-    _check_rule(seq_length, copies, window, chunk)
+    _check_rule(seq_length, copies, window, chunk, naive and pattern is not None)
     if naive:
         earlier_tokens = copies * copies * seq_length * (seq_length - 1) // 2
         own_token = copies * seq_length * (copies + 1) // 2
@@ -55,7 +62,7 @@ def visible_pairs(
         return earlier_tokens + own_token
     queries = 1 if last_copy_only else copies
     hidden_queries = min(queries, copies - 1)
-    originals = queries * seq_length * (seq_length + 1) // 2
+    originals = queries * _pairs_of_originals(seq_length, pattern)
     chunk = min(chunk or seq_length, seq_length)
     whole_chunks, rest = divmod(seq_length, chunk)
     # Pairs of positions at distance 1..W-1 within a chunk: each hidden query sees all K-1 hidden keys.
@@ -80,6 +87,7 @@ def flops_per_token(
     window: int = 1,
     chunk: int | None = None,
     naive: bool = False,
+    patterns: "Sequence[Pattern | None] | None" = None,
     prune_last_layer: bool = False,
 ) -> float:
     """Training FLOPs (forward and backward) per original token of a dense GPT; sizes under Megatron's names.
@@ -93,16 +101,17 @@ def flops_per_token(
         vocab_size: rows of the output layer, padding included.
         seq_length: positions per sample.
         gated_linear_unit: True for SwiGLU and its like, whose first MLP layer is twice as wide.
+        patterns: of each layer; None where all are full attention.
         prune_last_layer: in the last layer the copies but the last have queries, keys and values alone.
 
     Raises:
-        ValueError: see :func:`visible_pairs`.
+        ValueError: see :func:`visible_pairs`; or there is not one pattern for each layer.
     """
     query_size = num_attention_heads * kv_channels
     projection = hidden_size * (query_size + 2 * num_query_groups * kv_channels)
     rest = hidden_size * (query_size + ffn_hidden_size * (3 if gated_linear_unit else 2))
 
-    def layer(pruned: bool) -> float:
+    def layer(pattern: "Pattern | None", pruned: bool) -> float:
         # the kernel of naive repetition has all copies in one sequence: it computes what is then dropped
         pairs = visible_pairs(
             seq_length,
@@ -110,13 +119,15 @@ def flops_per_token(
             window=window,
             chunk=chunk,
             naive=naive,
+            pattern=pattern,
             last_copy_only=pruned and not naive,
         )
         # One dot product and one weighted sum of length kv_channels for each pair and head.
         products = 2 * query_size * pairs / seq_length
         return copies * projection + (1 if pruned else copies) * rest + products
 
-    layers = (num_layers - 1) * layer(False) + layer(prune_last_layer)
+    *patterns, last = _of_each_layer(patterns, num_layers)
+    layers = sum(layer(pattern, False) for pattern in patterns) + layer(last, prune_last_layer)
     forward = 2 * (layers + hidden_size * vocab_size)
     return 3 * forward
 
@@ -141,6 +152,7 @@ def context_parallel_elements(
     window: int = 1,
     chunk: int | None = None,
     naive: bool = False,
+    pattern: "Pattern | None" = None,
 ) -> Traffic:
     """What context parallelism sends for one layer and one sequence of one document.
 
@@ -149,25 +161,32 @@ def context_parallel_elements(
     cross the border to it, unless the chunks divide the slices. a2a: each rank keeps 1/P of the queries,
     keys, values and outputs of all copies. Naive repetition exchanges all copies in any case.
 
+    With a pattern, p2p and all_gather alike exchange those original keys and values alone that the rank's
+    queries keep.
+
     Args:
         ranks: P, the context-parallel size.
         comm_type: as Megatron's --cp-comm-type: p2p, all_gather or a2a.
+        pattern: of a sparse layer, None for full attention.
 
     Raises:
         ValueError: see :func:`visible_pairs`.
     """
-    _check_rule(seq_length, copies, window, chunk)
+    _check_rule(seq_length, copies, window, chunk, naive and pattern is not None)
     if comm_type == "a2a":
         heads = 2 * num_attention_heads + 2 * num_query_groups
         elements = copies * seq_length * heads * kv_channels * (ranks - 1) // ranks
         return Traffic(elements, elements)
     position = 2 * num_query_groups * kv_channels
-    exchanged = (copies if naive else 1) * seq_length * position * (ranks - 1)
     halo = 0
     window = min(window, seq_length, chunk or seq_length)
     if not naive and (chunk is None or seq_length // (2 * ranks) % chunk):
         # of the 2P - 1 borders one lies within a rank
         halo = 2 * (ranks - 1) * (window - 1) * (copies - 1) * position
+    if pattern is not None:
+        exchanged = position * sum(_fetched(seq_length, rank, ranks, pattern) for rank in range(ranks))
+    else:
+        exchanged = (copies if naive else 1) * seq_length * position * (ranks - 1)
     return Traffic(exchanged + halo, 2 * exchanged + halo)
 
 
@@ -212,6 +231,7 @@ def kv_cache_bytes(
     window: int = 1,
     chunk: int | None = None,
     naive: bool = False,
+    patterns: "Sequence[Pattern | None] | None" = None,
 ) -> int:
     """Bytes of keys and values that one sequence keeps once ``seq_length`` positions have been decoded.
 
@@ -219,16 +239,77 @@ def kv_cache_bytes(
     see, so none with W = 1, at most (W - 1) (K - 1) entries with a window, and with chunks none right after a
     chunk's end (arXiv 2504.14992, PHD, PHD-SWA and PHD-CSWA). Naive repetition keeps all K copies.
 
+    A sparse layer keeps the originals alone that the next position sees, for no later one sees any other of
+    them (arXiv 2410.01485, LongGen).
+
+    Args:
+        patterns: of each layer; None where all are full attention.
+
     Raises:
-        ValueError: see :func:`visible_pairs`.
+        ValueError: see :func:`visible_pairs`; or there is not one pattern for each layer.
     """
-    _check_rule(seq_length, copies, window, chunk)
+    layers = _of_each_layer(patterns, num_layers)
+    _check_rule(seq_length, copies, window, chunk, naive and any(layers))
     if naive:
-        entries = copies * seq_length
+        hidden = (copies - 1) * seq_length
     else:
         position_in_chunk = seq_length % chunk if chunk else seq_length
-        entries = seq_length + min(window - 1, position_in_chunk) * (copies - 1)
-    return 2 * num_layers * num_query_groups * kv_channels * bytes_per_element * entries
+        hidden = min(window - 1, position_in_chunk) * (copies - 1)
+    # kept_positions counts the next position's own, which is not there yet
+    originals = (seq_length if layer is None else layer.kept_positions(seq_length) - 1 for layer in layers)
+    entries = sum(originals) + num_layers * hidden
+    return 2 * num_query_groups * kv_channels * bytes_per_element * entries
+
+
+def _of_each_layer(
+    patterns: "Sequence[Pattern | None] | None", num_layers: int
+) -> "Sequence[Pattern | None]":
+    if patterns is None:
+        return [None] * num_layers
+    if len(patterns) != num_layers:
+        raise ValueError(f"patterns must be one for each of {num_layers} layers, got {len(patterns)}")
+    return patterns
+
+
+def _pairs_of_originals(seq_length: int, pattern: "Pattern | None") -> int:
+    """Pairs of an original query and an original key that see each other."""
+    causal = seq_length * (seq_length + 1) // 2
+    if pattern is None:
+        return causal
+    block, local = pattern.block, pattern.local
+    # Causal pairs, less those with the blocks before the local ones (i blocks for a query of block
+    # i + local - 1); but far blocks are seen by all queries at least ``local`` blocks behind them.
+    behind = max(seq_length - (local - 1) * block, 0)
+    blocks, rest = divmod(behind, block)
+    before_local = block * (block * blocks * (blocks - 1) // 2 + rest * blocks)
+    end = max(-(-seq_length // block) - local, 0)
+    far = block * sum(seq_length - (j + local) * block for j in pattern.far_blocks(end))
+    return causal - before_local + far
+
+
+def _fetched(seq_length: int, rank: int, ranks: int, pattern: "Pattern") -> int:
+    """Positions that the queries of a context-parallel rank keep and that it does not hold.
+
+    Of P ranks, rank r holds the slices r and 2P - 1 - r of 2P.
+    """
+    rows = seq_length // (2 * ranks)
+    held = [(part * rows, (part + 1) * rows) for part in (rank, 2 * ranks - 1 - rank)]
+    needed = []
+    for begin, end in held:
+        # the first query reaches back furthest among the local blocks, the last one sees the most far ones
+        needed.append((pattern.window_start(begin), begin))
+        local = pattern.window_start(end - 1) // pattern.block
+        needed += [(j * pattern.block, (j + 1) * pattern.block) for j in pattern.far_blocks(local)]
+    return _length_of_union([*held, *needed]) - 2 * rows
+
+
+def _length_of_union(ranges: Iterable[tuple[int, int]]) -> int:
+    """How many numbers are in at least one of the half-open ranges."""
+    length = reached = 0
+    for begin, end in sorted(ranges):
+        length += max(end - max(begin, reached), 0)
+        reached = max(reached, end)
+    return length
 
 
 def _band_pairs(length: int, window: int) -> int:
@@ -238,7 +319,11 @@ def _band_pairs(length: int, window: int) -> int:
     return growing * (growing - 1) // 2 + full * (window - 1)
 
 
-def _check_rule(seq_length: int, copies: int, window: int, chunk: int | None) -> None:
+def _check_rule(
+    seq_length: int, copies: int, window: int, chunk: int | None, naive_with_pattern: bool
+) -> None:
     for name, value in (("seq_length", seq_length), ("copies", copies), ("window", window), ("chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if naive_with_pattern:
+        raise ValueError("naive repetition has no pattern: leave one out")

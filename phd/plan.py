@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phd.accounting import kv_cache_bytes
+from phd.attention.pattern import describe_patterns
 from phd.config import PHDConfig
 from phd.quiet import quiet
 
@@ -109,6 +110,7 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
         groups = key_value_heads(args)
 
     transformer = config.transformer
+    patterns = transformer.patterns(args.num_layers)
     sizes = {
         "num_layers": args.num_layers,
         "num_query_groups": groups,
@@ -120,9 +122,11 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
         "window": args.phd_window,
         "chunk": transformer.chunk,
         "naive": args.phd_naive,
+        "patterns": patterns,
     }
     return {
         "variant": transformer.variant,
+        "pattern": describe_patterns(patterns) if any(patterns) else None,
         "parameters": sum(stage.parameters for stage in stages),
         "layout": {
             "ranks": args.world_size,
@@ -148,7 +152,8 @@ def describe_plan(plan: dict[str, Any]) -> str:
     layout = ", ".join(f"{name} {size}" for name, size in plan["layout"].items() if name != "ranks")
     per_iteration = plan["tokens_per_iteration"] * plan["flops_per_token"]
     lines = [
-        f"{plan['variant']}: {plan['parameters']:,} parameters",
+        f"{plan['variant']}: {plan['parameters']:,} parameters"
+        + (f", layers {plan['pattern']}" if plan["pattern"] else ""),
         f"Training FLOPs: {plan['flops_per_token']:.4g} a token ({plan['flops_to_vanilla']:.3f} x vanilla), "
         f"{per_iteration:.4g} an iteration of {plan['tokens_per_iteration']:,} tokens",
         f"KV cache of a decoded sequence at {plan['seq_length']:,} positions, bf16: "
@@ -181,15 +186,21 @@ def all_stages(args: Namespace, config: "PHDModelConfig") -> list[StageMemory]:
     """Memory of a rank of each pipeline stage."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from phd.attention.kept import kept_keys
     from phd.attention.layout import one_document_layout
 
-    one_document_layout.cache_clear()
+    def forget() -> None:
+        """No fake tensor may outlive its mode."""
+        one_document_layout.cache_clear()
+        kept_keys.cache_clear()
+
+    forget()
     try:
         with FakeTensorMode():
             stages = range(args.pipeline_model_parallel_size)
             return [stage_memory(args, config, stage) for stage in stages]
     finally:
-        one_document_layout.cache_clear()  # no fake tensor may outlive its mode
+        forget()
 
 
 def stage_memory(args: Namespace, config: "PHDModelConfig", stage: int) -> StageMemory:

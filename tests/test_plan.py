@@ -86,6 +86,25 @@ def test_parameters_do_not_depend_on_the_layout(world):
     assert serial == parallel == 4 * per_layer + 2 * 4096 * 192 + 192
 
 
+def hybrid(flags: list[str], ranks: int) -> tuple[dict, str]:
+    from phd.plan import describe_plan
+
+    plan = planned(flags, ranks)
+    return plan, describe_plan(plan)
+
+
+def test_layer_patterns(world):
+    """A hybrid of 4 layers: its name, its layers, fewer FLOPs, and a cache of what two layers keep."""
+    flags = [*MODEL, "--attention-pattern", "longgen-sink", "--attention-pattern-block", "16"]
+    ((plan, text),) = world.run(hybrid, [*flags, "--attention-pattern-local-blocks", "3"], 1)
+    kept = "1*sink(16: 1+3)"
+    assert text.startswith(f"longgen-sink: {plan['parameters']:,} parameters, layers {kept},2*full,{kept}\n")
+    assert plan["flops_to_vanilla"] < 1
+    # of 256 positions the next one, which begins a block, sees the sink's 16 and 2 blocks more
+    assert plan["kv_bytes"] * 4 * 256 == plan["vanilla_kv_bytes"] * (2 * 256 + 2 * 48)
+    assert f"{plan['kv_bytes']:,} bytes (vanilla {plan['vanilla_kv_bytes']:,})" in text
+
+
 def test_command(world, tmp_path: Path):
     """As users see it: the table, the JSON, a bad flag, a bad number of ranks."""
     (answers,) = world.run(commands, str(tmp_path / "plan.json"))

@@ -10,7 +10,7 @@ other ranks send it these alone.
 Legend: s positions of the whole sequence, s_l rows on this rank, t kept keys on this rank, P ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -63,16 +63,16 @@ class Kept:
 @lru_cache(maxsize=16)
 def kept_keys(layout: Layout, pattern: Pattern) -> Kept:
     """The kept keys of ``layout``'s rows."""
-    if layout.size == 1:
-        row_of, exchange = torch.arange(layout.length), None
-    else:
+    row_of: Sequence[int] = range(layout.length)
+    exchange = None
+    if layout.size > 1:
         row_of, exchange = _exchange(layout, pattern)
     device = layout.start.device
     parts = (part for piece in layout.pieces for part in _parts(piece, pattern, row_of, device))
     return Kept(tuple(parts), exchange)
 
 
-def _parts(piece: Piece, pattern: Pattern, row_of: Tensor, device: torch.device) -> Iterator[Part]:
+def _parts(piece: Piece, pattern: Pattern, row_of: Sequence[int], device: torch.device) -> Iterator[Part]:
     """The parts of a piece. Positions are the document's own here."""
     block = pattern.block
     begin = piece.run.begin + piece.rows.start - piece.run.rows.start - piece.document
@@ -82,7 +82,7 @@ def _parts(piece: Piece, pattern: Pattern, row_of: Tensor, device: torch.device)
         return slice(piece.rows.start + first - begin, piece.rows.start + last - begin)
 
     def keys(first: int, last: int) -> slice:
-        start = int(row_of[piece.document + first])
+        start = row_of[piece.document + first]
         return slice(start, start + last - first)
 
     def near(first: int, last: int, count: int = 1) -> Iterator[Part]:
@@ -110,44 +110,51 @@ def _parts(piece: Piece, pattern: Pattern, row_of: Tensor, device: torch.device)
         # the rows whose window lies behind the first of these blocks, but not yet behind the next
         first, last = ((bound + pattern.local) * block for bound in bounds)
         if max(first, begin) < min(last, end):
-            index = torch.cat([row_of[piece.document + b * block :][:block] for b in far[:count]])
+            starts = [piece.document + far_block * block for far_block in far[:count]]
+            index = torch.tensor([row for start in starts for row in row_of[start : start + block]])
             yield Part(rows(max(first, begin), min(last, end)), piece.samples, index.to(device))
 
 
-def _needed(layout: Layout, pattern: Pattern, rank: int) -> Tensor:
-    """[s]: whether a rank's rows see the key at each position; its own rows count as seen."""
-    needed = torch.zeros(layout.length, dtype=torch.bool)
+def _needed(layout: Layout, pattern: Pattern, rank: int) -> bytearray:
+    """For each position whether a rank's rows see its key; their own count as seen."""
+    needed = bytearray(layout.length)
     runs = rank_runs(layout.length, rank, layout.size)
+
+    def see(first: int, last: int) -> None:
+        needed[first:last] = bytes([1]) * (last - first)
+
     for piece in pieces_of(runs, layout.document_starts):
         begin = piece.run.begin + piece.rows.start - piece.run.rows.start
         end = begin + piece.rows.stop - piece.rows.start
         start = piece.document
-        needed[start + pattern.window_start(begin - start) : end] = True
+        see(start + pattern.window_start(begin - start), end)
         for block in pattern.far_blocks(pattern.window_start(end - 1 - start) // pattern.block):
-            needed[start + block * pattern.block :][: pattern.block] = True
+            see(start + block * pattern.block, start + (block + 1) * pattern.block)
     return needed
 
 
-def _exchange(layout: Layout, pattern: Pattern) -> tuple[Tensor, Exchange]:
-    """([s], row of each needed position among the kept keys; what is sent)."""
+def _exchange(layout: Layout, pattern: Pattern) -> tuple[list[int], Exchange]:
+    """(for each needed position its row among the kept keys, what is sent)."""
     ranks = range(layout.size)
-    row = torch.empty(layout.length, dtype=torch.long)
-    owner = torch.empty(layout.length, dtype=torch.long)
+    held = []  # the positions of each rank's rows, which are in their order
     for rank in ranks:
-        for run in rank_runs(layout.length, rank, layout.size):
-            positions = slice(run.begin, run.begin + run.length)
-            row[positions] = torch.arange(run.rows.start, run.rows.stop)
-            owner[positions] = rank
-    own = owner == layout.rank
+        runs = rank_runs(layout.length, rank, layout.size)
+        held.append([x for run in runs for x in range(run.begin, run.begin + run.length)])
     needed = [_needed(layout, pattern, rank) for rank in ranks]
-    send = [row[needed[rank] & own] if rank != layout.rank else row[:0] for rank in ranks]
-    mine = needed[layout.rank]
-    fetched = [(mine & (owner == rank)).nonzero().flatten() for rank in ranks if rank != layout.rank]
-    held = torch.cat([own.nonzero().flatten(), *fetched])  # a rank's rows are in the order of positions
-    order = held.argsort()
-    row_of = torch.full((layout.length,), -1)
-    row_of[held[order]] = torch.arange(len(order))
-    received = [0 if rank == layout.rank else int((mine & (owner == rank)).sum()) for rank in ranks]
+    others = [rank for rank in ranks if rank != layout.rank]
+    own, mine = held[layout.rank], needed[layout.rank]
+    send = {rank: [row for row, position in enumerate(own) if needed[rank][position]] for rank in others}
+    fetched = {rank: [position for position in held[rank] if mine[position]] for rank in others}
+    kept = own + [position for rank in others for position in fetched[rank]]
+    order = sorted(range(len(kept)), key=kept.__getitem__)
+    row_of = [-1] * layout.length
+    for row, place in enumerate(order):
+        row_of[kept[place]] = row
     device = layout.start.device
-    exchange = Exchange(torch.cat(send).to(device), [len(rows) for rows in send], received, order.to(device))
+    exchange = Exchange(
+        torch.tensor([row for rank in others for row in send[rank]], dtype=torch.long, device=device),
+        [len(send.get(rank, ())) for rank in ranks],
+        [len(fetched.get(rank, ())) for rank in ranks],
+        torch.tensor(order, device=device),
+    )
     return row_of, exchange

@@ -85,6 +85,10 @@ def parse_patterns(text: str, num_layers: int, kinds: dict[str, Pattern]) -> Lay
     """
     if text in PRESETS:
         outer = num_layers // 3
+        if not outer:
+            raise ValueError(
+                f"{text} has sparse layers around full ones: it needs 3 layers, the model has {num_layers}"
+            )
         sparse = PRESETS[text]
         text = f"{outer}*{sparse},{num_layers - 2 * outer}*full,{outer}*{sparse}"
     elif text in KINDS:

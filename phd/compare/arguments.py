@@ -13,6 +13,9 @@ DECLARED = frozenset(
     {
         *("phd_copies", "phd_window", "phd_chunk", "phd_naive"),
         *("phd_prune_last_layer", "phd_attention_backend", "seed"),
+        *("attention_pattern", "attention_pattern_block", "attention_pattern_sink_blocks"),
+        *("attention_pattern_local_blocks", "attention_pattern_stride"),
+        "attention_pattern_stride_local_blocks",
     }
 )
 """What a comparison is about: the variant, how it is computed, and the seed."""

@@ -10,7 +10,11 @@ from phd.compare.logs import Curve, Run
 
 # The name of a variant is silent on these, and they make groups of their own. train_iters differs only under
 # --vary, or between runs that recorded no arguments.
-BESIDE_THE_NAME = ("train_iters", "phd_prune_last_layer", "phd_attention_backend")
+BESIDE_THE_NAME = (
+    *("train_iters", "phd_prune_last_layer", "phd_attention_backend", "attention_pattern_block"),
+    *("attention_pattern_sink_blocks", "attention_pattern_local_blocks", "attention_pattern_stride"),
+    "attention_pattern_stride_local_blocks",
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,9 @@ def group_runs(runs: Sequence[Run], vary: Sequence[str] = (), baseline: str | No
 
 def _value(run: Run, name: str) -> Any:
     if name.startswith("phd_") and run.copies == 1:
-        return ABSENT  # a vanilla run has no use for it
+        return ABSENT  # a run of one copy has no use for it
+    if name.startswith("attention_pattern_") and argument(run, "attention_pattern") in ("full", ABSENT):
+        return ABSENT
     return argument(run, name)
 
 

@@ -18,7 +18,8 @@ import torch
 from megatron.core.safe_globals import register_safe_globals
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from phd.config import PHDConfig
+from phd.attention.pattern import describe_patterns
+from phd.config import PHDConfig, trained_variant
 from phd.run.status import TRACKER
 
 # All that Megatron's torch_dist metadata is made of; anything else in it is not ours to execute.
@@ -36,8 +37,8 @@ class PHDCheckpointConfig:
     """Continuing from the checkpoint of another variant."""
 
     override_phd_variant: bool = False
-    """Continue from a checkpoint that was trained with another --phd-copies, --phd-window, --phd-chunk or
-    --phd-naive. Refused without this flag."""
+    """Continue from a checkpoint that was trained with another --phd-copies, --phd-window, --phd-chunk,
+    --phd-naive or --attention-pattern. Refused without this flag."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -245,14 +246,17 @@ def _advice(damaged: Path, whole: list[int]) -> str:
 
 def _refuse_other_variant(folder: Path, override: bool, config: PHDConfig) -> None:
     saved = read_args(folder)
-    fields = ("phd_copies", "phd_window", "phd_chunk", "phd_naive")
-    variant = PHDConfig(**{name: getattr(saved, name) for name in fields if hasattr(saved, name)}).variant
-    if variant == config.variant:
+    trained = trained_variant(saved)
+    variant, ours = trained.variant, config.variant
+    if variant == ours:
+        # of one name: what may differ yet is the size of a pattern's blocks and how many it keeps
+        variant, ours = (describe_patterns(one.patterns(saved.num_layers)) for one in (trained, config))
+    if variant == ours:
         return
     if not override:
         raise ValueError(
-            f"the checkpoint {folder} was trained as {variant}, this run is {config.variant}: "
-            "pass the same --phd-* flags, or --override-phd-variant to change the variant on purpose"
+            f"the checkpoint {folder} was trained as {variant}, this run is {ours}: pass the same --phd-* "
+            "and --attention-pattern* flags, or --override-phd-variant to change the variant on purpose"
         )
     if int(os.environ["RANK"]) == 0:
-        print(f"> --override-phd-variant: {config.variant} continues from {folder}, trained as {variant}")
+        print(f"> --override-phd-variant: {ours} continues from {folder}, trained as {variant}")

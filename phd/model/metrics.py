@@ -12,6 +12,7 @@ import torch
 from megatron.core import parallel_state
 
 from phd.accounting import flops_per_token, mfu, peak_flops
+from phd.attention.pattern import describe_patterns
 from phd.config import PHDConfig
 from phd.model.compat import served_by
 from phd.model.documents import documents_masked
@@ -51,6 +52,7 @@ def training_flops(args: Namespace, config: PHDConfig) -> float:
         window=config.phd_window,
         chunk=config.chunk,
         naive=config.phd_naive,
+        patterns=config.patterns(args.num_layers),
         prune_last_layer=config.phd_prune_last_layer,
     )
 
@@ -110,6 +112,7 @@ def about_run(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameter
         "window": config.phd_window,
         "chunk": config.phd_chunk,
         "naive": config.phd_naive,
+        "pattern": describe_patterns(config.patterns(args.num_layers)),
         "seed": args.seed,
         "seq_length": args.seq_length,
         "global_batch_size": args.global_batch_size,

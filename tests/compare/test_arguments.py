@@ -2,13 +2,18 @@ import re
 
 import pytest
 
-from phd.compare.arguments import argument_name, differences, flag, refuse_differences
+from phd.compare.arguments import DECLARED, argument_name, differences, flag, refuse_differences
 from phd.compare.logs import find_runs
+from phd.config import VARIANT_FIELDS
 from tests.compare.conftest import PHD
 
 
 def read(*folders):
     return [run for folder in folders for run in find_runs(folder)]
+
+
+def test_all_that_makes_a_variant_is_declared():
+    assert set(VARIANT_FIELDS) <= DECLARED
 
 
 @pytest.mark.parametrize("text", ["--train-iters", "train-iters", "train_iters"])
@@ -41,7 +46,7 @@ def test_last_run_is_checked_too(make_run):
     "name",
     [
         *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "phd_prune_last_layer"),
-        *("phd_attention_backend", "seed"),
+        *("phd_attention_backend", "seed", "attention_pattern", "attention_pattern_stride"),
         *("save", "load", "run_dir", "tensorboard_dir", "data_cache_path", "wandb_project", "wandb_exp_name"),
         *("log_interval", "tensorboard_log_interval", "save_interval", "exit_interval", "timing_log_level"),
         *("non_persistent_save_interval", "rank", "world_size", "local_rank", "master_port"),

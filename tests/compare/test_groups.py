@@ -57,6 +57,23 @@ def test_backends_of_a_variant_are_groups(make_run):
     ]
 
 
+def test_numbers_behind_a_pattern_are_groups(make_run):
+    """The name is silent on them; a run of full layers has no use for them."""
+    numbers = {"attention_pattern": "longgen-sink", "attention_pattern_local_blocks": 32}
+    few = numbers | {"attention_pattern_local_blocks": 4}
+    runs = read(
+        make_run("v"),
+        make_run("v2", seed=2, arguments=few | {"attention_pattern": "full"}),
+        make_run("h", name="longgen-sink", arguments=numbers),
+        make_run("h2", name="longgen-sink", arguments=few),
+    )
+    assert labels(runs) == [
+        "vanilla",
+        "longgen-sink, attention-pattern-local-blocks 32",
+        "longgen-sink, attention-pattern-local-blocks 4",
+    ]
+
+
 @pytest.mark.parametrize("name", ["PHD-CSWA-2-16-32", "PHD-CSWA-2-16-32, train-iters 20"])
 def test_baseline_by_name_or_label(make_run, name):
     runs = read(make_run("v"), make_run("long", train_iters=40), make_run("p", **PHD))
