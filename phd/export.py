@@ -1,7 +1,7 @@
 """`phd export`: a checkpoint of pretrain_phd.py as a Hugging Face folder.
 
-K = 1 becomes a Llama model that any server loads; K > 1 brings its own modeling files and loads with
-``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
+K = 1 with full attention becomes a Llama model that any server loads; K > 1 and sparse layers bring their own
+modeling files: ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def run(args: Namespace) -> int:
         f"{args.output}: {name_of(trained)}, iteration {step:,}, "
         f"{total / 1e6:,.1f} MB of {config.dtype} weights"
     )
-    remote = "" if trained.phd_copies == 1 else ", trust_remote_code=True"
+    remote = ", trust_remote_code=True" if needs_code(config) else ""
     print(f'load it with: AutoModelForCausalLM.from_pretrained("{args.output}"{remote})')
     return 0
 
@@ -64,7 +64,7 @@ def save_rest(
 
     from phd.hf.code import AUTO_MAP, write_code
 
-    if trained.phd_copies > 1:
+    if needs_code(config):
         write_code(folder)
         config.auto_map = AUTO_MAP
     config.save_pretrained(folder)
@@ -79,11 +79,15 @@ def save_rest(
 
 
 def name_of(trained: Namespace) -> str:
-    """The paper's name of the variant."""
-    from phd.config import PHDConfig
+    """The papers' name of the variant."""
+    from phd.config import trained_variant
 
-    names = ("phd_copies", "phd_window", "phd_chunk", "phd_naive")
-    return PHDConfig(**{name: getattr(trained, name) for name in names}).variant
+    return trained_variant(trained).variant
+
+
+def needs_code(config: "LlamaConfig") -> bool:
+    """Whether transformers' own Llama does not run it."""
+    return config.model_type != "llama"
 
 
 def training_facts(trained: Namespace, step: int) -> dict[str, object]:
@@ -104,8 +108,10 @@ def training_facts(trained: Namespace, step: int) -> dict[str, object]:
 
 def model_card(config: "LlamaConfig", trained: Namespace, facts: dict[str, object]) -> str:
     """README.md of the folder."""
+    from phd.attention.pattern import describe_patterns
+
     phd = trained.phd_copies > 1
-    remote = ", trust_remote_code=True" if phd else ""
+    remote = ", trust_remote_code=True" if needs_code(config) else ""
     rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
     about = (
         f"""A PHD-Transformer (arXiv 2504.14992), {facts["variant"]}: every token passes through the model
@@ -115,6 +121,11 @@ predicts the next token. The weights have a Llama model's names and shapes.
         if phd
         else "A Llama model, the vanilla baseline of a PHD-Transformer (arXiv 2504.14992).\n"
     )
+    if any(patterns := getattr(config, "patterns", ())):
+        about += f"""
+A LongGen hybrid (arXiv 2410.01485): sparse layers see and cache some blocks of tokens alone, by layers
+{describe_patterns(patterns)}.
+"""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation

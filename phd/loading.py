@@ -64,6 +64,8 @@ def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":
     Raises:
         ValueError: there is none, or it is damaged; names the file.
     """
+    from phd.config import VARIANT_FIELDS, trained_variant
+
     with quiet():
         from phd.model.checkpoint import (
             CheckpointTensors,
@@ -81,9 +83,9 @@ def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":
     if damage := find_damage(folder):
         raise ValueError(f"the checkpoint {folder} is damaged: {damage}")
     trained = read_args(folder)
-    for name, default in (("phd_copies", 1), ("phd_window", 1), ("phd_chunk", 0), ("phd_naive", False)):
-        if not hasattr(trained, name):  # Megatron's own pretrain_gpt.py
-            setattr(trained, name, default)
+    variant = trained_variant(trained)
+    for name in VARIANT_FIELDS:  # Megatron's own pretrain_gpt.py has none of them
+        setattr(trained, name, getattr(variant, name))
     return trained, CheckpointTensors(folder), iteration_of(folder)
 
 
@@ -99,6 +101,7 @@ def describe(
     Raises:
         ValueError: the model is not Llama's, or its tokenizer is not found.
     """
+    from phd.config import trained_variant
     from phd.hf.convert import hf_config
 
     embedding = "embedding.word_embeddings.weight"
@@ -113,7 +116,8 @@ def describe(
             )
     elif trained.vocab_size is not None:
         vocab_size = min(trained.vocab_size + (trained.tokenizer_type == "NullTokenizer"), rows)
-    config = hf_config(trained, vocab_size, tensors.dtype(embedding))
+    patterns = trained_variant(trained).patterns(trained.num_layers)
+    config = hf_config(trained, vocab_size, tensors.dtype(embedding), patterns)
     if tokenizer is not None:
         config.eos_token_id = tokenizer.eos_token_id
         config.bos_token_id = tokenizer.bos_token_id

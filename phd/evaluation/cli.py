@@ -1,4 +1,4 @@
-"""`phd eval`: tasks of the harness, by name or from a corpus at hand."""
+"""`phd eval`: tasks of the harness, by name or from a corpus at hand, over a grid of lengths some of them."""
 
 import argparse
 import json
@@ -7,6 +7,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from phd.evaluation.long_context import DEPTHS, LENGTHS_FROM, SAMPLES, cell, default_lengths
+from phd.evaluation.patterns import NUMBERS, asked_patterns, with_patterns
+from phd.evaluation.patterns import add_arguments as add_pattern_arguments
 from phd.loading import load_model
 
 PAPER = "phd_paper"
@@ -29,32 +32,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", type=Path, help="a Hugging Face folder, the --save folder of a run, or one iter_* in it"
     )
     parser.add_argument(
-        "--tasks", nargs="+", default=[], help=f"names of the harness's tasks; {PAPER} is the paper's seven"
+        "--tasks",
+        nargs="+",
+        default=[],
+        help=f"names of the harness's tasks; {PAPER} is the paper's seven; {', '.join(SAMPLES)} are for long "
+        "contexts, made from --corpus",
     )
     parser.add_argument(
-        "--corpus", type=Path, help="held-out jsonl: adds its perplexity, and questions made from it"
+        "--corpus",
+        type=Path,
+        help="held-out jsonl: adds its perplexity and questions made from it, unless --tasks names what to "
+        "make from it",
     )
-    parser.add_argument("--limit", type=int, help="so many documents of each task (default 200 of a corpus)")
+    parser.add_argument(
+        "--lengths",
+        type=_numbers,
+        metavar="N,N,...",
+        help="tokens of the long contexts (default: powers of two from "
+        f"{LENGTHS_FROM} up to the model's longest)",
+    )
+    parser.add_argument(
+        "--depths",
+        type=_numbers,
+        metavar="N,N,...",
+        help=f"of phd_needle, in percent of the text (default {','.join(map(str, DEPTHS))})",
+    )
+    samples = ", ".join(f"{count} of a cell of {task}" for task, count in SAMPLES.items())
+    parser.add_argument(
+        "--limit", type=int, help=f"so many documents of each task (default 200 of a corpus, {samples})"
+    )
     parser.add_argument("--num-fewshot", type=int, help="worked examples before each question")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0, help="of the questions made from the corpus")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
     parser.add_argument("--tokenizer", type=Path, help="where it lies now, if not where training found it")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    add_pattern_arguments(parser)
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for the results; phd_needle's heat map is the .png beside it"
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers, sorted, each once."""
+    return sorted({int(part) for part in text.split(",")})
 
 
 def run(args: Namespace) -> int:
-    """Evaluate and print one table.
+    """Evaluate and print one table, and one of the accuracies by length.
 
     Raises:
-        ValueError: nothing to evaluate on, an unknown task, or the harness is not installed.
+        ValueError: nothing to evaluate on, an unknown task, a corpus too short, a length or depth out of
+            range, or the harness is not installed.
     """
-    if not args.tasks and args.corpus is None:
-        raise ValueError("give --tasks, --corpus, or both")
-    for name in ("batch_size", "limit"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    _check(args)
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager
@@ -67,24 +98,41 @@ def run(args: Namespace) -> int:
     from phd.evaluation.corpus import TASKS, write_tasks
     from phd.evaluation.harness import CachedLM
 
+    long = [name for name in SAMPLES if name in args.tasks]
+    tasks: list[Any] = [name for name in args.tasks if name not in SAMPLES]
+    if args.corpus is not None and not (long or {*TASKS} & {*tasks}):
+        tasks += TASKS
     with tempfile.TemporaryDirectory(prefix="phd-eval-") as temporary:
         folder = Path(temporary)
-        tasks: list[Any] = list(args.tasks)
-        if args.corpus is not None:
+        if args.corpus is not None and {*TASKS} & {*tasks}:
             write_tasks(args.corpus, folder, args.limit or 200, args.seed)
-            tasks += TASKS
-        manager = TaskManager(include_path=[str(folder), str(Path(__file__).parent)])
+        # to index its own tasks takes the harness twenty seconds
+        harness = bool({*tasks} - {*TASKS})
+        paths = [str(folder), str(Path(__file__).parent)]
+        manager = TaskManager(include_path=paths if harness else paths[:1], include_defaults=harness)
         if unknown := [name for name in tasks if name not in manager.all_tasks]:
             raise ValueError(f"--tasks {unknown[0]}: the harness has no such task")
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model, tokenizer = load_model(args.model, args.tokenizer, dtype)
+        title = str(args.model)
+        if args.attention_pattern is not None:
+            from phd.attention.pattern import describe_patterns
+
+            patterns = asked_patterns(args, model.config.num_hidden_layers)
+            model = with_patterns(model, patterns)
+            title += f", {describe_patterns(patterns)}"
         lm = CachedLM(
             pretrained=model.to(torch.device(device)),
             tokenizer=tokenizer,
             batch_size=args.batch_size,
             max_length=model.config.max_position_embeddings,
         )
+        grids: list[dict[str, Any]] = []
+        if long:
+            grids = _write_grids(args, long, lm, folder)
+            own = TaskManager(include_path=str(folder), include_defaults=False)
+            tasks += own.load(long)["groups"].values()
         outcome = lm_eval.simple_evaluate(
             lm,
             tasks=tasks,
@@ -95,6 +143,7 @@ def run(args: Namespace) -> int:
             bootstrap_iters=1000,
         )
     assert outcome is not None
+    _fill(grids, outcome["results"])
     rows = [
         {"task": task, "metric": key.partition(",")[0], "value": value,
          "stderr": metrics.get(key.replace(",", "_stderr,"))}
@@ -103,23 +152,88 @@ def run(args: Namespace) -> int:
         if isinstance(value, float) and "_stderr" not in key
     ]  # fmt: skip
     report = {"model": str(args.model), "results": rows, "n_samples": outcome.get("n-samples")}
-    _print(report, rows)
+    if args.attention_pattern is not None:
+        report["attention_pattern"] = describe_patterns(patterns)
+    if grids:
+        report["grids"] = grids
+    _print(title, rows, grids)
     if args.output:
         args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        for grid in grids:
+            if grid["task"] == "phd_needle":
+                from phd.evaluation.grid import heat_map
+
+                args.output.with_suffix(".png").write_bytes(heat_map(grid, title))
     return 0
 
 
-def _print(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def _check(args: Namespace) -> None:
+    if not args.tasks and args.corpus is None:
+        raise ValueError("give --tasks, --corpus, or both")
+    for name in ("batch_size", "limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    long = [name for name in args.tasks if name in SAMPLES]
+    if long and args.corpus is None:
+        raise ValueError(f"--tasks {long[0]} is made from a text: give --corpus")
+    if args.lengths is not None and not long:
+        raise ValueError(f"--lengths goes with --tasks {', '.join(SAMPLES)}")
+    if args.depths is not None and "phd_needle" not in long:
+        raise ValueError("--depths goes with --tasks phd_needle")
+    for depth in args.depths or ():
+        if not 0 <= depth <= 100:
+            raise ValueError(f"--depths must be from 0 to 100, got {depth}")
+    numbers = [name for name in NUMBERS if getattr(args, f"pattern_{name}") is not None]
+    if numbers and args.attention_pattern is None:
+        raise ValueError(f"--pattern-{numbers[0]} goes with --attention-pattern")
+    if args.output is not None and args.output.suffix == ".png" and "phd_needle" in long:
+        raise ValueError(f"--output {args.output} is for JSON; the heat map is written beside it")
+
+
+def _write_grids(args: Namespace, tasks: list[str], lm: Any, folder: Path) -> list[dict[str, Any]]:
+    """The tasks' files, and the axes of each one's grid: rows are depths, columns lengths."""
+    from phd.evaluation.haystack import Haystack
+    from phd.evaluation.long_context import write_long_tasks
+
+    lengths: list[int] = args.lengths or default_lengths(lm.max_length)
+    if lengths[0] < 1:
+        raise ValueError(f"--lengths must be at least 1, got {lengths[0]}")
+    if lengths[-1] > lm.max_length:
+        raise ValueError(f"--lengths {lengths[-1]}: the model reads at most {lm.max_length} tokens")
+    depths: list[int] = args.depths or list(DEPTHS)
+    haystack = Haystack(args.corpus, lm.tok_encode, lm.tokenizer.unk_token_id, lengths[-1])
+    write_long_tasks(tasks, haystack, folder, lengths, depths, args.limit, args.seed)
+    return [
+        {"task": task, "lengths": lengths, "depths": depths if task == "phd_needle" else [None],
+         "samples": args.limit or SAMPLES[task]}
+        for task in tasks
+    ]  # fmt: skip
+
+
+def _fill(grids: list[dict[str, Any]], results: dict[str, Any]) -> None:
+    """Move the accuracies of the cells from ``results`` to the grids."""
+    for grid in grids:
+        grid["accuracy"] = [
+            [results.pop(cell(grid["task"], length, depth))["acc,none"] for length in grid["lengths"]]
+            for depth in grid["depths"]
+        ]
+
+
+def _print(title: str, rows: list[dict[str, Any]], grids: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=100)
-    table = Table("task", "metric", "value", "standard error", title=report["model"])
+    table = Table("task", "metric", "value", "standard error", title=title)
     for row in rows:
         error = row["stderr"]
         shown = f"{error:.4f}" if isinstance(error, float) else ""
         table.add_row(row["task"], row["metric"], f"{row['value']:.4f}", shown)
     console.print(table)
+    if grids:
+        from phd.evaluation.grid import grid_table
+
+        console.print(grid_table(grids))
     accuracies = {row["task"]: row["value"] for row in rows if row["metric"] == "acc"}
     if any(task in accuracies for task in SEVEN):
         table = Table("model", "loss", "average accuracy", title="Beside the paper's (500B and 300B tokens)")

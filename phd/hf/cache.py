@@ -1,5 +1,6 @@
 """The KV cache of a PHD-Transformer: the original tokens' keys and values, which are a vanilla model's, and
-those of the hidden tokens that the next position still sees.
+those of the hidden tokens that the next position still sees. Sparse layers let go of the originals that no
+later position sees.
 
 A *column* is a place in the batch's tensors, a *position* counts a sample's own tokens: with left padding a
 sample's position is its column less its padding. Windows are alike in both; chunks follow positions.
@@ -9,12 +10,15 @@ of a column, d head dimension.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
+from phd.attention.pattern import Pattern
 from phd.hf.configuration import PHDLlamaConfig
+from phd.hf.rows import UNPADDED, Padding, Rows, columns_of, least_column, places, rows_for, take
 
 
 class PHDDynamicLayer(DynamicLayer):
@@ -63,6 +67,73 @@ class PHDDynamicLayer(DynamicLayer):
     def _map_hidden(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.hidden_keys is not None and self.hidden_values is not None:
             self.hidden_keys, self.hidden_values = function(self.hidden_keys), function(self.hidden_values)
+
+
+class PHDSparseLayer(PHDDynamicLayer):
+    """Originals that a query of the next column still sees, in the order of ``phd.hf.rows``."""
+
+    def __init__(self, pattern: Pattern, width: int) -> None:
+        super().__init__(width)
+        self.pattern = pattern
+        self.record_past = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self.columns = 0
+        """seen so far"""
+        self.rows = Rows()
+        """as they lie in ``keys`` and ``values``"""
+        self.least = 0
+        """first column from which on queries find here all they see"""
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        *args: Any,
+        first: int | None = None,
+        padding: Padding = UNPADDED,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Append columns; then let go of what the next does not see.
+
+        Args:
+            first: first column of which queries run in this step, that of ``key_states`` or one before.
+
+        Returns:
+            keys and values in the rows for ``first``.
+        """
+        self._keep(self.columns if first is None else first, padding)
+        keys, values = super().update(key_states, value_states)
+        self.columns += key_states.shape[2]
+        if not self.record_past:
+            self._keep(self.columns, padding)
+        return keys, values
+
+    def _keep(self, column: int, padding: Padding) -> None:
+        """Let go of what queries from ``column`` on do not see."""
+        wanted = rows_for(self.pattern, column, padding)
+        if self.keys is None or self.values is None or wanted == self.rows:
+            return
+        columns = columns_of(self.pattern, wanted, self.columns, padding, self.keys.device)
+        index = places(columns, self.rows, self.columns)
+        self.keys, self.values = take(self.keys, index), take(self.values, index)
+        self.rows, self.least = wanted, least_column(self.pattern, wanted, padding)
+
+    def activate_past_recording(self) -> None:
+        """Keep until the next step what this one no longer needs: it may be rolled back."""
+        self.record_past = True
+
+    def get_seq_length(self) -> int:
+        return self.columns
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        self.columns -= abs(tokens_to_remove)
+
+    def reset(self) -> None:
+        super().reset()
+        self._forget()
 
 
 class PHDStaticLayer(StaticLayer):
@@ -130,6 +201,9 @@ class PHDCache(Cache):
         config: of the model.
         max_cache_len: columns to allocate at once, for torch.compile and CUDA graphs; None grows.
         offloading: keep the originals of layers that are not at work in host memory.
+
+    Raises:
+        ValueError: ``max_cache_len`` for a model with sparse layers, whose originals have no fixed places.
     """
 
     def __init__(
@@ -139,7 +213,15 @@ class PHDCache(Cache):
         ring = config.phd_window - 1 if self.width else 0
         self.phd_layers: list[PHDDynamicLayer] | list[PHDStaticLayer]
         if max_cache_len is None:
-            self.phd_layers = [PHDDynamicLayer(self.width) for _ in range(config.num_hidden_layers)]
+            self.phd_layers = [
+                PHDDynamicLayer(self.width) if pattern is None else PHDSparseLayer(pattern, self.width)
+                for pattern in config.patterns
+            ]
+        elif any(config.patterns):
+            raise ValueError(
+                "a static cache: a model with sparse layers takes a growing one alone: leave out "
+                "max_cache_len, or cache_implementation"
+            )
         else:
             self.phd_layers = [
                 PHDStaticLayer(max_cache_len, ring, self.width) for _ in range(config.num_hidden_layers)
@@ -156,6 +238,16 @@ class PHDCache(Cache):
         """How many of the last columns have their hidden tokens here (growing caches)."""
         keys = self.phd_layers[0].hidden_keys
         return 0 if keys is None else keys.shape[2] // self.width
+
+    def check_reach(self, column: int) -> None:
+        """Raise ValueError if sparse layers have let go of what queries of ``column`` see."""
+        least = max((x.least for x in self.phd_layers if isinstance(x, PHDSparseLayer)), default=0)
+        if column < least:
+            raise ValueError(
+                f"the cache cannot go back to column {column}: its sparse layers have let go of what is seen "
+                f"before column {least}. Run the prompt again, or call activate_past_recording() before a "
+                "step that may have to be taken back"
+            )
 
     def nbytes(self) -> int:
         """Bytes of all keys and values, as ``kv_bytes`` tells beforehand."""
@@ -207,14 +299,21 @@ class PHDCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` columns; the next step brings back the hidden tokens that it
         needs.
+
+        Raises:
+            ValueError: sparse layers have let go of what the next step would see.
         """
+        if tokens_to_remove < 0:
+            self.check_reach(self.get_seq_length() + tokens_to_remove)
         super().crop(tokens_to_remove)
         if removed := abs(tokens_to_remove):
             self._drop_hidden(removed)
             self._map_ids(lambda x: x[:, :-removed])
 
     def drop_hidden(self) -> None:
-        """Keep the originals alone, a vanilla model's cache: what to store of a prompt for later."""
+        """Keep the originals alone, a vanilla model's cache: what to store of a prompt for later. Those of
+        sparse layers may be too few to bring the hidden tokens back: the next step then raises ValueError.
+        """
         self._drop_hidden(self.hidden_columns())
 
     def _drop_hidden(self, columns: int) -> None:
@@ -249,14 +348,17 @@ def kv_bytes(
 ) -> int:
     """Bytes of a cache that holds ``length`` positions of each sample, unpadded.
 
-    Originals: ``length`` entries a layer, a vanilla model's. Hidden: (K-1) entries for each of the last W-1
+    Originals: ``length`` entries a layer, a vanilla model's; in a sparse layer those that the next position
+    sees. Hidden: (K-1) entries for each of the last W-1
     positions (PHD-SWA; none for W = 1), of those in the chunk of the next position (PHD-CSWA). A static cache
     holds room for all W - 1.
     """
     columns = config.phd_window - 1 if static else min(config.phd_window - 1, length)
     if config.phd_chunk is not None and not static:
         columns = min(columns, length % config.phd_chunk)
-    entries = length + columns * (config.phd_copies - 1)
+    entries = config.num_hidden_layers * columns * (config.phd_copies - 1)
+    for pattern in config.patterns:
+        entries += length if pattern is None else pattern.kept_positions(length) - 1
     assert config.num_key_value_heads is not None and config.head_dim is not None  # set by the config itself
     entry = 2 * config.num_key_value_heads * config.head_dim * element_size
-    return samples * config.num_hidden_layers * entries * entry
+    return samples * entries * entry

@@ -1,20 +1,25 @@
-"""Configuration of a PHD-Transformer for transformers: Llama's, and K, W, C."""
+"""Configuration of a PHD-Transformer for transformers: Llama's, K, W, C, and the pattern of each layer."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
+
+from phd.attention.pattern import LayerPatterns, Pattern
 
 VERSION = 1
 
 
 @strict
 class PHDLlamaConfig(LlamaConfig):
-    """LlamaConfig plus what makes a model a PHD-Transformer (arXiv 2504.14992); the weights are Llama's.
+    """LlamaConfig plus what makes a model a PHD-Transformer (arXiv 2504.14992) or a LongGen hybrid (arXiv
+    2410.01485); the weights are Llama's.
 
     Args:
         phd_copies: K, how many times each token passes through the model. 1 is Llama.
         phd_window: W, a hidden copy sees the hidden copies of the W most recent positions, its own
             included. 1 is plain PHD.
         phd_chunk: C, only inside chunks of C positions (PHD-CSWA); None for no chunks (PHD-SWA).
+        phd_patterns: for each layer None (full attention) or [block, sink, local, stride], as in
+            ``phd.attention.pattern.Pattern``; None if all are full.
         phd_config_version: of these fields' meaning.
 
     Raises:
@@ -26,7 +31,15 @@ class PHDLlamaConfig(LlamaConfig):
     phd_copies: int = 1
     phd_window: int = 16
     phd_chunk: int | None = 32
+    phd_patterns: list[list[int | None] | None] | None = None
     phd_config_version: int = VERSION
+
+    @property
+    def patterns(self) -> LayerPatterns:
+        """The pattern of each layer; None where it is full attention."""
+        layers = self.phd_patterns or [None] * self.num_hidden_layers
+        # the validation below knows them to be numbers
+        return tuple(None if numbers is None else Pattern(*numbers) for numbers in layers)  # type: ignore[arg-type]
 
     def validate_architecture(self) -> None:
         super().validate_architecture()
@@ -44,3 +57,21 @@ class PHDLlamaConfig(LlamaConfig):
             raise ValueError(
                 f"phd_chunk must be None or at least phd_window ({self.phd_window}), got {self.phd_chunk}"
             )
+        if self.phd_patterns is not None:
+            self._check_patterns(self.phd_patterns)
+
+    def _check_patterns(self, layers: list[list[int | None] | None]) -> None:
+        if len(layers) != self.num_hidden_layers:
+            raise ValueError(
+                f"phd_patterns has {len(layers)} layers, num_hidden_layers is {self.num_hidden_layers}"
+            )
+        for index, numbers in enumerate(layers):
+            if numbers is not None and (len(numbers) != 4 or None in numbers[:3]):
+                raise ValueError(
+                    f"phd_patterns of layer {index} must be null or [block, sink, local, stride or null], "
+                    f"got {numbers}"
+                )
+        try:
+            _ = self.patterns
+        except ValueError as error:
+            raise ValueError(f"phd_patterns: {error}") from error

@@ -5,12 +5,15 @@ Legend: v vocabulary, h hidden size, f FFN hidden size, a query heads, g key/val
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
+from phd.attention.pattern import LayerPatterns, describe_patterns
 from phd.hf.configuration import PHDLlamaConfig
 
 Read = Callable[[str, int | None], Tensor]
@@ -64,8 +67,11 @@ _NOT_LLAMA: tuple[tuple[str, Callable[[Namespace], bool]], ...] = (
 """What neither Llama nor PHDLlama has: flag, and whether arguments ask for it."""
 
 
-def hf_config(args: Namespace, vocab_size: int, dtype: torch.dtype) -> LlamaConfig:
-    """Configuration of the model that was trained with ``args``: Llama's own for K = 1.
+def hf_config(args: Namespace, vocab_size: int, dtype: torch.dtype, patterns: LayerPatterns) -> LlamaConfig:
+    """Configuration of the model that was trained with ``args``: Llama's own for K = 1 and full attention.
+
+    Args:
+        patterns: of the layers; None where full.
 
     Raises:
         ValueError: the model has a part that Llama has not; names the flag.
@@ -92,7 +98,8 @@ def hf_config(args: Namespace, vocab_size: int, dtype: torch.dtype) -> LlamaConf
         "eos_token_id": None,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    if args.phd_copies == 1:
+    sparse = any(patterns)
+    if args.phd_copies == 1 and not sparse:
         return LlamaConfig(**settings, architectures=["LlamaForCausalLM"])
     return PHDLlamaConfig(
         **settings,
@@ -100,6 +107,7 @@ def hf_config(args: Namespace, vocab_size: int, dtype: torch.dtype) -> LlamaConf
         phd_copies=args.phd_copies,
         phd_window=args.phd_window,
         phd_chunk=args.phd_chunk or None,
+        phd_patterns=[None if p is None else [*astuple(p)] for p in patterns] if sparse else None,
     )
 
 
@@ -156,7 +164,33 @@ def megatron_flags(config: LlamaConfig) -> list[str]:
     if isinstance(config, PHDLlamaConfig) and config.phd_copies > 1:
         flags += ["--phd-copies", config.phd_copies, "--phd-window", config.phd_window]
         flags += ["--phd-chunk", config.phd_chunk or 0]
+    if isinstance(config, PHDLlamaConfig) and any(config.patterns):
+        flags += _pattern_flags(config.patterns)
     return [str(flag) for flag in flags]
+
+
+def _pattern_flags(patterns: LayerPatterns) -> list[Any]:
+    """--attention-pattern and what its kinds mean."""
+    kinds = ["full" if p is None else "sink" if p.stride is None else "block-sparse" for p in patterns]
+    groups = [(len([*layers]), kind) for kind, layers in groupby(kinds)]
+    flags: list[Any] = ["--attention-pattern", ",".join(f"{count}*{kind}" for count, kind in groups)]
+    sinks = {p for p in patterns if p is not None and p.stride is None}
+    strided = {p for p in patterns if p is not None and p.stride is not None}
+    blocks = {p.block for p in sinks | strided}
+    # a stride keeps the first block by itself
+    if len(blocks) > 1 or len(sinks) > 1 or len(strided) > 1 or any(p.sink > 1 for p in strided):
+        raise ValueError(
+            f"config.json: pretrain_phd.py's flags cannot say phd_patterns {describe_patterns(patterns)}: "
+            "they take one block size, one pattern with sinks and one with a stride, without further sinks"
+        )
+    flags += ["--attention-pattern-block", *blocks]
+    for pattern in sinks:
+        flags += ["--attention-pattern-sink-blocks", pattern.sink]
+        flags += ["--attention-pattern-local-blocks", pattern.local]
+    for pattern in strided:
+        flags += ["--attention-pattern-stride", pattern.stride]
+        flags += ["--attention-pattern-stride-local-blocks", pattern.local]
+    return flags
 
 
 def hf_weights(read: Read, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:

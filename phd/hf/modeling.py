@@ -3,7 +3,8 @@
 A forward pass runs its layers on the new columns' original tokens and, behind them in the same rows, on the
 hidden tokens that ``plan.py`` found needed: all linear layers are single products over both. Only attention
 tells them apart. To train, or where logits of all positions are asked for, the copies are batch rows as in
-pretrain_phd.py, and the attention is that of ``phd.attention``.
+pretrain_phd.py, and the attention is that of ``phd.attention``; so is that of a new prompt's originals on
+sparse layers.
 
 Legend: b samples, q new columns, K copies, H = K - 1, r columns with hidden tokens, h hidden size, a query
 heads, g key/value heads, d head dimension.
@@ -26,15 +27,21 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils import can_return_tuple
 
-from phd.attention import phd_attention
+from phd.attention import phd_attention, phd_layout
+from phd.attention.layout import Layout
 from phd.hf.attend import attend
 from phd.hf.cache import PHDCache
 from phd.hf.configuration import PHDLlamaConfig
 from phd.hf.plan import BLOCK, Block, Plan, plan_all, plan_static_decode, plan_step
+from phd.hf.rows import take
 
 
 class PHDLlamaAttention(LlamaAttention):
-    """Llama's attention between the copies of every token."""
+    """Llama's attention between the copies of every token, over all originals or a sparse layer's."""
+
+    def __init__(self, config: PHDLlamaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.pattern = config.patterns[layer_idx]
 
     def forward(  # type: ignore[override]
         self,
@@ -76,11 +83,18 @@ class PHDLlamaAttention(LlamaAttention):
         if cache is not None:
             if cached := cache.hidden(self.layer_idx, plan.cached, plan.ring):
                 hidden = torch.cat([cached[0], hidden[0]], dim=2), torch.cat([cached[1], hidden[1]], dim=2)
-            everything = cache.update(*new, self.layer_idx)
+            let_go: dict[str, Any] = {}
+            if self.pattern is not None:
+                assert plan.step is not None
+                let_go = {"first": plan.step.base, "padding": plan.step.padding}
+            everything = cache.update(*new, self.layer_idx, **let_go)
             if plan.columns:
                 cache.keep_hidden(self.layer_idx, *hidden, plan.keep, plan.end)
+        blocks = plan.blocks if self.pattern is None else plan.sparse[self.pattern]
         parts = []
-        if not plan.decode:
+        if plan.decode:
+            pass
+        elif self.pattern is None:
             name = self.config._attn_implementation
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
             rows = query[:, :, : plan.originals]
@@ -90,7 +104,13 @@ class PHDLlamaAttention(LlamaAttention):
                 self, rows, *everything, attention_mask, dropout=dropout, scaling=scaling, **kwargs
             )
             parts.append(out)
-        for block in plan.blocks:
+        elif plan.layout is not None:
+            # [b, heads, q, d] -> [q, b, heads, d]
+            prompt = (x.permute(2, 0, 1, 3) for x in (query[:, :, : plan.originals], *new))
+            parts.append(self._phd_attention(*prompt, copies=1, layout=plan.layout).transpose(0, 1))
+        else:
+            blocks = [*plan.original_blocks(self.pattern), *blocks]
+        for block in blocks:
             parts.append(self._attend(query, everything, new, hidden, block))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -103,12 +123,16 @@ class PHDLlamaAttention(LlamaAttention):
         block: Block,
     ) -> Tensor:
         """[b, rows, a, d]"""
+        if block.kept is not None:
+            everything = take(everything[0], block.kept), take(everything[1], block.kept)
         originals = new if block.split is None else everything
         past_key, past_value = (x[:, :, : block.split] for x in everything)
-        key, value = (
-            torch.cat([x[:, :, block.originals], copies[:, :, block.hidden]], dim=2)
-            for x, copies in zip(originals, hidden, strict=True)
-        )
+        key, value = (x[:, :, block.originals] for x in originals)
+        if block.hidden.stop > block.hidden.start:
+            key, value = (
+                torch.cat([x, copies[:, :, block.hidden]], dim=2)
+                for x, copies in zip((key, value), hidden, strict=True)
+            )
         past, near = (past_key, past_value, block.past_mask), (key, value, block.mask)
         return attend(query[:, :, block.rows], past, near, self.scaling)
 
@@ -127,15 +151,24 @@ class PHDLlamaAttention(LlamaAttention):
             cache.keep_hidden(self.layer_idx, keys, values, plan.keep, plan.end)
         # [b*K, heads, q, d] -> [q, b*K, heads, d]
         rows = (x.permute(2, 0, 1, 3) for x in (query, key, value))
-        out = phd_attention(
-            *rows,
+        return self._phd_attention(*rows, copies=copies, layout=plan.layout).transpose(0, 1)
+
+    def _phd_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, *, copies: int, layout: Layout | None
+    ) -> Tensor:
+        """[q, b*K, heads, d] -> [q, b*K, a, d]; the first copy alone with ``copies`` 1."""
+        return phd_attention(
+            query,
+            key,
+            value,
             copies=copies,
             window=self.config.phd_window,
             chunk=self.config.phd_chunk,
+            pattern=self.pattern,
+            layout=layout,
             softmax_scale=self.scaling,
             backend="reference" if self.config._attn_implementation == "eager" else "auto",
         )
-        return out.transpose(0, 1)
 
 
 class PHDLlamaDecoderLayer(LlamaDecoderLayer):
@@ -205,16 +238,20 @@ class PHDLlamaModel(LlamaModel):
 
         copies = self.config.phd_copies
         asked = _columns_asked(logits_to_keep, count)
-        if copies == 1:
+        sparse = any(self.config.patterns)
+        prompt = not compiled and past == 0 and padding is None
+        if copies == 1 and not sparse:
             plan = Plan(originals=count)
         elif compiled:
             assert cache is not None
             padding = columns.new_zeros(len(embeddings)) if padding is None else padding
             plan = plan_static_decode(self.config, cache, padding, embeddings.dtype)
-        elif asked == count and past == 0 and padding is None and self._takes_rows(embeddings):
-            plan = plan_all(self.config, count)
+        elif copies > 1 and asked == count and prompt and self._takes_rows(embeddings):
+            plan = plan_all(self.config, count, device)
         else:
             plan = plan_step(self.config, cache, past, count, asked, padding, embeddings.dtype, device)
+            if sparse and prompt and self._takes_flash(embeddings):
+                plan.layout = phd_layout(count, copies=1, window=1, chunk=None, device=device)
 
         states, positions = embeddings, position_ids
         if plan.copies_as_rows:
@@ -235,7 +272,7 @@ class PHDLlamaModel(LlamaModel):
         if cache is not None:
             cache.append_ids(input_ids, past)
         causal_mask = None
-        if not plan.decode and not plan.copies_as_rows:
+        if not plan.decode and not plan.copies_as_rows and None in self.config.patterns:
             causal_mask = create_causal_mask(
                 config=self.config,
                 inputs_embeds=embeddings,
@@ -263,11 +300,13 @@ class PHDLlamaModel(LlamaModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(states[:, -asked:]), past_key_values=cache)
 
     def _takes_rows(self, embeddings: Tensor) -> bool:
-        """Whether copies as rows of the batch serve better than blocks: long sequences, or gradients; torch's
-        flash attention takes half precision alone on a GPU.
-        """
+        """Whether copies as rows of the batch serve better than blocks: long sequences, or gradients."""
         long = embeddings.shape[1] > BLOCK or torch.is_grad_enabled()
-        return long and (not embeddings.is_cuda or embeddings.dtype in (torch.float16, torch.bfloat16))
+        return long and self._takes_flash(embeddings)
+
+    def _takes_flash(self, embeddings: Tensor) -> bool:
+        """Whether ``phd_attention`` runs: torch's flash attention takes half precision alone on a GPU."""
+        return not embeddings.is_cuda or embeddings.dtype in (torch.float16, torch.bfloat16)
 
 
 def _refuse_outputs(kwargs: dict[str, Any]) -> None:

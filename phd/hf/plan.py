@@ -8,24 +8,31 @@ keys the cache still holds.
 Legend: b samples, K copies, H = K - 1.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from phd.attention import phd_layout
+from phd.attention.layout import Layout
+from phd.attention.pattern import Pattern
 from phd.attention.rule import can_see
 from phd.hf.cache import PHDCache, PHDStaticLayer
 from phd.hf.configuration import PHDLlamaConfig
+from phd.hf.rows import UNPADDED, Padding, columns_of, places, rows_for
 
 BLOCK = 64
 """Columns whose hidden tokens are attended for at a time: bounds the masks."""
+SLICE = 256
+"""Columns whose originals are attended for at a time on a sparse layer: bounds the keys that they gather."""
 
 
 @dataclass
 class Block:
-    """Hidden tokens of some columns (in decoding all K copies of the one) and the keys they see: originals
-    up to ``split`` all of them, later originals and the hidden ones by ``mask``.
+    """Rows of some columns and the keys they see: originals up to ``split`` all of them, later originals and
+    the hidden ones by ``mask``. The rows are hidden tokens; in decoding all K copies of the one column; on
+    sparse layers originals too, which see no hidden keys.
     """
 
     rows: slice
@@ -38,8 +45,11 @@ class Block:
     """columns whose originals the mask is for; with ``split`` None those of this step"""
     hidden: slice
     """rows of the hidden keys, the cache's and then this step's"""
-    mask: Tensor
-    """[b|1, 1, rows, originals + hidden]"""
+    mask: Tensor | None
+    """[b|1, 1, rows, originals + hidden]; None if all is seen"""
+    kept: Tensor | None = None
+    """sparse layers: the originals' rows that this block's ``split`` and ``originals`` count in, [n] or
+    [b, n]; None for all"""
 
 
 @dataclass(kw_only=True)
@@ -63,12 +73,143 @@ class Plan:
     """the cached hidden keys are a static cache's whole ring, in its order"""
     copies_as_rows: bool = False
     """every copy of every column from the first on, as rows of the batch: no blocks"""
+    layout: Layout | None = None
+    """of ``phd_attention``, where it serves: all copies as rows, or the originals of sparse layers"""
+    step: "Step | None" = None
+    """hybrids: what sparse layers' blocks are made from"""
+    sparse: dict[Pattern, list[Block]] = field(default_factory=dict)
+    """``blocks`` as they are on sparse layers"""
+    _originals: dict[Pattern, list[Block]] = field(default_factory=dict)
+
+    def original_blocks(self, pattern: Pattern) -> list[Block]:
+        """Blocks of the new columns' originals on a sparse layer; made once for all layers alike."""
+        assert self.step is not None
+        if pattern not in self._originals:
+            self._originals[pattern] = [*self.step.original_blocks(pattern)]
+        return self._originals[pattern]
 
 
-def plan_all(config: PHDLlamaConfig, originals: int) -> Plan:
+@dataclass(frozen=True)
+class Step:
+    """What the blocks of a pass are made from."""
+
+    config: PHDLlamaConfig
+    past: int
+    """columns in the cache"""
+    end: int
+    """columns after this step"""
+    first: int
+    """first column whose hidden tokens run"""
+    cached: int
+    """columns before these whose hidden keys are read from the cache"""
+    padding: Padding
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def base(self) -> int:
+        """First column of which queries run: sparse layers give their keys in the rows for it."""
+        return min(self.first, self.past)
+
+    def hidden_blocks(self, pattern: Pattern | None, *, decode: bool) -> Iterator[Block]:
+        """Blocks of the hidden tokens; with ``decode`` of all copies of the one new column."""
+        config, width = self.config, self.config.phd_copies - 1
+        for begin in range(self.first, self.end, BLOCK):
+            stop = min(begin + BLOCK, self.end)
+            columns = torch.arange(begin, stop, device=self.device)
+            low = max(self.first - self.cached, begin - config.phd_window + 1)
+            copies = torch.arange(0 if decode else 1, config.phd_copies, device=self.device)
+            query = columns.repeat_interleave(len(copies)), copies.repeat(len(columns))
+            keys = torch.arange(low, stop, device=self.device).repeat_interleave(width)
+            key_copies = torch.arange(1, width + 1, device=self.device).repeat(stop - low)
+            key = torch.cat([columns, keys]), torch.cat([torch.zeros_like(columns), key_copies])
+            offset = 0 if decode else self.end - self.past + (begin - self.first) * width
+            base = self.first - self.cached
+            split, past_mask, kept = self._past(pattern, begin, stop, query)
+            yield Block(
+                rows=slice(offset, offset + len(query[0])),
+                split=split,
+                past_mask=past_mask,
+                originals=slice(split, split + stop - begin),
+                hidden=slice((low - base) * width, (stop - base) * width),
+                mask=self._mask(query, key, pattern),
+                kept=kept,
+            )
+
+    def original_blocks(self, pattern: Pattern) -> Iterator[Block]:
+        """Blocks of the new columns' originals on a sparse layer."""
+        for begin in range(self.past, self.end, SLICE):
+            stop = min(begin + SLICE, self.end)
+            query = torch.arange(begin, stop, device=self.device)
+            mask = None
+            if stop - begin > 1 or self.padding.columns is not None:
+                key = self._columns(pattern, begin, stop)
+                mask = self._mask((query, torch.zeros_like(query)), (key, torch.zeros_like(key)), pattern)
+            yield Block(
+                rows=slice(begin - self.past, stop - self.past),
+                split=0,
+                past_mask=None,
+                originals=slice(0, None),
+                hidden=slice(0, 0),
+                mask=mask,
+                kept=self._kept(pattern, begin, stop),
+            )
+
+    def _past(
+        self, pattern: Pattern | None, begin: int, stop: int, query: tuple[Tensor, Tensor]
+    ) -> tuple[int, Tensor | None, Tensor | None]:
+        """``split``, ``past_mask`` and ``kept`` of a block of hidden tokens."""
+        padding = self.padding.columns
+        if pattern is None:
+            mask = None
+            if padding is not None:
+                real = torch.arange(begin, device=self.device) >= padding[:, None]
+                mask = _additive(real[:, None, None], self.dtype).expand(-1, -1, len(query[0]), -1)
+            return begin, mask, None
+        rows = rows_for(pattern, begin, self.padding)
+        mask = None
+        # queries in one of the pattern's blocks see the same originals before it
+        if padding is not None or begin // pattern.block != (stop - 1) // pattern.block:
+            key = self._columns(pattern, begin, begin)
+            mask = self._mask(query, (key, torch.zeros_like(key)), pattern)
+        return rows.far + begin - rows.start, mask, self._kept(pattern, begin, stop)
+
+    def _columns(self, pattern: Pattern, begin: int, stop: int) -> Tensor:
+        """Columns of the originals that a block sees, [1, n] or [b, 1, n]."""
+        rows = rows_for(pattern, begin, self.padding)
+        return columns_of(pattern, rows, stop, self.padding, self.device).unsqueeze(-2)
+
+    def _kept(self, pattern: Pattern, begin: int, stop: int) -> Tensor | None:
+        """Where they lie among those that the layer gives; None if they are the same."""
+        held = rows_for(pattern, self.base, self.padding)
+        if stop == self.end and rows_for(pattern, begin, self.padding) == held:
+            return None
+        return places(self._columns(pattern, begin, stop).squeeze(-2), held, self.end)
+
+    def _mask(
+        self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], pattern: Pattern | None
+    ) -> Tensor:
+        return _rule_mask(self.config, query, key, self.padding.columns, self.dtype, pattern)
+
+
+def plan_all(config: PHDLlamaConfig, originals: int, device: torch.device | None = None) -> Plan:
     """Plan every copy of the sequences' first ``originals`` columns, unpadded."""
-    keep = originals - _band_start(config, originals, [0])
-    return Plan(originals=originals, columns=originals, keep=keep, end=originals, copies_as_rows=True)
+    keep = originals - _band_start(config, originals, (0,))
+    layout = phd_layout(
+        originals,
+        copies=config.phd_copies,
+        window=config.phd_window,
+        chunk=config.phd_chunk,
+        device=device,
+    )
+    return Plan(
+        originals=originals,
+        columns=originals,
+        keep=keep,
+        end=originals,
+        copies_as_rows=True,
+        layout=layout,
+    )
 
 
 def plan_step(
@@ -89,56 +230,59 @@ def plan_step(
         logits: how many of the last columns are asked for.
         padding: [b], columns before each sample's first token; None for none at all.
         dtype: of the masks.
+
+    Raises:
+        ValueError: after a rollback, a sparse layer no longer has what hidden tokens see.
     """
-    width = config.phd_copies - 1
     end = past + originals
-    pads = [0] if padding is None else padding.tolist()
-    first = max(end - logits - config.num_hidden_layers * (config.phd_window - 1), 0)
-    if config.phd_chunk is not None:
-        first = max(first, min(_start(config.phd_chunk, end - logits, pad) for pad in pads))
-    cached = 0
-    if first < past:
-        needed = past - _band_start(config, past, pads)
-        static = cache is not None and cache.is_static
-        available = needed if static else (cache.hidden_columns() if cache is not None else 0)
-        if available >= needed:
-            first, cached = past, needed
+    pads = (0,) if padding is None else tuple(sorted(set(padding.tolist())))
+    first, cached = _first_hidden(config, cache, past, end, logits, pads)
+    step = Step(
+        config=config,
+        past=past,
+        end=end,
+        first=first,
+        cached=cached,
+        padding=UNPADDED if padding is None else Padding(padding, pads),
+        dtype=dtype,
+        device=device,
+    )
+    if cache is not None:
+        cache.check_reach(step.base)
     decode = originals == 1 and first == past
-    blocks = []
-    for begin in range(first, end, BLOCK):
-        stop = min(begin + BLOCK, end)
-        columns = torch.arange(begin, stop, device=device)
-        low = max(first - cached, begin - config.phd_window + 1)
-        copies = torch.arange(0 if decode else 1, config.phd_copies, device=device)
-        query = columns.repeat_interleave(len(copies)), copies.repeat(len(columns))
-        keys = torch.arange(low, stop, device=device).repeat_interleave(width)
-        key_copies = torch.arange(1, width + 1, device=device).repeat(stop - low)
-        key = torch.cat([columns, keys]), torch.cat([torch.zeros_like(columns), key_copies])
-        offset = 0 if decode else originals + (begin - first) * width
-        past_mask = None
-        if padding is not None:
-            real = torch.arange(begin, device=device) >= padding[:, None]
-            past_mask = _additive(real[:, None, None], dtype).expand(-1, -1, len(query[0]), -1)
-        base = first - cached
-        blocks.append(
-            Block(
-                rows=slice(offset, offset + len(query[0])),
-                split=begin,
-                past_mask=past_mask,
-                originals=slice(begin, stop),
-                hidden=slice((low - base) * width, (stop - base) * width),
-                mask=_rule_mask(config, query, key, padding, dtype),
-            )
-        )
     return Plan(
         originals=originals,
         columns=end - first,
         cached=cached,
         keep=end - _band_start(config, end, pads),
         end=end,
-        blocks=blocks,
+        blocks=[*step.hidden_blocks(None, decode=decode)] if None in config.patterns else [],
         decode=decode,
+        step=step,
+        sparse={
+            pattern: [*step.hidden_blocks(pattern, decode=decode)]
+            for pattern in set(config.patterns)
+            if pattern is not None
+        },
     )
+
+
+def _first_hidden(
+    config: PHDLlamaConfig, cache: PHDCache | None, past: int, end: int, logits: int, pads: tuple[int, ...]
+) -> tuple[int, int]:
+    """First column whose hidden tokens run, and how many columns before it have theirs in the cache."""
+    if config.phd_copies == 1:
+        return end, 0
+    first = max(end - logits - config.num_hidden_layers * (config.phd_window - 1), 0)
+    if config.phd_chunk is not None:
+        first = max(first, min(_start(config.phd_chunk, end - logits, pad) for pad in pads))
+    if first < past:
+        needed = past - _band_start(config, past, pads)
+        static = cache is not None and cache.is_static
+        available = needed if static else (cache.hidden_columns() if cache is not None else 0)
+        if available >= needed:
+            return past, needed
+    return first, 0
 
 
 def plan_static_decode(config: PHDLlamaConfig, cache: PHDCache, padding: Tensor, dtype: torch.dtype) -> Plan:
@@ -187,7 +331,7 @@ def _start(chunk: int, column: int, pad: int) -> int:
     return column if column < pad else column - (column - pad) % chunk
 
 
-def _band_start(config: PHDLlamaConfig, column: int, pads: list[int]) -> int:
+def _band_start(config: PHDLlamaConfig, column: int, pads: tuple[int, ...]) -> int:
     """First column whose hidden tokens those of ``column`` see, in any sample."""
     start = max(column - config.phd_window + 1, 0)
     if config.phd_chunk is not None:
@@ -201,12 +345,23 @@ def _rule_mask(
     key: tuple[Tensor, Tensor],
     padding: Tensor | None,
     dtype: torch.dtype,
+    pattern: Pattern | None = None,
 ) -> Tensor:
-    """The rule between (column, copy) of queries and keys, [b|1, 1, rows, keys]."""
+    """The rule between (column, copy) of queries [rows] and keys ([keys], or [b|1, 1, keys] if they differ),
+    [b|1, 1, rows, keys].
+    """
     rows, keys = query[0][:, None], key[0]
     if padding is not None:
         rows, keys = rows - padding[:, None, None], keys - padding[:, None, None]
-    visible = can_see(rows, query[1][:, None], keys, key[1], window=config.phd_window, chunk=config.phd_chunk)
+    visible = can_see(
+        rows,
+        query[1][:, None],
+        keys,
+        key[1],
+        window=config.phd_window,
+        chunk=config.phd_chunk,
+        pattern=pattern,
+    )
     # Padding is seen by itself alone: every row must see something.
     visible &= (keys >= 0) | (keys == rows)
     return _additive(visible.expand(-1, -1, -1) if visible.dim() == 3 else visible[None], dtype).unsqueeze(1)

@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import phd.hf  # noqa: F401 (registers the classes)
+from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
 from phd.hf.code import AUTO_MAP, MODULES, write_code
 
 ALONE = """
@@ -24,8 +25,15 @@ with torch.no_grad():
 """
 
 
-def test_loads_without_phd(make_model, ids, tmp_path):
-    model = make_model("PHD-CSWA-3-5-12")
+@pytest.mark.parametrize(
+    ("variant", "layers"), [("PHD-CSWA-3-5-12", None), ("vanilla", [[4, 1, 2, None], None, [4, 0, 1, 3]])]
+)
+def test_loads_without_phd(make_model, ids, tmp_path, variant, layers):
+    model = make_model(variant)
+    if layers:  # a LongGen hybrid with the same weights
+        hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**model.config.to_dict() | {"phd_patterns": layers}))
+        hybrid.load_state_dict(model.state_dict())
+        model = hybrid.eval()
     folder, result = tmp_path / "model", tmp_path / "result.pt"
     model.save_pretrained(folder)
     write_code(folder)
@@ -42,6 +50,7 @@ def test_loads_without_phd(make_model, ids, tmp_path):
     logits, generated = torch.load(result)
     # and by the installed package, which needs no trust
     here = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert here.config.phd_patterns == layers
     with torch.no_grad():
         assert torch.equal(here(ids[:, :20]).logits, logits)
     assert torch.equal(here.generate(ids[:, :20], max_new_tokens=9, do_sample=False), generated)

@@ -1,11 +1,14 @@
 """Megatron's names, shapes and flags against Llama's, without either."""
 
+import json
 from argparse import Namespace
+from dataclasses import fields
 
 import pytest
 import torch
 from transformers import LlamaConfig
 
+from phd.config import PHDConfig
 from phd.hf import PHDLlamaConfig
 from phd.hf.convert import (
     check_names,
@@ -35,6 +38,8 @@ ARGS = {
     "num_experts": None, "multi_latent_attention": False, "mtp_num_layers": None, "window_size": None,
     "softmax_type": "vanilla", "attention_output_gate": False,
 }  # fmt: skip
+
+FULL = (None, None)
 
 
 def args(**changes) -> Namespace:
@@ -94,16 +99,16 @@ def test_there_and_back():
 
 
 def test_configuration_of_vanilla_and_phd():
-    vanilla = hf_config(args(), 20, torch.bfloat16)
+    vanilla = hf_config(args(), 20, torch.bfloat16, FULL)
     assert type(vanilla) is LlamaConfig
     assert (vanilla.num_key_value_heads, vanilla.head_dim, vanilla.tie_word_embeddings) == (2, 4, False)
     assert str(vanilla.dtype).endswith("bfloat16")
-    phd = hf_config(args(phd_copies=3, phd_chunk=0), 20, torch.float32)
+    phd = hf_config(args(phd_copies=3, phd_chunk=0), 20, torch.float32, FULL)
     assert isinstance(phd, PHDLlamaConfig)
     assert (phd.phd_copies, phd.phd_window, phd.phd_chunk) == (3, 16, None)
-    everyone = hf_config(args(group_query_attention=False, num_query_groups=1), 20, torch.float32)
+    everyone = hf_config(args(group_query_attention=False, num_query_groups=1), 20, torch.float32, FULL)
     assert everyone.num_key_value_heads == 4
-    scaled = hf_config(args(use_rope_scaling=True), 20, torch.float32)
+    scaled = hf_config(args(use_rope_scaling=True), 20, torch.float32, FULL)
     assert scaled.rope_parameters["rope_type"] == "llama3"
     assert scaled.rope_parameters["factor"] == 8.0
 
@@ -123,7 +128,7 @@ def test_configuration_of_vanilla_and_phd():
 )
 def test_what_llama_has_not(changes, flag):
     with pytest.raises(ValueError, match=f"no place for: .*{flag}"):
-        hf_config(args(**changes), 20, torch.float32)
+        hf_config(args(**changes), 20, torch.float32, FULL)
 
 
 def test_flags_of_a_configuration():
@@ -134,6 +139,49 @@ def test_flags_of_a_configuration():
     pairs = dict(zip(flags, flags[1:], strict=False))
     assert (pairs["--kv-channels"], pairs["--num-query-groups"], pairs["--phd-chunk"]) == ("4", "2", "0")
     assert "--untie-embeddings-and-output-weights" in flags
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize(
+    "pattern", ["longgen-sink", "longgen-block", "sink,2*full,sink,2*block-sparse", "full"]
+)
+def test_patterns_there_and_back(copies, pattern):
+    """Arguments -> config.json -> flags."""
+    kinds = {"attention_pattern_block": 16, "attention_pattern_sink_blocks": 2, "attention_pattern_stride": 5}
+    variant = PHDConfig(phd_copies=copies, attention_pattern=pattern, **kinds)
+    patterns = variant.patterns(6)
+    config = hf_config(args(phd_copies=copies, num_layers=6), 20, torch.float32, patterns)
+    if copies == 1 and pattern == "full":
+        assert type(config) is LlamaConfig
+        assert "--attention-pattern" not in megatron_flags(config)
+        return
+    assert (config.phd_copies, config.patterns) == (copies, patterns)
+    config = PHDLlamaConfig(**json.loads(config.to_json_string()))
+    flags = megatron_flags(config)
+    found = {
+        field.name: type(field.default)(flags[flags.index(flag) + 1])
+        for field in fields(PHDConfig)
+        if (flag := "--" + field.name.replace("_", "-")) in flags
+    }
+    assert ("--attention-pattern" in flags) == (pattern != "full")
+    assert (PHDConfig(**found).patterns(6), found.get("phd_copies", 1)) == (patterns, copies)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [[4, 1, 2, None], [8, 1, 2, None]],
+        [[4, 1, 2, None], [4, 2, 2, None]],
+        [[4, 0, 2, 3], [4, 0, 2, 5]],
+        [[4, 2, 2, 3], None],
+    ],
+)
+def test_patterns_that_flags_cannot_say(layers):
+    config = PHDLlamaConfig(
+        **CONFIG.to_dict() | {"phd_patterns": layers, "phd_copies": 1, "model_type": "phd_llama"}
+    )
+    with pytest.raises(ValueError, match="cannot say phd_patterns"):
+        megatron_flags(config)
 
 
 @pytest.mark.parametrize(

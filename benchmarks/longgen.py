@@ -1,0 +1,158 @@
+"""A LongGen hybrid beside full attention: a training step, reading a prompt, decoding, bytes of KV cache.
+
+    python benchmarks/longgen.py          # 32768 tokens; about half an hour on 2 cores; writes longgen.json
+    python benchmarks/longgen.py --quick  # a minute, prints only
+
+One stack of Llama-2 7B's shape, reduced in layers and width: 8 layers of 512 (4 heads of 128), of which 3 in
+the middle are full, as 12 of the paper's 32 are; blocks of 64, 1 + 32 kept (longgen-sink) or every 64th + 1
+(longgen-block). One sequence, fp32. The three models run the same code, in turns in one process with fixed
+threads; times are medians. The paper's numbers are for 7B at 131072 tokens on A100s: attention was 2.7 times
+the FLOPs of the linear layers there, in this stack it is 5.3 times at 32768 tokens.
+"""
+
+import sys
+from pathlib import Path
+
+# The folder of this file holds a tokenize.py, and the standard library must go on finding its own.
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])
+
+import argparse
+import json
+import shlex
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import phd.hf
+from benchmarks.attention import machine
+from phd.accounting import flops_per_token, kv_cache_bytes
+from phd.attention.pattern import LayerPatterns, Pattern, parse_patterns
+
+LAYERS, HIDDEN, FFN, HEADS, VOCABULARY = 8, 512, 1376, 4, 256
+KINDS = {"sink": Pattern(64, 1, 32), "block-sparse": Pattern(64, 0, 1, 64)}
+MODELS = {
+    "full": "full",
+    "longgen-sink": "2*sink,3*full,3*sink",
+    "longgen-block": "2*block-sparse,3*full,3*block-sparse",
+}
+PAPER = {"train": 1.55, "prefill": 1.67, "decode": 1.41}
+"""Times as fast as full attention."""
+RESULTS = Path(__file__).with_suffix(".json")
+
+
+def make_model(patterns: LayerPatterns, length: int) -> phd.hf.PHDLlamaForCausalLM:
+    config = phd.hf.PHDLlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=2 * length,
+        phd_copies=1,
+        phd_patterns=[None if p is None else [p.block, p.sink, p.local, p.stride] for p in patterns],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return phd.hf.PHDLlamaForCausalLM(config)
+
+
+def train(model: phd.hf.PHDLlamaForCausalLM, tokens: torch.Tensor) -> None:
+    model.zero_grad()
+    model(tokens, labels=tokens, use_cache=False).loss.backward()
+
+
+@torch.no_grad()
+def read(model: phd.hf.PHDLlamaForCausalLM, tokens: torch.Tensor, cache: phd.hf.PHDCache) -> None:
+    model(tokens, past_key_values=cache, logits_to_keep=1)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(length: int, rounds: int, steps: int) -> dict[str, dict]:
+    """name of the model -> seconds of each round, KV bytes by the tensors and by the formula, floors."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (1, length + steps), generator=generator)
+    prompt = tokens[:, :length]
+    models: dict[str, phd.hf.PHDLlamaForCausalLM] = {}
+    results: dict[str, dict[str, Any]] = {}
+    for name, text in MODELS.items():
+        patterns = parse_patterns(text, LAYERS, KINDS)
+        models[name] = make_model(patterns, length)
+        flops = flops_per_token(
+            num_layers=LAYERS, hidden_size=HIDDEN, ffn_hidden_size=FFN, num_attention_heads=HEADS,
+            num_query_groups=HEADS, kv_channels=HIDDEN // HEADS, vocab_size=VOCABULARY, seq_length=length,
+            gated_linear_unit=True, patterns=patterns,
+        )  # fmt: skip
+        formula = kv_cache_bytes(
+            length, num_layers=LAYERS, num_query_groups=HEADS, kv_channels=HIDDEN // HEADS,
+            bytes_per_element=4, patterns=patterns,
+        )  # fmt: skip
+        results[name] = {"flops_per_token": flops, "kv_bytes_formula": formula} | {what: [] for what in PAPER}
+    for turn in range(rounds):
+        for name, model in models.items():
+            print(time.strftime("%H:%M:%S"), f"round {turn + 1} of {rounds}: {name}", file=sys.stderr)
+            result = results[name]
+
+            result["train"].append(seconds(partial(train, model, prompt)))
+            cache = phd.hf.PHDCache(model.config)
+            result["prefill"].append(seconds(partial(read, model, prompt, cache)))
+            result["kv_bytes"] = cache.nbytes()
+            for token in tokens[:, length:].split(1, dim=1):
+                result["decode"].append(seconds(partial(read, model, token, cache)))
+    for result in results.values():
+        for what in PAPER:
+            result[f"{what}_median"] = statistics.median(result[what])
+        result["flops_to_full"] = result["flops_per_token"] / results["full"]["flops_per_token"]
+        result["kv_to_full"] = result["kv_bytes"] / results["full"]["kv_bytes"]
+        for what in PAPER:
+            result[f"{what}_times_as_fast"] = results["full"][f"{what}_median"] / result[f"{what}_median"]
+    return results
+
+
+def table(length: int, results: dict[str, dict]) -> Table:
+    shown = Table(
+        "", *PAPER, "FLOPs", "KV bytes", title=f"{length} tokens: times as fast as full; parts of it"
+    )
+    for name, result in results.items():
+        speed = (f"{result[f'{what}_times_as_fast']:.2f}" for what in PAPER)
+        shown.add_row(name, *speed, f"{result['flops_to_full']:.3f}", f"{result['kv_to_full']:.3f}")
+    shown.add_row("paper: 7B, 131072, GPUs", *(f"{x:.2f}" for x in PAPER.values()), "", "0.38")
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32768])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=32, help="tokens to decode in a round")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="4096 tokens, one round, prints only")
+    args = parser.parse_args()
+    if args.quick:
+        args.lengths, args.rounds, args.steps = [4096], 1, 4
+    torch.set_num_threads(args.threads)
+    report: dict = {
+        "command": shlex.join(sys.argv),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine() | {"threads": args.threads},
+        "paper": PAPER,
+        "lengths": {},
+    }
+    for length in args.lengths:
+        results = measure(length, args.rounds, args.steps)
+        Console().print(table(length, results))
+        report["lengths"][str(length)] = results
+    if not args.quick:
+        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

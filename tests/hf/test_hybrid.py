@@ -1,0 +1,353 @@
+"""Hybrids of full and sparse layers (LongGen): every way through the model against the dense rule, and what
+the cache holds at every length.
+"""
+
+import json
+
+import pytest
+import torch
+
+from phd.attention.pattern import Pattern
+from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM, kv_bytes
+from phd.hf.rows import Padding, Rows, columns_of, least_column, rows_for
+from tests.models import SHAPE, VARIANTS, reference_logits
+
+SINK, STRIDE, BOTH = [4, 1, 2, None], [4, 0, 1, 3], [4, 1, 2, 3]
+HYBRIDS = {
+    "sink": [SINK, None, SINK],
+    "block-sparse": [STRIDE, None, STRIDE],
+    "mixed": [None, BOTH, [1, 2, 3, 2]],
+    "no full layer": [SINK, BOTH, STRIDE],
+}
+KINDS = ["vanilla", "PHD-SWA-2-5-inf", "PHD-CSWA-3-5-12"]
+CASES = [("vanilla", "mixed"), ("vanilla", "sink"), ("PHD-SWA-2-5-inf", "no full layer")]
+CASES += [("PHD-CSWA-3-5-12", "mixed"), ("PHD-CSWA-2-16-32", "block-sparse")]
+
+
+@pytest.fixture(scope="module")
+def ids(ids):
+    """Twelve blocks and a bit are enough."""
+    return ids[:, :50]
+
+
+@pytest.fixture(scope="module")
+def make():
+    """make("PHD-SWA-2-5-inf", layers): as ``make_model``, in fp64 for what RMSNorm leaves of it."""
+    models: dict = {}
+
+    def build(variant: str, layers: list | None):
+        key = variant, json.dumps(layers)
+        if key not in models:
+            copies, window, chunk = VARIANTS.get(variant, (1, 1, None))
+            shape = SHAPE if layers is None else SHAPE | {"num_hidden_layers": len(layers)}
+            torch.manual_seed(1)
+            config = PHDLlamaConfig(
+                **shape, phd_copies=copies, phd_window=window, phd_chunk=chunk, phd_patterns=layers
+            )
+            models[key] = PHDLlamaForCausalLM(config).double().eval()
+        return models[key]
+
+    return build
+
+
+@pytest.fixture(params=CASES, ids=lambda case: " ".join(case))
+def model(request, make):
+    variant, hybrid = request.param
+    return make(variant, HYBRIDS[hybrid])
+
+
+@pytest.fixture
+def expected(model, ids):
+    return reference_logits(model, ids)
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """RMSNorm and eager attention round to fp32."""
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def run(model, ids: torch.Tensor, step: int, cache: PHDCache | None = None) -> torch.Tensor:
+    """All logits, ``step`` columns at a time; the cache is as large as told all along."""
+    logits = []
+    with torch.no_grad():
+        for first in range(0, ids.shape[1], step):
+            output = model(ids[:, first : first + step], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits.append(output.logits)
+            length = min(first + step, ids.shape[1])
+            assert cache.get_seq_length() == length
+            assert cache.nbytes() == kv_bytes(model.config, length, len(ids), element_size=8)
+    return torch.cat(logits, dim=1)
+
+
+def test_patterns_matter(make, ids):
+    logits = [reference_logits(make("vanilla", layers), ids)[:, -1] for layers in (None, *HYBRIDS.values())]
+    for index, one in enumerate(logits):
+        assert all((one - other).abs().max() > 0.05 for other in logits[index + 1 :])
+
+
+def test_prompt(model, expected, ids):
+    with torch.no_grad():
+        assert_close(model(ids, use_cache=False).logits, expected)
+        for length in (1, 4, 5, 30, 50):
+            output = model(ids[:, :length], logits_to_keep=1)
+            assert_close(output.logits[:, 0], expected[:, length - 1])
+            for layer in output.past_key_values.layers:  # no view of the whole prompt
+                assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes
+
+
+@pytest.mark.parametrize("step", [1, 7, 33])
+def test_steps_and_chunks(model, expected, ids, step):
+    """Over many borders between blocks, one prompt in parts and token by token."""
+    assert_close(run(model, ids, step), expected)
+
+
+def test_slices_of_a_long_chunk(make, monkeypatch):
+    """More new columns than a sparse layer takes at a time."""
+    monkeypatch.setattr("phd.hf.plan.SLICE", 10)
+    model = make("PHD-SWA-2-5-inf", HYBRIDS["mixed"])
+    ids = torch.randint(1, 97, (1, 76), generator=torch.Generator().manual_seed(3))
+    assert_close(run(model, ids, 33), reference_logits(model, ids))
+
+
+@pytest.mark.parametrize(("padding", "step"), [(1, 9), (4, 40), (6, 1), (13, 9)])
+def test_left_padding(model, expected, ids, padding, step):
+    """Blocks begin at each sample's first token."""
+    padded = torch.stack([ids[0], ids[1].roll(padding)])[:, :40]
+    mask = torch.ones_like(padded)
+    mask[1, :padding] = 0
+    cache, logits = None, []
+    with torch.no_grad():
+        for first in range(0, 40, step):
+            end = min(first + step, 40)
+            output = model(
+                padded[:, first:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True
+            )
+            cache = output.past_key_values
+            logits.append(output.logits)
+    both = torch.cat(logits, dim=1)
+    assert_close(both[0], expected[0, :40])
+    assert_close(both[1, padding:], expected[1, : 40 - padding])
+
+
+def test_size_at_128k():
+    """Llama-2 7B, 12 full layers of 32: 26.5 of 69.2 GB in the paper."""
+    shape = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096}
+    ratios = {}
+    for name, pattern in (("sink", [64, 1, 32, None]), ("block-sparse", [64, 0, 1, 64])):
+        layers = [*[pattern] * 10, *[None] * 12, *[pattern] * 10]
+        hybrid = kv_bytes(PHDLlamaConfig(**shape, phd_patterns=layers), 131072)
+        ratios[name] = hybrid / kv_bytes(PHDLlamaConfig(**shape), 131072)
+    assert ratios == pytest.approx({"sink": 0.385, "block-sparse": 0.385}, abs=5e-4)
+
+
+@pytest.mark.parametrize("numbers", [SINK, STRIDE, BOTH, [1, 2, 3, 2], [5, 3, 2, 2], [4, 1, 2, 1]])
+@pytest.mark.parametrize("pads", [(0,), (0, 3), (2, 9, 9)])
+def test_rows_are_what_the_rule_keeps(numbers, pads):
+    """Before every column each column that it sees lies in one row; unpadded, no others do. What has left
+    does not come back.
+    """
+    pattern = Pattern(*numbers)
+    padding = Padding(None if pads == (0,) else torch.tensor(pads), tuple(sorted(set(pads))))
+    gone: list[set[int]] = [set() for _ in pads]
+    for column in range(1, 60):
+        rows = rows_for(pattern, column, padding)
+        held = columns_of(pattern, rows, column, padding, None)
+        for sample, (row, pad) in enumerate(zip(held.expand(len(pads), -1), pads, strict=True)):
+            columns = [x for x in row.tolist() if x >= 0]
+            assert len(set(columns)) == len(columns)
+            keys = torch.arange(pad, max(pad, column)) - pad
+            seen = {x + pad for x in keys[pattern.keeps(torch.tensor(column - pad), keys)].tolist()}
+            assert seen <= set(columns)
+            if pads == (0,):
+                assert seen == set(columns)
+                assert len(columns) == rows.far + column - rows.start == pattern.kept_positions(column) - 1
+            assert not seen & gone[sample]
+            gone[sample] |= set(range(column)) - set(columns)
+
+
+@pytest.mark.parametrize("numbers", [SINK, STRIDE, [1, 2, 3, 2]])
+@pytest.mark.parametrize("pads", [(0,), (0, 3), (2, 9)])
+def test_how_far_back_rows_serve(numbers, pads):
+    pattern, padding = Pattern(*numbers), Padding(torch.tensor(pads), pads)
+    for column in range(1, 40):
+        rows = rows_for(pattern, column, padding)
+        serve = [x for x in range(column + 1) if rows_for(pattern, x, padding).start >= rows.start]
+        assert least_column(pattern, rows, padding) == serve[0]
+    assert least_column(pattern, Rows(), padding) == 0
+
+
+@pytest.mark.parametrize("layer", [SINK, STRIDE, BOTH])
+@pytest.mark.parametrize("step", [40, 1, 7])
+def test_what_a_query_keeps(make, ids, layer, step):
+    """A one-layer model: another token changes the logits where the rule keeps it, nowhere else; in prompts,
+    steps and chunks alike.
+    """
+    model, pattern = make("vanilla", [layer]), Pattern(*layer)
+    before = run(model, ids[:1, :40], step)
+    for position in (0, 3, 5, 14, 24, 33):
+        changed = ids[:1, :40].clone()
+        changed[0, position] = 1 + changed[0, position] % 96
+        after = run(model, changed, step)
+        query = torch.arange(40)
+        seen = (query >= position) & pattern.keeps(query, torch.tensor(position))
+        assert torch.equal((after != before).any(-1)[0], seen)
+    hybrid = make("vanilla", [layer, None])
+    logits = [run(hybrid, x, step) for x in (ids[:1, :40], changed)]
+    assert (logits[0] != logits[1]).any(-1)[0, position:].all()
+
+
+@pytest.mark.parametrize("variant", KINDS)
+def test_short_sequences_see_everything(make, ids, variant):
+    model, full = make(variant, [SINK, BOTH, SINK]), make(variant, None)
+    short = ids[:, :12]  # the first block and the last two
+    for step in (1, 5, 12):
+        assert_close(run(model, short, step), run(full, short, step))
+
+
+@pytest.mark.parametrize("variant", KINDS)
+def test_all_full_is_the_plain_model(make, ids, variant):
+    model, plain = make(variant, [None] * 3), make(variant, None)
+    for step in (5, 50):
+        assert torch.equal(run(model, ids, step), run(plain, ids, step))
+
+
+@pytest.mark.parametrize("variant", KINDS)
+def test_gradients(make, ids, variant):
+    """Of a prompt and of a padded batch, against the dense rule on its samples one by one."""
+    model = make(variant, HYBRIDS["mixed"])
+    parameters = list(model.parameters())
+    mask = torch.ones_like(ids[:, :30])
+    mask[1, :5] = 0
+
+    def gradients(samples, first=0, **settings):
+        logits = model(samples, use_cache=False, **settings).logits[:, first:]
+        return torch.autograd.grad(logits.logsumexp(-1).square().sum(), parameters)
+
+    prompt = gradients(ids[:1, :30])
+    padded = gradients(ids[:, :30], 5, attention_mask=mask)
+    model.set_attn_implementation("eager")
+    dense = gradients(ids[:1, :30])
+    parts = gradients(ids[:1, :30], 5), gradients(ids[1:, 5:30])
+    model.set_attn_implementation("sdpa")
+    for one, other in zip(prompt, dense, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+    for both, *alone in zip(padded, *parts, strict=True):
+        assert (both - sum(alone)).abs().max() <= 1e-5 * both.abs().max()
+
+
+def test_rolling_back(make, ids):
+    """Exact as far as blocks are still held; further on request, or not at all."""
+    for variant in ("vanilla", "PHD-CSWA-4-4-4"):  # a chunk is a block: hidden tokens return too
+        model = make(variant, HYBRIDS["sink"])
+        expected = reference_logits(model, ids)
+        with torch.no_grad():
+            cache = model(ids[:, :31]).past_key_values
+            cache.crop(-3)
+            assert_close(model(ids[:, 28:40], past_key_values=cache).logits, expected[:, 28:40])
+            before = cache.nbytes()
+            with pytest.raises(ValueError, match="cannot go back to column 39: .* before column 40"):
+                cache.crop(-1)
+            assert (cache.get_seq_length(), cache.nbytes()) == (40, before)
+            cache.activate_past_recording()
+            model(ids[:, 40:50], past_key_values=cache)
+            cache.crop(-9)
+            assert_close(model(ids[:, 41:], past_key_values=cache).logits, expected[:, 41:])
+            cache.reset()
+            assert cache.nbytes() == 0
+            assert_close(model(ids, past_key_values=cache).logits, expected)
+
+
+def test_hidden_tokens_that_cannot_return(make, ids):
+    """They would see originals from before the kept ones."""
+    model = make("PHD-SWA-2-5-inf", HYBRIDS["sink"])
+    with torch.no_grad():
+        cache = model(ids[:, :31]).past_key_values
+        cache.drop_hidden()
+        with pytest.raises(ValueError, match="cannot go back to column 19"):
+            model(ids[:, 31:32], past_key_values=cache)
+
+
+def test_samples_reordered_repeated_selected(model, expected, ids):
+    for change, taken in (
+        (lambda cache: cache.reorder_cache(torch.tensor([1, 1])), [1, 1]),
+        (lambda cache: cache.batch_select_indices(torch.tensor([1, 0])), [1, 0]),
+        (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1]),
+    ):
+        with torch.no_grad():
+            cache = model(ids[:, :30]).past_key_values
+            change(cache)
+            again = model(ids[taken, 30:45], past_key_values=cache).logits
+        assert_close(again, expected[taken, 30:45])
+
+
+def test_a_padded_sample_leaves(model, expected, ids):
+    """What is kept for the others alone goes with the next step."""
+    padded = torch.stack([ids[0], ids[1].roll(6)])[:, :50]
+    mask = torch.ones_like(padded)
+    mask[1, :6] = 0
+    for sample in (0, 1):
+        one = slice(sample, sample + 1)
+        with torch.no_grad():
+            cache = model(padded[:, :30], attention_mask=mask[:, :30]).past_key_values
+            cache.batch_select_indices(torch.tensor([sample]))
+            logits = model(padded[one, 30:50], attention_mask=mask[one], past_key_values=cache).logits
+        first = 30 - 6 * sample
+        assert_close(logits, expected[one, first : first + 20])
+
+
+GREEDY = {"max_new_tokens": 15, "do_sample": False}
+
+
+def test_generate(model, ids):
+    prompt = ids[:, :17]
+    tokens = prompt
+    with torch.no_grad():
+        for _ in range(15):
+            following = model(tokens, use_cache=False).logits[:, -1:].argmax(-1)
+            tokens = torch.cat([tokens, following], dim=1)
+    assert torch.equal(model.generate(prompt, **GREEDY), tokens)
+    assert torch.equal(model.generate(prompt, prefill_chunk_size=5, **GREEDY), tokens)
+    beams = {**GREEDY, "num_beams": 3}
+    assert torch.equal(model.generate(prompt, **beams), model.generate(prompt, use_cache=False, **beams))
+
+
+def test_assisted_generation_rolls_back(make, ids):
+    model = make("vanilla", HYBRIDS["sink"])
+    prompt = ids[:1, :17]
+    assisted = model.generate(prompt, assistant_model=make("vanilla", None), **GREEDY)
+    assert torch.equal(assisted, model.generate(prompt, **GREEDY))
+
+
+def test_static_caches_are_refused(make, ids):
+    model = make("vanilla", HYBRIDS["sink"])
+    with pytest.raises(ValueError, match="leave out max_cache_len"):
+        PHDCache(model.config, max_cache_len=40)
+    with pytest.raises(ValueError, match="leave out max_cache_len"):
+        model.generate(ids, max_new_tokens=2, cache_implementation="static")
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([SINK, None], "phd_patterns has 2 layers, num_hidden_layers is 3"),
+        ([SINK, None, [4, 1, 2]], r"phd_patterns of layer 2 must be null or \[block, sink, local"),
+        ([[4, 1, None, 2], None, None], "phd_patterns of layer 0"),
+        ([None, [4, 1, 0, 2], None], "phd_patterns: the pattern's local must be at least 1"),
+    ],
+)
+def test_configurations_that_cannot_be(layers, message):
+    with pytest.raises(Exception, match=message):  # validation wraps it in a class of its own
+        PHDLlamaConfig(**SHAPE, phd_patterns=layers)
+
+
+def test_configuration_there_and_back(tmp_path):
+    config = PHDLlamaConfig(**SHAPE, phd_patterns=HYBRIDS["mixed"])
+    config.save_pretrained(tmp_path)
+    again = PHDLlamaConfig.from_pretrained(tmp_path)
+    assert again.phd_patterns == HYBRIDS["mixed"]
+    assert again.patterns == (None, Pattern(4, 1, 2, 3), Pattern(1, 2, 3, 2))
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["phd_patterns"]  # a folder from before there were any
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert PHDLlamaConfig.from_pretrained(tmp_path).patterns == (None, None, None)
