@@ -22,6 +22,11 @@ def add_subcommands(parser: argparse.ArgumentParser) -> Any:
         ("inspect", "counts, lengths and samples of a PREFIX.bin/.idx", _add_inspect),
         ("verify", "check sizes, checksums and every id of a PREFIX.bin/.idx", _add_verify),
         ("blend", "weights of several data sets, as a file for --data-args-path", _add_blend),
+        (
+            "upsample",
+            "more tokens from long documents, domains as they were, for a longer context",
+            _add_upsample,
+        ),
         ("pack", "how documents fill sequences of a context length", _add_pack),
     ):
         add(commands.add_parser(name, help=summary, description=summary))
@@ -255,6 +260,11 @@ def _add_blend(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--epochs", action="store_true", help="the NUMBERs say how often each is gone through")
     how.add_argument("--weights", action="store_true", help="the NUMBERs are shares of the tokens trained on")
+    _add_length_of_training(parser)
+    parser.set_defaults(run=_run_blend)
+
+
+def _add_length_of_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--train-tokens", type=int, help="how long the training is; needed to see what overruns"
     )
@@ -269,17 +279,19 @@ def _add_blend(parser: argparse.ArgumentParser) -> None:
         default="969,30,1",
         help="the training's --split, whose first share is trained on (Megatron's)",
     )
-    parser.set_defaults(run=_run_blend)
+
+
+def _train_share(split: str) -> float:
+    try:
+        shares = [float(share) for share in split.split(",")]
+        return shares[0] / sum(shares)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"--split {split}: expected numbers like 969,30,1") from error
 
 
 def _run_blend(args: argparse.Namespace) -> int:
     from data_tools.blend import blend
 
-    try:
-        shares = [float(share) for share in args.split.split(",")]
-        train_share = shares[0] / sum(shares)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"--split {args.split}: expected numbers like 969,30,1") from error
     blend(
         args.prefix,
         args.output,
@@ -288,7 +300,47 @@ def _run_blend(args: argparse.Namespace) -> int:
         weights=args.weights,
         train_tokens=args.train_tokens,
         max_epochs=args.max_epochs,
-        train_share=train_share,
+        train_share=_train_share(args.split),
+    )
+    return 0
+
+
+def _add_upsample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefix", nargs="+", type=Path, help="a data set for each domain")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder for NAME-long and NAME-short of each domain, and blend.txt for --data-args-path",
+    )
+    parser.add_argument(
+        "--longer-than",
+        type=int,
+        default=4096,
+        metavar="TOKENS",
+        help="what is a long document (default 4096)",
+    )
+    parser.add_argument(
+        "--long-share",
+        type=float,
+        default=0.7,
+        help="of the tokens trained on, how much comes from them, in every domain (default 0.7)",
+    )
+    _add_length_of_training(parser)
+    parser.set_defaults(run=_run_upsample)
+
+
+def _run_upsample(args: argparse.Namespace) -> int:
+    from data_tools.upsample import upsample
+
+    upsample(
+        args.prefix,
+        args.output,
+        longer_than=args.longer_than,
+        long_share=args.long_share,
+        train_tokens=args.train_tokens,
+        max_epochs=args.max_epochs,
+        train_share=_train_share(args.split),
     )
     return 0
 

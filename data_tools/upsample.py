@@ -1,0 +1,180 @@
+"""More tokens from long documents, with the mix of domains as it was: the data of a context extension.
+
+As in Fu et al. (arXiv 2402.10171), whose recipe LongGen follows: every domain keeps its share of the tokens,
+and within each the documents over a length get a larger one. A domain is split into its long and its short
+documents, two data sets, and Megatron draws from them by weight: no document is cut or copied into another.
+"""
+
+import errno
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.blend import blend
+from data_tools.files import append_suffix, crc32, lock, rename, sync, write_json
+from data_tools.indexed import Indexed, open_indexed, write_index
+from data_tools.merge import read_card
+from data_tools.progress import byte_progress
+
+BLOCK_TOKENS = 1 << 24
+"""Tokens read at a time, but for a document that alone has more."""
+KINDS = ("long", "short")
+
+
+def upsample(
+    prefixes: Sequence[Path],
+    output: Path,
+    *,
+    longer_than: int,
+    long_share: float,
+    train_tokens: int | None = None,
+    max_epochs: float = 4.0,
+    train_share: float = 1.0,
+) -> list[float]:
+    """Split each domain by its documents' lengths into OUTPUT/NAME-long and -short, and write their blend.
+
+    What is there already, from the same files, is not made again.
+
+    Args:
+        prefixes: a data set for each domain; its tokens are its share of the mix.
+        output: a folder; the blend is OUTPUT/blend.txt.
+        longer_than: a document with more tokens is long.
+        long_share: of the tokens trained on, how much comes from long documents, in every domain.
+        train_tokens, max_epochs, train_share: as ``blend`` takes them.
+
+    Returns:
+        the weights, long and short of each domain.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``open_indexed`` and ``blend``.
+        ValueError: a domain has no long documents (or no short ones), or two domains one name.
+    """
+    if not 0 < long_share < 1:
+        raise ValueError(f"--long-share must lie between 0 and 1, got {long_share}")
+    if longer_than < 1:
+        raise ValueError(f"--longer-than must be at least 1, got {longer_than}")
+    names = [prefix.name for prefix in prefixes]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two domains are called {min(twice)}: rename one, the parts go by their names")
+    domains = [open_indexed(prefix) for prefix in prefixes]
+    for domain in domains:
+        long = domain.document_lengths() > longer_than
+        if long.all() or not long.any():
+            raise ValueError(
+                f"{domain.prefix} has no documents of {'at most' if long.any() else 'more than'} "
+                f"{longer_than:,} tokens: choose another --longer-than, or leave it out"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    weighted = []
+    with byte_progress() as progress:
+        total = sum(domain.tokens * domain.dtype.itemsize for domain in domains)
+        task = progress.add_task("split", total=total, note="")
+        for domain in domains:
+            _split(domain, output, longer_than, lambda done: progress.update(task, advance=done))
+            for kind, share in zip(KINDS, (long_share, 1 - long_share), strict=True):
+                weighted.append(f"{output / f'{domain.prefix.name}-{kind}'}={share * domain.tokens}")
+    return blend(
+        weighted,
+        output / "blend.txt",
+        weights=True,
+        train_tokens=train_tokens,
+        max_epochs=max_epochs,
+        train_share=train_share,
+    )
+
+
+@dataclass
+class _Writer:
+    """One part's .bin while it grows."""
+
+    prefix: Path
+    crc: int = 0
+    size: int = 0
+
+    def write(self, file: Any, ids: np.ndarray) -> None:
+        content = ids.tobytes()
+        file.write(content)
+        self.crc, self.size = zlib.crc32(content, self.crc), self.size + len(content)
+
+
+def _split(domain: Indexed, output: Path, longer_than: int, report: Callable[[int], Any]) -> None:
+    """Write the long and the short documents of ``domain``; skip what an earlier run finished."""
+    source = {
+        "path": str(domain.prefix.resolve()),
+        "documents": domain.documents,
+        "tokens": domain.tokens,
+        "idx_crc32": crc32(append_suffix(domain.prefix, ".idx")),
+        "longer_than": longer_than,
+    }
+    writers = {kind: _Writer(output / f"{domain.prefix.name}-{kind}") for kind in KINDS}
+    wanted = {kind: source | {"documents_kept": kind} for kind in KINDS}
+    found = {kind: read_card(writer.prefix) for kind, writer in writers.items()}
+    for kind, card in found.items():
+        if card is not None and card.get("split_from") != wanted[kind]:
+            raise ValueError(
+                f"{append_suffix(writers[kind].prefix, '.json')} is there already and was made from "
+                "something else: choose another --output, or delete it"
+            )
+    if all(found.values()):
+        report(domain.tokens * domain.dtype.itemsize)
+        return
+    if (need := domain.tokens * domain.dtype.itemsize) > (free := shutil.disk_usage(output).free):
+        raise OSError(errno.ENOSPC, f"the parts take {need:,} bytes and {free:,} are free", str(output))
+    long = domain.document_lengths() > longer_than
+    temporary = {kind: append_suffix(writer.prefix, ".bin.tmp") for kind, writer in writers.items()}
+    with lock(temporary["long"]), lock(temporary["short"]):
+        with open(temporary["long"], "wb") as longs, open(temporary["short"], "wb") as shorts:
+            for ids, of_long in _blocks(domain, long):
+                writers["long"].write(longs, ids[of_long])
+                writers["short"].write(shorts, ids[~of_long])
+                report(ids.nbytes)
+        for kind, writer in writers.items():
+            _finish(domain, long if kind == "long" else ~long, writer, wanted[kind])
+
+
+def _blocks(domain: Indexed, long: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids of whole documents one after the other, and for each whether its document is long."""
+    lengths = domain.document_lengths()
+    ends = np.cumsum(lengths)
+    first, done = 0, 0
+    with open(append_suffix(domain.prefix, ".bin"), "rb") as file:
+        while first < len(lengths):
+            stop = max(first + 1, int(np.searchsorted(ends, done + BLOCK_TOKENS, side="right")))
+            count = int(ends[stop - 1]) - done
+            yield (
+                np.fromfile(file, domain.dtype, count=count),
+                np.repeat(long[first:stop], lengths[first:stop]),
+            )
+            first, done = stop, done + count
+
+
+def _finish(domain: Indexed, kept: np.ndarray, writer: _Writer, source: dict[str, Any]) -> None:
+    """The part's .idx and card, and both files in their places."""
+    temporary = {end: append_suffix(writer.prefix, f"{end}.tmp") for end in (".bin", ".idx")}
+    sequences = np.diff(domain.document_indices)
+    lengths = domain.lengths[np.repeat(kept, sequences)]
+    write_index(temporary[".idx"], domain.dtype, [lengths], [np.cumsum(sequences[kept])])
+    # A .bin without .idx is no data set to any reader: an old one goes first, the new one comes last.
+    append_suffix(writer.prefix, ".idx").unlink(missing_ok=True)
+    for end, file in temporary.items():
+        sync(file)
+        rename(file, append_suffix(writer.prefix, end))
+    card = read_card(domain.prefix) or {}
+    known = ("tokenizer_sha256", "eod_id", "vocab_size", "made_from")
+    content = {
+        "documents": int(kept.sum()),
+        "tokens": int(lengths.sum(dtype=np.int64)),
+        "dtype": domain.dtype.name,
+        "vocab_size": 1 << 31,
+        **{name: card[name] for name in known if name in card},
+        "split_from": source,
+        "file_bytes": {end: append_suffix(writer.prefix, end).stat().st_size for end in temporary},
+        "idx_crc32": crc32(append_suffix(writer.prefix, ".idx")),
+        "crc32": writer.crc,
+    }
+    write_json(append_suffix(writer.prefix, ".json"), content)

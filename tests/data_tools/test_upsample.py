@@ -1,0 +1,122 @@
+"""Long and short documents apart, every one whole and in order; a blend that keeps the domains' shares."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_tools import upsample as module
+from data_tools.indexed import open_indexed, write_index
+from data_tools.upsample import upsample
+from data_tools.verify import verify
+
+LENGTHS = {"web": [3, 20, 5, 11, 0, 9, 30], "code": [10, 11, 40]}
+
+
+@pytest.fixture
+def domains(tmp_path):
+    """Two domains whose ids count up, so that every token tells where it was."""
+    prefixes = []
+    for name, lengths in LENGTHS.items():
+        np.arange(sum(lengths), dtype=np.uint16).tofile(tmp_path / f"{name}.bin")
+        write_index(tmp_path / f"{name}.idx", np.dtype(np.uint16), [np.array(lengths, np.int32)])
+        prefixes.append(tmp_path / name)
+    return prefixes
+
+
+def documents(prefix):
+    indexed = open_indexed(prefix)
+    return [indexed.read(sequence).tolist() for sequence in range(len(indexed.lengths))]
+
+
+@pytest.mark.parametrize("block", [1, 17, 1 << 24])
+def test_every_document_goes_to_one_part(block, domains, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_TOKENS", block)
+    upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
+    for prefix in domains:
+        whole = documents(prefix)
+        for kind in ("long", "short"):
+            part = documents(tmp_path / "out" / f"{prefix.name}-{kind}")
+            assert part == [document for document in whole if (len(document) > 10) == (kind == "long")]
+            verify(tmp_path / "out" / f"{prefix.name}-{kind}")
+
+
+def test_domains_keep_their_shares(domains, tmp_path):
+    shares = upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
+    tokens = [sum(lengths) for lengths in LENGTHS.values()]
+    web, code = (count / sum(tokens) for count in tokens)
+    assert shares == pytest.approx([0.7 * web, 0.3 * web, 0.7 * code, 0.3 * code])
+    lines = (tmp_path / "out" / "blend.txt").read_text().splitlines()
+    assert [line.rpartition("/")[2] for line in lines] == ["web-long", "web-short", "code-long", "code-short"]
+
+
+def test_documents_of_several_sequences(tmp_path):
+    """As other tools write them: the lengths of documents count."""
+    np.arange(24, dtype=np.uint16).tofile(tmp_path / "a.bin")
+    lengths, ends = np.array([4, 8, 5, 7], np.int32), np.array([2, 3, 4])
+    write_index(tmp_path / "a.idx", np.dtype(np.uint16), [lengths], [ends])
+    upsample([tmp_path / "a"], tmp_path / "out", longer_than=10, long_share=0.5)
+    long, short = (open_indexed(tmp_path / "out" / f"a-{kind}") for kind in ("long", "short"))
+    assert (long.lengths.tolist(), long.document_indices.tolist()) == ([4, 8], [0, 2])
+    assert (short.lengths.tolist(), short.document_indices.tolist()) == ([5, 7], [0, 1, 2])
+
+
+def test_runs_again_without_work_and_not_over_something_else(domains, tmp_path, monkeypatch):
+    upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
+    before = (tmp_path / "out" / "web-long.bin").stat()
+    upsample(domains, tmp_path / "out", longer_than=10, long_share=0.5)
+    after = (tmp_path / "out" / "web-long.bin").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    with pytest.raises(ValueError, match="was made from something else"):
+        upsample(domains, tmp_path / "out", longer_than=11, long_share=0.7)
+
+
+def test_an_interrupted_run_goes_on(domains, tmp_path, monkeypatch):
+    """Nothing half-written is taken for a data set."""
+    finish = module._finish
+
+    def interrupted(domain, kept, writer, source):
+        if writer.prefix.name == "web-short":
+            raise KeyboardInterrupt
+        finish(domain, kept, writer, source)
+
+    monkeypatch.setattr(module, "_finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
+    assert not (tmp_path / "out" / "web-short.bin").exists()
+    monkeypatch.setattr(module, "_finish", finish)
+    upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
+    assert documents(tmp_path / "out" / "web-short")[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"long_share": 1.0}, "--long-share must lie between 0 and 1, got 1.0"),
+        ({"longer_than": 0}, "--longer-than must be at least 1, got 0"),
+        ({"longer_than": 50}, "web has no documents of more than 50 tokens"),
+        ({"train_tokens": 1000}, "more than --max-epochs 4"),
+    ],
+)
+def test_refusals(changes, message, domains, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        upsample(domains, tmp_path / "out", **{"longer_than": 10, "long_share": 0.7} | changes)
+
+
+def test_two_domains_of_one_name(domains, tmp_path):
+    with pytest.raises(ValueError, match="two domains are called web"):
+        upsample([domains[0], tmp_path / "else" / "web"], tmp_path / "out", longer_than=10, long_share=0.7)
+
+
+def test_command(domains, tmp_path, monkeypatch):
+    from data_tools.__main__ import main
+
+    out = tmp_path / "out"
+    names = [str(prefix) for prefix in domains]
+    monkeypatch.setattr(
+        "sys.argv", ["phd data", "upsample", *names, "--output", str(out), "--longer-than", "10"]
+    )
+    assert main() == 0
+    card = json.loads((out / "code-long.json").read_text())
+    assert (card["documents"], card["tokens"]) == (2, 51)
+    assert card["split_from"]["longer_than"] == 10
