@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # Sourced by pretrain.sh and slurm/submit.sh: a size and a variant become Megatron's flags.
 #
-#   SIZE     a file of sizes/: 151m, 550m, 1.2b (the paper's), 300k (for a CPU)
+#   SIZE     a file of sizes/: 151m, 550m, 1.2b (the paper's), 7b (Llama-2's), 300k (for a CPU)
 #   VARIANT  vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C, the names of the paper
 #
 # All variants of a size differ by these flags and the name alone. Needs in the environment:
-#   DATA_PREFIX      the data set without .bin, from `phd data tokenize`
+#   DATA_PREFIX      the data set without .bin, from `phd data tokenize`; or a blend's .txt, from `phd data blend`
 #   TOKENIZER_MODEL  the SentencePiece .model file
 # Takes:
 #   SEED  (1)        RUNS (runs/SIZE): the folder of the runs, and the W&B group

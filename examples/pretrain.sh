@@ -18,9 +18,11 @@ if [ "$LOCAL_GPUS" -gt 0 ]; then TRAINING+=(--bf16); fi
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 if [ -n "${WANDB_PROJECT:-}" ]; then TRAINING+=(--wandb-project "$WANDB_PROJECT" --wandb-exp-name "$NAME-seed$SEED"); fi
 
+DATA=(--data-path "$DATA_PREFIX")
+if [[ $DATA_PREFIX == *.txt ]]; then DATA=(--data-args-path "$DATA_PREFIX"); fi
 # shellcheck disable=SC2054 # the commas are --split's
 FLAGS=(
-  --run-dir "$RUN" --seed "$SEED" --data-path "$DATA_PREFIX" --split 95,5,0
+  --run-dir "$RUN" --seed "$SEED" "${DATA[@]}" --split 95,5,0
   --tokenizer-type SentencePieceTokenizer --tokenizer-model "$TOKENIZER_MODEL"
   --position-embedding-type rope --swiglu --normalization RMSNorm --disable-bias-linear
   --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02

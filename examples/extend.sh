@@ -1,0 +1,41 @@
+#!/bin/bash
+# Extend the context of a trained model while turning it into LongGen's hybrid, through a schedule of lengths:
+#
+#   FROM=runs/151m/vanilla-seed1/checkpoints DATA_PREFIX=long/blend.txt TOKENIZER_MODEL=tokenizer.model \
+#     examples/extend.sh 151m vanilla "8192 32768" [FLAG ...]
+#
+# Every length is a run of pretrain.sh, in RUNS/PATTERN-LENGTH, that starts from the weights of the one before.
+# Run it again to continue: what is finished is passed over. `phd data upsample` makes the data, `phd import` a
+# checkpoint of a Llama. Beside the variables of common.sh:
+#   FROM               checkpoints of the model to extend
+#   ATTENTION_PATTERN  (longgen-sink) full is the baseline
+#   STAGE_TOKENS       (5000000000) tokens of each length; LongGen's one stage had so many
+#   BATCH_TOKENS       (4194304) tokens of an iteration
+# LongGen's learning rate, batch and RoPE base are not known. These are of Fu et al. (arXiv 2402.10171), who trained
+# on the same data: a constant 2e-5, 4M tokens; for the base add --rotary-base to the flags, the same for each length.
+set -euo pipefail
+[ $# -ge 3 ] || { echo "usage: $0 SIZE VARIANT \"LENGTH ...\" [FLAG ...]" >&2; exit 2; }
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+read_settings "$1" "$2"
+SIZE=$1 VARIANT=$2 LENGTHS=$3 ALL=$RUNS
+shift 3
+: "${FROM:?the checkpoints of the model to extend}"
+PATTERN=${ATTENTION_PATTERN:-longgen-sink} TOKENS=${STAGE_TOKENS:-5000000000} BATCH=${BATCH_TOKENS:-4194304}
+
+for length in $LENGTHS; do
+  [ $((BATCH % length)) = 0 ] || fail "BATCH_TOKENS $BATCH is no multiple of the length $length"
+done
+for length in $LENGTHS; do
+  export RUNS="$ALL/${PATTERN//[*,]/-}-$length"
+  run=$RUNS/$VARIANT-seed$SEED
+  if [ -d "$run" ] && "${PYTHON:-$ROOT/.venv/bin/python}" -m phd.cli status "$run"; then
+    echo "extend.sh: $length tokens are done"
+  else
+    "$ROOT/examples/pretrain.sh" "$SIZE" "$VARIANT" --pretrained-checkpoint "$FROM" --override-phd-variant \
+      --attention-pattern "$PATTERN" --seq-length "$length" --max-position-embeddings "$length" \
+      --micro-batch-size 1 --global-batch-size $((BATCH / length)) --train-iters $((TOKENS / BATCH)) \
+      --lr 2e-5 --min-lr 2e-5 --lr-decay-style constant --lr-warmup-iters 0 "$@"
+  fi
+  FROM=$run/checkpoints
+done
