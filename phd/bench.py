@@ -1,7 +1,7 @@
 """`phd bench latency`: time to read a prompt and time of a step against K, the paper's Figure 9.
 
-Vanilla, naive repetition, PHD-SWA and PHD-CSWA, random weights, one sample, in one run: rounds in turns, so
-that what disturbs one disturbs all. Vanilla is K = 1 of the same code.
+Vanilla, naive repetition, PHD-SWA and PHD-CSWA, and LongGen's hybrids of K = 1, random weights, one sample,
+in one run: rounds in turns, so that what disturbs one disturbs all. Vanilla is K = 1 of the same code.
 """
 
 import argparse
@@ -20,9 +20,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from phd.accounting import visible_pairs
+
 if TYPE_CHECKING:
     import torch
 
+    from phd.attention.pattern import LayerPatterns
     from phd.hf import PHDCache
 
 Model = Any
@@ -38,6 +41,8 @@ SHAPES: dict[str, dict[str, Any]] = {
              "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 100352},
 }  # fmt: skip
 STYLES = ("naive", "PHD-SWA", "PHD-CSWA")
+HYBRIDS = ("longgen-sink", "longgen-block")
+"""LongGen's, with its own blocks: 64 tokens, 1 + 32 kept or every 64th + 1."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,14 @@ class Variant:
             "naive": f"naive-{self.copies}",
             "PHD-SWA": f"PHD-SWA-{self.copies}-{WINDOW}-inf",
             "PHD-CSWA": f"PHD-CSWA-{self.copies}-{WINDOW}-{CHUNK}",
-        }[self.style]
+        }.get(self.style, self.style)
+
+    def patterns(self, layers: int) -> "LayerPatterns":
+        """Of each layer; None where it is full attention."""
+        from phd.config import PHDConfig
+
+        pattern = self.style if self.style in HYBRIDS else "full"
+        return PHDConfig(attention_pattern=pattern).patterns(layers)
 
     def hidden_columns(self, length: int, layers: int) -> int:
         """Columns whose hidden tokens a prompt of ``length`` runs."""
@@ -135,12 +147,14 @@ def make_model(
     from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
 
     style = variant.style
+    patterns = variant.patterns(SHAPES[shape]["num_hidden_layers"])
     config = PHDLlamaConfig(
         **SHAPES[shape],
         max_position_embeddings=1 << 20,
         phd_copies=variant.copies if style in ("PHD-SWA", "PHD-CSWA") else 1,
         phd_window=WINDOW,
         phd_chunk=CHUNK if style == "PHD-CSWA" else None,
+        phd_patterns=[None if p is None else [p.block, p.sink, p.local, p.stride] for p in patterns],
         tie_word_embeddings=True,
     )
     if like is None:
@@ -221,7 +235,7 @@ def prefill(base: Model, length: int, args: Namespace) -> list[dict[str, Any]]:
     import torch
 
     ids = torch.randint(0, base.config.vocab_size, (1, length), device=base.device)
-    variants = [Variant("vanilla", 1)]
+    variants = [Variant(style, 1) for style in ("vanilla", *HYBRIDS)]
     variants += [Variant(style, copies) for copies in args.prefill_copies for style in STYLES]
     # a prompt of K tokens for each is read K times as slowly, and its attention K x K times
     variants = [v for v in variants if v.style != "naive" or v.copies * length <= args.naive_tokens]
@@ -229,11 +243,12 @@ def prefill(base: Model, length: int, args: Namespace) -> list[dict[str, Any]]:
     rows = to_rows(in_turns(calls, args.rounds, base.device), prompt=length)
     for row, variant in zip(rows, variants, strict=True):
         hidden = variant.hidden_columns(length, base.config.num_hidden_layers)
-        floor = variant.copies if variant.style == "naive" else 1 + (variant.copies - 1) * hidden / length
-        row |= {"floor": floor, "times_floor": row["ratio"] / floor}
-        row["flop_ratio"] = _prompt_flop(base, length, variant, hidden) / _prompt_flop(
-            base, length, variants[0], 0
-        )
+        flop = _prompt_flop(base, length, variant, hidden) / _prompt_flop(base, length, variants[0], 0)
+        if variant.style in HYBRIDS:
+            floor = flop
+        else:
+            floor = variant.copies if variant.style == "naive" else 1 + (variant.copies - 1) * hidden / length
+        row |= {"floor": floor, "times_floor": row["ratio"] / floor, "flop_ratio": flop}
     return rows
 
 
@@ -243,9 +258,12 @@ def _prompt_flop(base: Model, length: int, variant: Variant, hidden: int) -> int
     products = sum(x.numel() for name, x in base.named_parameters() if ".layers." in name and x.dim() == 2)
     tokens = length * (variant.copies if variant.style == "naive" else 1)
     rows = hidden * (variant.copies - 1)
-    pairs = tokens * (tokens + 1) // 2 + rows * (length - hidden // 2)
+    pairs = sum(
+        visible_pairs(tokens, pattern=pattern) + rows * (length - hidden // 2)
+        for pattern in variant.patterns(config.num_hidden_layers)
+    )
     width = config.num_attention_heads * config.head_dim
-    return 2 * products * (tokens + rows) + 4 * config.num_hidden_layers * width * pairs
+    return 2 * products * (tokens + rows) + 4 * width * pairs
 
 
 def _prompt(model: Model, ids: "torch.Tensor", variant: Variant) -> Callable[[], Any]:
@@ -256,19 +274,25 @@ def _prompt(model: Model, ids: "torch.Tensor", variant: Variant) -> Callable[[],
 
 def decode(base: Model, args: Namespace, report: dict[str, Any]) -> list[dict[str, Any]]:
     """Time of one step after a context: as generate calls it, and on a GPU also as a CUDA graph."""
-    variants = [Variant("vanilla", 1)]
+    variants = [Variant(style, 1) for style in ("vanilla", *HYBRIDS)]
     variants += [Variant(style, copies) for copies in args.decode_copies for style in STYLES]
     variants = [v for v in variants if v.style != "naive" or v.copies * args.context <= args.naive_tokens]
     rows = _decode(base, variants, args, graphed=False)
     if base.device.type == "cuda":
-        rows += _decode(base, [v for v in variants if v.style != "naive"], args, graphed=True)
+        static = [v for v in variants if v.style not in ("naive", *HYBRIDS)]
+        rows += _decode(base, static, args, graphed=True)
     weights = sum(x.nbytes for x in base.parameters())
     products = sum(x.numel() for name, x in base.named_parameters() if x.dim() == 2 and "embed" not in name)
     config, head = base.config, base.config.vocab_size * base.config.hidden_size
     for row in rows:
-        keys = 2 * config.num_attention_heads * config.head_dim * args.context * config.num_hidden_layers
+        variant = Variant(row["style"], row["copies"])
         tokens = row["copies"] * args.context if row["style"] == "naive" else args.context
-        flop = 2 * (row["copies"] * products + head) + 2 * row["copies"] * keys * tokens / args.context
+        keys = sum(
+            tokens if pattern is None else pattern.kept_positions(tokens - 1)
+            for pattern in variant.patterns(config.num_hidden_layers)
+        )
+        width = config.num_attention_heads * config.head_dim
+        flop = 2 * (row["copies"] * products + head) + 4 * row["copies"] * width * keys
         moved = weights + row["kv_bytes"]
         floor = max(flop / report["flop_per_second"], moved / report["bytes_per_second"])
         row |= {"floor_seconds": floor, "times_floor": median(row["seconds"]) / floor}

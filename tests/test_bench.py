@@ -21,8 +21,10 @@ def test_runs_and_says_what_it_measured(tmp_path, capsys):
     assert call(*small, "--rounds", 1, "--steps", 1, "--device", "cpu", "--output", file) == 0
     report = json.loads(file.read_text())
     names = [row["variant"] for row in report["prefill"]]
-    assert names == ["vanilla", "naive-2", f"PHD-SWA-2-{WINDOW}-inf", f"PHD-CSWA-2-{WINDOW}-{CHUNK}"]
-    assert [row["floor"] for row in report["prefill"]] == [1, 2, 1 + 61 / 64, 1.5]
+    copies = ["naive-2", f"PHD-SWA-2-{WINDOW}-inf", f"PHD-CSWA-2-{WINDOW}-{CHUNK}"]
+    assert names == ["vanilla", "longgen-sink", "longgen-block", *copies]
+    # 64 positions are one block, which every pattern keeps
+    assert [row["floor"] for row in report["prefill"]] == [1, 1, 1, 2, 1 + 61 / 64, 1.5]
     sizes = {row["style"]: row["kv_bytes"] for row in report["decode"]}
     assert sizes["naive"] == 3 * sizes["vanilla"]
     entry = sizes["vanilla"] / 40
@@ -31,6 +33,21 @@ def test_runs_and_says_what_it_measured(tmp_path, capsys):
     assert all(row["floor_seconds"] > 0 for row in report["decode"])
     assert file.with_suffix(".png").stat().st_size > 10_000
     assert "times its floor" in capsys.readouterr().out
+
+
+def test_hybrids_by_what_their_layers_keep():
+    """Of four layers the first and the last are sparse; 31 local blocks before the next token, and a sink."""
+    import torch
+
+    models = {
+        style: bench.make_model("small", Variant(style, 1), torch.device("cpu"), torch.float32)
+        for style in ("vanilla", *bench.HYBRIDS)
+    }
+    size = {style: bench.filled_cache(model, 4096, None).nbytes() for style, model in models.items()}
+    assert size["longgen-sink"] / size["vanilla"] == (2 * 4096 + 2 * 2048) / (4 * 4096)
+    assert size["longgen-block"] / size["vanilla"] == (2 * 4096 + 2 * 64) / (4 * 4096)
+    flop = {style: bench._prompt_flop(models["vanilla"], 4096, Variant(style, 1), 0) for style in models}
+    assert flop["longgen-block"] < flop["longgen-sink"] < flop["vanilla"]
 
 
 def test_hidden_columns_of_a_prompt():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from phd.attention import flex, naive_attention, phd_attention
+from phd.attention.pattern import Pattern
 from tests.attention.test_attention import VARIANTS, random_inputs, starts_of
 
 LENGTH = 71
@@ -28,11 +29,13 @@ def test_outputs_equal_the_reference(copies, window, chunk, documents, last_copy
 
 
 def test_blocks_without_a_visible_pair_are_skipped():
-    mask = flex._one_document_mask(2048, 2, 2, 16, 32, torch.device("cpu"))
+    mask = flex._one_document_mask(2048, 2, 2, 16, 32, None, torch.device("cpu"))
     assert mask.sparsity() > 45  # per cent: the future
-    packed = flex._rule(2, 2, 16, 32, torch.arange(2048)[None] // 512 * 512)
+    packed = flex._rule(2, 2, 16, 32, None, torch.arange(2048)[None] // 512 * 512)
     mask = flex._block_mask(packed, 1, 2048, 2, 2, torch.device("cpu"))
     assert mask.sparsity() > 80  # and other documents
+    sparse = flex._one_document_mask(2048, 2, 2, 16, 32, Pattern(64, 1, 2), torch.device("cpu"))
+    assert sparse.sparsity() > 85  # and what a sparse layer drops
 
 
 def test_refusals():
