@@ -21,7 +21,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*\w(?![\w-])")
 OTHERS = frozenset(
     {
         # sbatch, scancel, srun
-        *("--signal", "--requeue", "--gres", "--exclude", "--exclusive"),
+        *("--signal", "--requeue", "--gres", "--exclude", "--exclusive", "--dependency"),
         # torchrun
         *("--max-restarts", "--signals-to-handle", "--shutdown-timeout", "--rdzv-id"),
         # docker, tensorboard, wandb

@@ -4,7 +4,9 @@ short by their time limit, and a sweep from training to plot.
 
 import json
 import os
+import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -156,19 +158,37 @@ def test_a_bad_flag_is_not_queued_again(slurm, environment, tmp_path):
     assert "queueing again" not in log(run)
 
 
-def test_sweep_from_training_to_plot(slurm, environment, tmp_path):
+def test_sweep_from_text_to_plot(slurm, environment, tmp_path):
+    """One chain of jobs: an array tokenizes, one merges; each variant trains, exports, evaluates; the last
+    compares.
+    """
     corpus = tmp_path / "held_out.jsonl"
     corpus.write_text(
         "".join(json.dumps({"text": f"def f{i}(x): return x + {i}\n" * 20}) + "\n" for i in range(20))
     )
-    flags = " ".join([*TINY, "--train-iters", "6", "--eval-interval", "3"])
     settings = {
+        "INPUT": str(Path(environment["TOKENIZER_MODEL"]).with_name("source.txt")),
+        "OUTPUT_PREFIX": str(tmp_path / "data" / "source"),
+        "TASKS": "2",
+        "CPUS": "1",
+        "PHD": str(Path(sys.executable).with_name("phd")),
+    }
+    (tmp_path / "data").mkdir()
+    queued = slurm.run(
+        str(ROOT / "examples/tokenize_slurm.sh"), "--document-separator", "=", "--unit-bytes", "100000",
+        **environment | settings,
+    )  # fmt: skip
+    merge = re.search(r"then job (\d+) merges", queued)
+    assert merge is not None, queued
+    settings = {
+        "DATA_PREFIX": str(tmp_path / "data" / "source"),
         "RUNS": str(tmp_path / "runs"),
         "SEEDS": "1 2",
         "EVAL_CORPUS": str(corpus),
-        "TRAIN_FLAGS": flags,
+        "TRAIN_FLAGS": " ".join([*TINY, "--train-iters", "6", "--eval-interval", "3"]),
+        "TRAIN_SBATCH": f"--mem=0 --dependency=afterok:{merge[1]}",
+        "AFTER_SBATCH": "--mem=0",
     }
-    settings |= {"TRAIN_SBATCH": "--mem=0", "AFTER_SBATCH": "--mem=0"}
     output = slurm.run(
         str(ROOT / "examples/slurm/sweep.sh"), "300k", "vanilla", VARIANT, **environment | settings
     )
