@@ -141,6 +141,20 @@ def test_size_at_128k():
     assert ratios == pytest.approx({"sink": 0.385, "block-sparse": 0.385}, abs=5e-4)
 
 
+def test_size_at_128k_by_the_tensors():
+    """As a prompt leaves the cache: tensors of the true sizes, without memory. The paper: 26.5 GB."""
+    layers = [*[[64, 1, 32, None]] * 10, *[None] * 12, *[[64, 1, 32, None]] * 10]
+    shape = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096}
+    cache = PHDCache(PHDLlamaConfig(**shape, phd_copies=1, phd_patterns=layers))
+    full = 0
+    for layer in range(32):
+        keys, values = torch.empty(2, 1, 32, 131072, 128, dtype=torch.bfloat16, device="meta")
+        cache.update(keys, values, layer)
+        full += keys.nbytes + values.nbytes
+    assert cache.nbytes() / full == pytest.approx(0.385, abs=5e-4)
+    assert cache.nbytes() / 1e9 == pytest.approx(26.5, abs=0.1)
+
+
 @pytest.mark.parametrize("numbers", [SINK, STRIDE, BOTH, [1, 2, 3, 2], [5, 3, 2, 2], [4, 1, 2, 1]])
 @pytest.mark.parametrize("pads", [(0,), (0, 3), (2, 9, 9)])
 def test_rows_are_what_the_rule_keeps(numbers, pads):
