@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.model.conftest import losses
+from tests.model.conftest import PATTERN, losses
 from tests.world import ROOT, megatron_globals
 
 SWA = ["--phd-copies", "2", "--phd-window", "5", "--phd-chunk", "0"]
@@ -21,6 +21,8 @@ RUNS = {
     "PHD-2": (["--phd-copies", "2", "--phd-window", "1"], False),
     "PHD-SWA-2-5-inf": (SWA, True),
     "PHD-CSWA-3-5-12": (["--phd-copies", "3", "--phd-window", "5", "--phd-chunk", "12"], False),
+    "longgen": (PATTERN.split(), False),
+    "PHD-SWA+longgen": ([*SWA, *PATTERN.split()], False),
 }
 
 
@@ -128,7 +130,7 @@ def phd(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["vanilla, tied", "PHD-CSWA-3-5-12"])
+@pytest.mark.parametrize("name", ["vanilla, tied", "PHD-CSWA-3-5-12", "longgen"])
 def test_there_and_back(name, train, tmp_path):
     """Hugging Face -> Megatron -> Hugging Face, bit for bit."""
     export(train(name), tmp_path / "first")
