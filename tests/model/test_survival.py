@@ -259,6 +259,15 @@ def test_nan_ends_with_megatrons_verdict(flags, tmp_path):
     assert "rerun machine" in judge(run)[1]
 
 
+def test_looking_for_spikes_changes_nothing(flags, undisturbed, tmp_path):
+    """Over more losses than the hundred from which Megatron judges."""
+    run = tmp_path / "run"
+    watched = start(flags, run, "--check-for-spiky-loss")
+    assert watched.end() == 0, watched.output()
+    assert "Spiky loss" not in watched.output()
+    assert record(run) == record(undisturbed)
+
+
 def test_a_finished_run_that_is_started_again_is_left_alone(flags, tmp_path):
     """Also where its last iteration is no multiple of --save-interval."""
     run = tmp_path / "run"
