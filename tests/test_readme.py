@@ -68,6 +68,15 @@ def test_latency_numbers_are_the_benchmarks():
         assert step == f"{steps['PHD-CSWA', int(copies)]['ratio']:.2f}"
 
 
+def test_hybrid_numbers_are_the_benchmarks():
+    report = json.loads((ROOT / "benchmarks" / "longgen.json").read_text())["lengths"]["32768"]
+    for name in ("longgen-sink", "longgen-block"):
+        row = report[name]
+        speeds = (f"{row[f'{what}_times_as_fast']:.2f}" for what in ("train", "prefill", "decode"))
+        parts = f"{row['flops_to_full']:.3f} | {row['kv_to_full']:.3f}"
+        assert f"| {name} | {' | '.join(speeds)} | {parts} |" in README
+
+
 def test_every_data_command_is_named():
     source = (ROOT / "data_tools" / "cli.py").read_text(encoding="utf-8")
     commands = re.findall(r'^        \("([\w-]+)", "', source, re.MULTILINE)
