@@ -34,10 +34,11 @@ from rich.table import Table
 import phd.hf
 from benchmarks.attention import machine
 from phd.accounting import flops_per_token, kv_cache_bytes
-from phd.attention.pattern import LayerPatterns, Pattern, parse_patterns
+from phd.attention.pattern import LayerPatterns
+from phd.config import PHDConfig
+from phd.hf.configuration import stored_patterns
 
 LAYERS, HIDDEN, FFN, HEADS, VOCABULARY = 8, 512, 1376, 4, 256
-KINDS = {"sink": Pattern(64, 1, 32), "block-sparse": Pattern(64, 0, 1, 64)}
 MODELS = {
     "full": "full",
     "longgen-sink": "2*sink,3*full,3*sink",
@@ -53,7 +54,7 @@ def make_model(patterns: LayerPatterns, length: int) -> phd.hf.PHDLlamaForCausal
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=2 * length,
         phd_copies=1,
-        phd_patterns=[None if p is None else [p.block, p.sink, p.local, p.stride] for p in patterns],
+        phd_patterns=stored_patterns(patterns),
     )  # fmt: skip
     torch.manual_seed(0)
     return phd.hf.PHDLlamaForCausalLM(config)
@@ -83,7 +84,7 @@ def measure(length: int, rounds: int, steps: int) -> dict[str, dict]:
     models: dict[str, phd.hf.PHDLlamaForCausalLM] = {}
     results: dict[str, dict[str, Any]] = {}
     for name, text in MODELS.items():
-        patterns = parse_patterns(text, LAYERS, KINDS)
+        patterns = PHDConfig(attention_pattern=text).patterns(LAYERS)
         models[name] = make_model(patterns, length)
         flops = flops_per_token(
             num_layers=LAYERS, hidden_size=HIDDEN, ffn_hidden_size=FFN, num_attention_heads=HEADS,

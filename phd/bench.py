@@ -145,6 +145,7 @@ def make_model(
     import torch
 
     from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
+    from phd.hf.configuration import stored_patterns
 
     style = variant.style
     patterns = variant.patterns(SHAPES[shape]["num_hidden_layers"])
@@ -154,7 +155,7 @@ def make_model(
         phd_copies=variant.copies if style in ("PHD-SWA", "PHD-CSWA") else 1,
         phd_window=WINDOW,
         phd_chunk=CHUNK if style == "PHD-CSWA" else None,
-        phd_patterns=[None if p is None else [p.block, p.sink, p.local, p.stride] for p in patterns],
+        phd_patterns=stored_patterns(patterns),
         tie_word_embeddings=True,
     )
     if like is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from phd.attention import BACKENDS
-from phd.attention.pattern import LayerPatterns, Pattern, parse_patterns
+from phd.attention.pattern import LayerPatterns, parse_patterns, pattern_kinds
 
 
 @dataclass(kw_only=True)
@@ -110,13 +110,13 @@ class PHDConfig:
         Raises:
             ValueError: --attention-pattern is not a pattern, or not one of so many layers.
         """
-        block = self.attention_pattern_block
-        kinds = {
-            "sink": Pattern(block, self.attention_pattern_sink_blocks, self.attention_pattern_local_blocks),
-            "block-sparse": Pattern(
-                block, 0, self.attention_pattern_stride_local_blocks, self.attention_pattern_stride
-            ),
-        }
+        kinds = pattern_kinds(
+            self.attention_pattern_block,
+            self.attention_pattern_sink_blocks,
+            self.attention_pattern_local_blocks,
+            self.attention_pattern_stride,
+            self.attention_pattern_stride_local_blocks,
+        )
         try:
             return parse_patterns(self.attention_pattern, num_layers, kinds)
         except ValueError as error:

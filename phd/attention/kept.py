@@ -75,7 +75,7 @@ def kept_keys(layout: Layout, pattern: Pattern) -> Kept:
 def _parts(piece: Piece, pattern: Pattern, row_of: Sequence[int], device: torch.device) -> Iterator[Part]:
     """The parts of a piece. Positions are the document's own here."""
     block = pattern.block
-    begin = piece.run.begin + piece.rows.start - piece.run.rows.start - piece.document
+    begin = piece.begin - piece.document
     end = begin + piece.rows.stop - piece.rows.start
 
     def rows(first: int, last: int) -> slice:
@@ -94,8 +94,8 @@ def _parts(piece: Piece, pattern: Pattern, row_of: Sequence[int], device: torch.
             yield Part(block_rows, piece.samples, keys(start, first), count)
 
     if begin < pattern.local * block:
-        yield from near(begin, min(end, pattern.local * block))
         begin_rest = min(end, pattern.local * block)
+        yield from near(begin, begin_rest)
     else:
         begin_rest = min(end, -(-begin // block) * block)
         if begin < begin_rest:
@@ -124,7 +124,7 @@ def _needed(layout: Layout, pattern: Pattern, rank: int) -> bytearray:
         needed[first:last] = bytes([1]) * (last - first)
 
     for piece in pieces_of(runs, layout.document_starts):
-        begin = piece.run.begin + piece.rows.start - piece.run.rows.start
+        begin = piece.begin
         end = begin + piece.rows.stop - piece.rows.start
         start = piece.document
         see(start + pattern.window_start(begin - start), end)

@@ -43,6 +43,11 @@ class Piece:
     document: int
     """Position at which the document starts, in this run or before it."""
 
+    @property
+    def begin(self) -> int:
+        """Position of the first row."""
+        return self.run.begin + self.rows.start - self.run.rows.start
+
     def earlier_keys(self, keys: Run) -> slice | None:
         """Rows of the run ``keys`` that every row of the piece sees beyond its own run, or None."""
         goes_on = self.rows.start == self.run.rows.start and self.document < self.run.begin

@@ -107,6 +107,13 @@ def parse_patterns(text: str, num_layers: int, kinds: dict[str, Pattern]) -> Lay
     return tuple(layers)
 
 
+def pattern_kinds(block: int, sink: int, local: int, stride: int, stride_local: int) -> dict[str, Pattern]:
+    """What "sink" and "block-sparse" mean to ``parse_patterns``: blocks of so many positions; the first and
+    the last that a sink layer keeps; the stride and the last ones of a block-sparse layer.
+    """
+    return {"sink": Pattern(block, sink, local), "block-sparse": Pattern(block, 0, stride_local, stride)}
+
+
 def describe_patterns(patterns: Sequence[Pattern | None]) -> str:
     """One pattern a group of equal layers: ``10*sink(64: 1+32),12*full,...``"""
     groups: list[tuple[int, Pattern | None]] = []

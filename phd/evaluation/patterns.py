@@ -34,7 +34,7 @@ def asked_patterns(args: Namespace, num_layers: int) -> "LayerPatterns":
     Raises:
         ValueError: it is not a pattern, or not one of so many layers.
     """
-    from phd.attention.pattern import Pattern, parse_patterns
+    from phd.attention.pattern import parse_patterns, pattern_kinds
     from phd.config import PHDConfig
 
     given = {name: getattr(args, f"pattern_{name}") for name in NUMBERS}
@@ -42,10 +42,7 @@ def asked_patterns(args: Namespace, num_layers: int) -> "LayerPatterns":
         default if given[name] is None else given[name] for name, (default, _) in NUMBERS.items()
     )
     try:
-        kinds = {
-            "sink": Pattern(block, sink, local),
-            "block-sparse": Pattern(block, 0, PHDConfig.attention_pattern_stride_local_blocks, stride),
-        }
+        kinds = pattern_kinds(block, sink, local, stride, PHDConfig.attention_pattern_stride_local_blocks)
         return parse_patterns(args.attention_pattern, num_layers, kinds)
     except ValueError as error:
         raise ValueError(f"--attention-pattern: {error}") from error
@@ -56,13 +53,11 @@ def with_patterns(model: Any, patterns: "LayerPatterns") -> Any:
     import torch
 
     from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
+    from phd.hf.configuration import stored_patterns
 
     settings = model.config.to_dict()
     del settings["model_type"]
-    settings["phd_patterns"] = [
-        None if pattern is None else [pattern.block, pattern.sink, pattern.local, pattern.stride]
-        for pattern in patterns
-    ]
+    settings["phd_patterns"] = stored_patterns(patterns)
     config = PHDLlamaConfig(**settings)
     with torch.device("meta"):
         changed = PHDLlamaForCausalLM(config)

@@ -1,5 +1,7 @@
 """Configuration of a PHD-Transformer for transformers: Llama's, K, W, C, and the pattern of each layer."""
 
+from dataclasses import astuple
+
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
@@ -75,3 +77,8 @@ class PHDLlamaConfig(LlamaConfig):
             _ = self.patterns
         except ValueError as error:
             raise ValueError(f"phd_patterns: {error}") from error
+
+
+def stored_patterns(patterns: LayerPatterns) -> list[list[int | None] | None]:
+    """``PHDLlamaConfig.phd_patterns`` for the pattern of each layer."""
+    return [None if pattern is None else [*astuple(pattern)] for pattern in patterns]

@@ -5,7 +5,6 @@ Legend: v vocabulary, h hidden size, f FFN hidden size, a query heads, g key/val
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple
 from itertools import groupby
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from phd.attention.pattern import LayerPatterns, describe_patterns
-from phd.hf.configuration import PHDLlamaConfig
+from phd.hf.configuration import PHDLlamaConfig, stored_patterns
 
 Read = Callable[[str, int | None], Tensor]
 """(name, layer) -> tensor, as ``CheckpointTensors.read``"""
@@ -107,7 +106,7 @@ def hf_config(args: Namespace, vocab_size: int, dtype: torch.dtype, patterns: La
         phd_copies=args.phd_copies,
         phd_window=args.phd_window,
         phd_chunk=args.phd_chunk or None,
-        phd_patterns=[None if p is None else [*astuple(p)] for p in patterns] if sparse else None,
+        phd_patterns=stored_patterns(patterns) if sparse else None,
     )
 
 

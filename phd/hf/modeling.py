@@ -188,6 +188,7 @@ class PHDLlamaModel(LlamaModel):
 
     def __init__(self, config: PHDLlamaConfig) -> None:
         super().__init__(config)
+        self.patterns = config.patterns
         self.layers = torch.nn.ModuleList(
             PHDLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
@@ -238,7 +239,7 @@ class PHDLlamaModel(LlamaModel):
 
         copies = self.config.phd_copies
         asked = _columns_asked(logits_to_keep, count)
-        sparse = any(self.config.patterns)
+        sparse = any(self.patterns)
         prompt = not compiled and past == 0 and padding is None
         if copies == 1 and not sparse:
             plan = Plan(originals=count)
@@ -272,7 +273,7 @@ class PHDLlamaModel(LlamaModel):
         if cache is not None:
             cache.append_ids(input_ids, past)
         causal_mask = None
-        if not plan.decode and not plan.copies_as_rows and None in self.config.patterns:
+        if not plan.decode and not plan.copies_as_rows and None in self.patterns:
             causal_mask = create_causal_mask(
                 config=self.config,
                 inputs_embeds=embeddings,

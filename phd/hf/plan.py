@@ -250,18 +250,19 @@ def plan_step(
     if cache is not None:
         cache.check_reach(step.base)
     decode = originals == 1 and first == past
+    patterns = config.patterns
     return Plan(
         originals=originals,
         columns=end - first,
         cached=cached,
         keep=end - _band_start(config, end, pads),
         end=end,
-        blocks=[*step.hidden_blocks(None, decode=decode)] if None in config.patterns else [],
+        blocks=[*step.hidden_blocks(None, decode=decode)] if None in patterns else [],
         decode=decode,
         step=step,
         sparse={
             pattern: [*step.hidden_blocks(pattern, decode=decode)]
-            for pattern in set(config.patterns)
+            for pattern in set(patterns)
             if pattern is not None
         },
     )
