@@ -7,14 +7,18 @@ READY := $(VENV)/.ready
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slurm-test lint docker-check clean
+.PHONY: help setup demo longgen test gpu-check slurm-test lint docker-check clean
 
 help:
 	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 5.5 GB on disk:'
 	@echo '                   the torch of the package index carries its CUDA libraries on Linux)'
 	@echo 'make demo          train a vanilla and a PHD model on real text, plot and table at the end;'
 	@echo '                   DEMO=full make demo: more variants and seeds. Interrupt and run again at will.'
+	@echo 'make longgen       pretrain a small model at 256 tokens, extend it to 4096 with full attention and as'
+	@echo '                   LongGen hybrids, and let each look for a needle: tables and heat maps'
 	@echo 'make test          the CPU test suite'
+	@echo 'make gpu-check     on a machine with a GPU: its tests, kernels and training steps in under 9 minutes,'
+	@echo '                   as benchmarks/gpu_check.json; see docs/operations.md'
 	@echo 'make slurm-test    the tests on a SLURM cluster of this machine (root; installs Debian packages of SLURM)'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make docker-check  lint the Dockerfile'
@@ -34,8 +38,14 @@ $(READY): pyproject.toml constraints-cpu.txt
 demo: $(READY)
 	$(PY) -m examples.demo.run
 
+longgen: $(READY)
+	$(PY) -m examples.longgen.run
+
 test: $(READY)
 	$(PY) -m pytest
+
+gpu-check: $(READY)
+	$(PY) benchmarks/gpu_check.py
 
 slurm-test: $(READY)
 	@tools/install_slurm.sh || { echo '!!! SKIPPED: the SLURM tests, as SLURM cannot be installed here'; exit 0; }; \

@@ -2,12 +2,13 @@
 
     python benchmarks/longgen.py          # 32768 tokens; about half an hour on 2 cores; writes longgen.json
     python benchmarks/longgen.py --quick  # a minute, prints only
+    python benchmarks/longgen.py --device cuda --output FILE  # bf16
 
 One stack of Llama-2 7B's shape, reduced in layers and width: 8 layers of 512 (4 heads of 128), of which 3 in
 the middle are full, as 12 of the paper's 32 are; blocks of 64, 1 + 32 kept (longgen-sink) or every 64th + 1
-(longgen-block). One sequence, fp32. The three models run the same code, in turns in one process with fixed
-threads; times are medians. The paper's numbers are for 7B at 131072 tokens on A100s: attention was 2.7 times
-the FLOPs of the linear layers there, in this stack it is 5.3 times at 32768 tokens.
+(longgen-block). One sequence, fp32 on a CPU. The three models run the same code, in turns in one process with
+fixed threads; times are medians. The paper's numbers are for 7B at 131072 tokens on A100s: attention was 2.7
+times the FLOPs of the linear layers there, in this stack it is 5.3 times at 32768 tokens.
 """
 
 import sys
@@ -22,7 +23,6 @@ import json
 import shlex
 import statistics
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ import phd.hf
 from benchmarks.attention import machine
 from phd.accounting import flops_per_token, kv_cache_bytes
 from phd.attention.pattern import LayerPatterns
+from phd.bench import seconds
 from phd.config import PHDConfig
 from phd.hf.configuration import stored_patterns
 
@@ -49,7 +50,7 @@ PAPER = {"train": 1.55, "prefill": 1.67, "decode": 1.41}
 RESULTS = Path(__file__).with_suffix(".json")
 
 
-def make_model(patterns: LayerPatterns, length: int) -> phd.hf.PHDLlamaForCausalLM:
+def make_model(patterns: LayerPatterns, length: int, device: torch.device) -> phd.hf.PHDLlamaForCausalLM:
     config = phd.hf.PHDLlamaConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=2 * length,
@@ -57,7 +58,12 @@ def make_model(patterns: LayerPatterns, length: int) -> phd.hf.PHDLlamaForCausal
         phd_patterns=stored_patterns(patterns),
     )  # fmt: skip
     torch.manual_seed(0)
-    return phd.hf.PHDLlamaForCausalLM(config)
+    model: Any = phd.hf.PHDLlamaForCausalLM(config)  # transformers' annotation of to() does not pass mypy
+    return model.to(device, dtype_on(device))
+
+
+def dtype_on(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def train(model: phd.hf.PHDLlamaForCausalLM, tokens: torch.Tensor) -> None:
@@ -70,22 +76,16 @@ def read(model: phd.hf.PHDLlamaForCausalLM, tokens: torch.Tensor, cache: phd.hf.
     model(tokens, past_key_values=cache, logits_to_keep=1)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def measure(length: int, rounds: int, steps: int) -> dict[str, dict]:
+def measure(length: int, rounds: int, steps: int, device: torch.device) -> dict[str, dict]:
     """name of the model -> seconds of each round, KV bytes by the tensors and by the formula, floors."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(VOCABULARY, (1, length + steps), generator=generator)
+    tokens = torch.randint(VOCABULARY, (1, length + steps), generator=generator).to(device)
     prompt = tokens[:, :length]
     models: dict[str, phd.hf.PHDLlamaForCausalLM] = {}
     results: dict[str, dict[str, Any]] = {}
     for name, text in MODELS.items():
         patterns = PHDConfig(attention_pattern=text).patterns(LAYERS)
-        models[name] = make_model(patterns, length)
+        models[name] = make_model(patterns, length, device)
         flops = flops_per_token(
             num_layers=LAYERS, hidden_size=HIDDEN, ffn_hidden_size=FFN, num_attention_heads=HEADS,
             num_query_groups=HEADS, kv_channels=HIDDEN // HEADS, vocab_size=VOCABULARY, seq_length=length,
@@ -93,7 +93,7 @@ def measure(length: int, rounds: int, steps: int) -> dict[str, dict]:
         )  # fmt: skip
         formula = kv_cache_bytes(
             length, num_layers=LAYERS, num_query_groups=HEADS, kv_channels=HIDDEN // HEADS,
-            bytes_per_element=4, patterns=patterns,
+            bytes_per_element=dtype_on(device).itemsize, patterns=patterns,
         )  # fmt: skip
         results[name] = {"flops_per_token": flops, "kv_bytes_formula": formula} | {what: [] for what in PAPER}
     for turn in range(rounds):
@@ -101,12 +101,12 @@ def measure(length: int, rounds: int, steps: int) -> dict[str, dict]:
             print(time.strftime("%H:%M:%S"), f"round {turn + 1} of {rounds}: {name}", file=sys.stderr)
             result = results[name]
 
-            result["train"].append(seconds(partial(train, model, prompt)))
+            result["train"].append(seconds(partial(train, model, prompt), device))
             cache = phd.hf.PHDCache(model.config)
-            result["prefill"].append(seconds(partial(read, model, prompt, cache)))
+            result["prefill"].append(seconds(partial(read, model, prompt, cache), device))
             result["kv_bytes"] = cache.nbytes()
             for token in tokens[:, length:].split(1, dim=1):
-                result["decode"].append(seconds(partial(read, model, token, cache)))
+                result["decode"].append(seconds(partial(read, model, token, cache), device))
     for result in results.values():
         for what in PAPER:
             result[f"{what}_median"] = statistics.median(result[what])
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=32, help="tokens to decode in a round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu, cuda, cuda:1")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="4096 tokens, one round, prints only")
     args = parser.parse_args()
@@ -143,12 +144,12 @@ def main() -> None:
     report: dict = {
         "command": shlex.join(sys.argv),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine() | {"threads": args.threads},
+        "machine": machine() | {"threads": args.threads, "device": str(args.device)},
         "paper": PAPER,
         "lengths": {},
     }
     for length in args.lengths:
-        results = measure(length, args.rounds, args.steps)
+        results = measure(length, args.rounds, args.steps, args.device)
         Console().print(table(length, results))
         report["lengths"][str(length)] = results
     if not args.quick:

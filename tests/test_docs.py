@@ -24,6 +24,8 @@ OTHERS = frozenset(
         *("--signal", "--requeue", "--gres", "--exclude", "--exclusive", "--dependency"),
         # torchrun
         *("--max-restarts", "--signals-to-handle", "--shutdown-timeout", "--rdzv-id"),
+        # pip
+        *("--no-deps", "--no-index", "--target"),
         # docker, tensorboard, wandb
         *("--gpus", "--ipc", "--ulimit", "--logdir", "--id"),
         # Megatron

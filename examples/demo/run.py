@@ -7,25 +7,18 @@ Interrupt it at will: run again, it continues where it stopped. DEMO=full adds P
 seed.
 """
 
-import json
 import os
-import re
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from examples import steps
 from examples.demo.corpus import write_corpus
+from examples.steps import console, open_folder, phd, step, unless_interrupted
 
-ROOT = Path(__file__).parents[2]
 MODES = ("", "full", "tiny")
 PROMPT = "The king shall"
-console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -94,9 +87,7 @@ def main() -> int:
         console.print(f"DEMO={mode} is not known: leave it out, or use DEMO=full")
         return 2
     settings = choose(mode)
-    folder = Path(os.environ.get("DEMO_FOLDER", ROOT / "runs" / f"demo{mode and '-'}{mode}")).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    keep_settings(folder, settings)
+    folder = open_folder("DEMO", mode, settings)
 
     step("Corpus")
     corpus = folder / "corpus.jsonl"
@@ -132,91 +123,22 @@ def main() -> int:
 
 
 def train(run: Run, settings: Settings, folder: Path) -> None:
-    """Run pretrain_phd.py until it is done, from its newest checkpoint if there is one."""
-    done = folder / run.name / "done.json"
-    if done.exists():
-        console.print("already done")
-        return
-    log = folder / run.name / "log.txt"
-    log.parent.mkdir(exist_ok=True)
-    if run.stop_half_way and last_checkpoint(run, folder) < run.iterations // 2:
-        pretrain(run, settings, folder, log, ["--exit-interval", str(run.iterations // 2)])
-        console.print(
-            f"stopped at step {last_checkpoint(run, folder)} on purpose; resuming from its checkpoint"
-        )
-    pretrain(run, settings, folder, log, [])
-    done.write_text(json.dumps({"iterations": run.iterations}))
-
-
-def last_checkpoint(run: Run, folder: Path) -> int:
-    tracker = folder / run.name / "checkpoints" / "latest_checkpointed_iteration.txt"
-    return int(tracker.read_text()) if tracker.exists() else 0
-
-
-def pretrain(run: Run, settings: Settings, folder: Path, log: Path, more: list[str]) -> None:
-    """One start of torchrun, with a progress bar made from Megatron's log lines; all of them go to a file."""
+    """Train until it is done; the one that stops half-way does so the first time that it gets there."""
     where = folder / run.name
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        str(ROOT / "pretrain_phd.py"),
+    flags = [
         *shlex.split(f"{settings.model} {settings.training} {settings.evaluation} {run.phd_flags}"),
-        *shlex.split("--swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear"),
-        *shlex.split("--attention-dropout 0 --hidden-dropout 0 --log-interval 1"),
         *("--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", str(folder / "tokenizer.model")),
         *("--data-path", str(folder / "text"), "--split", "90,10,0"),
-        *("--run-dir", str(where), "--seed", str(run.seed)),
-        *("--train-iters", str(run.iterations), "--save-interval", str(settings.save_interval)),
-        *more,
+        *("--seed", str(run.seed), "--save-interval", str(settings.save_interval)),
     ]
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("step {task.completed}/{task.total}"),
-        TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with open(log, "a") as file, Progress(*columns, console=console) as progress:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    half = run.iterations // 2
+    if run.stop_half_way and steps.last_checkpoint(where) < half:
+        steps.pretrain(where, run.iterations, [*flags, "--exit-interval", str(half)])
+        console.print(
+            f"stopped at step {steps.last_checkpoint(where)} on purpose; resuming from its checkpoint"
         )
-        task = progress.add_task(
-            "starting", total=run.iterations, completed=last_checkpoint(run, folder), loss="(Megatron loads)"
-        )
-        try:
-            for line in process.stdout or ():
-                file.write(line)
-                if match := re.search(r"iteration +(\d+)/.*lm loss: (\S+)", line):
-                    loss = f"loss {float(match[2]):.3f}"
-                    progress.update(task, description="training", completed=int(match[1]), loss=loss)
-            failed = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    if failed:
-        tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:])
-        raise SystemExit(f"{tail}\n{run.name} failed; its whole log: {log}")
-
-
-def phd(*arguments: Any) -> None:
-    """Call the phd command, as a user would."""
-    command = [sys.executable, "-m", "phd.cli", *map(str, arguments)]
-    if subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}).returncode:
-        raise SystemExit(f"failed: {shlex.join(command)}")
-
-
-def keep_settings(folder: Path, settings: Settings) -> None:
-    """Refuse to mix what was made with other settings."""
-    file, text = folder / "settings.txt", repr(settings)
-    if file.exists() and file.read_text() != text:
-        raise SystemExit(f"{folder} was made with other settings: remove it to start afresh")
-    file.write_text(text)
-
-
-def step(title: str) -> None:
-    console.print(f"\n[bold]== {title}[/bold]")
+    steps.train(where, run.iterations, flags)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        console.print("\ninterrupted; the same command continues from here")
-        sys.exit(130)
+    sys.exit(unless_interrupted(main))

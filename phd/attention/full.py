@@ -1,18 +1,25 @@
 """Causal attention over the originals of all earlier positions: one flash call, more of them for packed
 documents and under context parallelism.
 
-Packed documents are one causal call each. Under context parallelism the other ranks' originals that a slice
-sees are one more call without a mask for each of their slices, merged by log-sum-exp (``layout.py``).
+Packed documents are causal sequences of their own, laid end to end for one call. Under context parallelism
+the other ranks' originals that a slice sees are one more call without a mask for each of their slices, merged
+by log-sum-exp (``layout.py``).
 
-Legend: s rows on this rank, t key rows, b samples, m copies asking, h query heads, g key/value heads, d head
-dimension.
+Legend: s rows on this rank, t key rows, b samples, m copies asking, h query heads, g key/value heads,
+r = h/g, d head dimension, n = b*s.
 """
 
 import torch
 from torch import Tensor
 
 from phd.attention.context_parallel import ContextParallel
-from phd.attention.kernels import attention_backward, attention_forward, merge
+from phd.attention.kernels import (
+    attention_backward,
+    attention_forward,
+    merge,
+    packed_backward,
+    packed_forward,
+)
 from phd.attention.layout import Layout, Run, rank_runs
 
 
@@ -70,14 +77,9 @@ class FullOriginals:
         """Each document's part of each run, causally over itself."""
         if len(self.layout.pieces) == 1:
             return _causal_or_full(self.query, self.key, self.value, self.scale, causal=True)
-        dtype = torch.promote_types(self.query.dtype, torch.float32)
-        out, lse = torch.empty_like(self.query), self.query.new_empty(self.query.shape[:-1], dtype=dtype)
-        for piece in self.layout.pieces:
-            where = piece.rows, piece.samples
-            out[where], lse[where] = _causal_or_full(
-                self.query[where], self.key[where], self.value[where], self.scale, causal=True
-            )
-        return out, lse
+        key, value = _pack_keys(self.key), _pack_keys(self.value)
+        out, lse = packed_forward(self._pack(self.query), key, value, self._lengths(), self.scale)
+        return self._unpack(out), self._unpack(lse.unsqueeze(-1)).squeeze(-1)
 
     def _documents_backward(
         self, grad_out: Tensor, out: Tensor, lse: Tensor
@@ -85,14 +87,31 @@ class FullOriginals:
         query, key, value = self.query, self.key, self.value
         if len(self.layout.pieces) == 1:
             return _causal_or_full_backward(grad_out, query, key, value, out, lse, self.scale, causal=True)
-        grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
-        for piece in self.layout.pieces:
-            where = piece.rows, piece.samples
-            grad_query[where], grad_key[where], grad_value[where] = _causal_or_full_backward(
-                grad_out[where], query[where], key[where], value[where], out[where], lse[where],
-                self.scale, causal=True,
-            )  # fmt: skip
-        return grad_query, grad_key, grad_value
+        grad_query, grad_key, grad_value = packed_backward(
+            self._pack(grad_out), self._pack(query), _pack_keys(key), _pack_keys(value), self._pack(out),
+            self._pack(lse.unsqueeze(-1)).squeeze(-1), self._lengths(), self.scale,
+        )  # fmt: skip
+        # [n, g, d] -> [s, b, g, d]
+        grads = (x.unflatten(0, (-1, key.shape[0])).transpose(0, 1) for x in (grad_key, grad_value))
+        return self._unpack(grad_query), *grads
+
+    def _lengths(self) -> tuple[int, ...]:
+        """Rows of each piece, sample after sample."""
+        lengths = tuple(piece.rows.stop - piece.rows.start for piece in self.layout.pieces)
+        # pieces of documents name their samples, in order; others are of all samples
+        return lengths if self.layout.document_starts is not None else lengths * self.query.shape[1]
+
+    def _pack(self, rows: Tensor) -> Tensor:
+        """[s, b, m, h, x] -> [n, g*m*r, x]: the copies of a group's heads stand beside each other."""
+        # [s, b, m, g, r, x] -> [b, s, g, m, r, x]
+        rows = rows.unflatten(3, (self.key.shape[2], -1)).permute(1, 0, 3, 2, 4, 5)
+        return rows.flatten(2, 4).flatten(0, 1)
+
+    def _unpack(self, rows: Tensor) -> Tensor:
+        """Inverse of ``_pack``."""
+        length, samples, copies = self.query.shape[:3]
+        rows = rows.unflatten(1, (self.key.shape[2], copies, -1)).unflatten(0, (samples, length))
+        return rows.permute(1, 0, 3, 2, 4, 5).flatten(3, 4)
 
     def _add_earlier(
         self, out: Tensor, lse: Tensor, runs: tuple[Run, ...], key: Tensor, value: Tensor
@@ -165,6 +184,11 @@ def _causal_or_full_backward(
     grad_query, grad_key, grad_value = (_unfold(x, samples, copies) for x in folded)
     # every copy reads the original keys
     return grad_query, grad_key.sum(2), grad_value.sum(2)
+
+
+def _pack_keys(rows: Tensor) -> Tensor:
+    """[s, b, g, d] -> [n, g, d]."""
+    return rows.transpose(0, 1).flatten(0, 1)
 
 
 def _fold(rows: Tensor) -> Tensor:

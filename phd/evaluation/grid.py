@@ -3,7 +3,9 @@
 import io
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from rich.table import Table
 
 
@@ -19,11 +21,19 @@ def grid_table(grids: list[dict[str, Any]]) -> Table:
 
 
 def heat_map(grid: dict[str, Any], title: str) -> bytes:
-    """A PNG of a task's accuracies, depth down and length to the right, colours from 0 to 1."""
-    lengths, depths, accuracy = grid["lengths"], grid["depths"], grid["accuracy"]
-    size = (2.5 + 0.75 * len(lengths), 1.8 + 0.45 * len(depths))
+    """A PNG of a task's accuracies."""
+    size = (2.5 + 0.75 * len(grid["lengths"]), 1.8 + 0.45 * len(grid["depths"]))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
+    figure.colorbar(draw_grid(axes, grid, title), label="accuracy")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()
+
+
+def draw_grid(axes: Axes, grid: dict[str, Any], title: str) -> AxesImage:
+    """Depth down and length to the right, colours from 0 to 1."""
+    lengths, depths, accuracy = grid["lengths"], grid["depths"], grid["accuracy"]
     image = axes.imshow(accuracy, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth}%" for depth in depths])
@@ -32,7 +42,4 @@ def heat_map(grid: dict[str, Any], title: str) -> bytes:
     for y, row in enumerate(accuracy):
         for x, value in enumerate(row):
             axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize="small")
-    figure.colorbar(image, label="accuracy")
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    return png.getvalue()
+    return image

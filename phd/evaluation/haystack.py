@@ -47,13 +47,21 @@ class Haystack:
         """Whether the tokenizer has tokens for all of it."""
         return self.unknown not in self.encode(text)
 
-    def fit(self, length: int, prompt: Callable[[int], str], most: int, guess: int | None = None) -> int:
+    def fit(
+        self,
+        length: int,
+        prompt: Callable[[int], str],
+        most: int,
+        guess: int | None = None,
+        least: int = LEAST,
+    ) -> int:
         """The number of words with which ``prompt`` has at most ``length`` tokens, and with one more has not.
 
         Args:
             prompt: number of words of the corpus -> a prompt with its answer.
             most: words that there are.
             guess: where to begin.
+            least: words without which it is no haystack.
 
         Raises:
             ValueError: ``length`` has no room for the prompt, or the corpus too few words.
@@ -75,10 +83,10 @@ class Haystack:
                 f"{self.corpus} is too short for prompts of {length} tokens: its {len(self.words):,} words "
                 f"make {len(self.encode(prompt(most))):,}"
             )
-        if fits < LEAST:
+        if fits < least:
             raise ValueError(
                 f"--lengths {length} is too short: of the corpus {max(fits, 0)} words fit in beside the "
-                f"question, {LEAST} are needed"
+                f"question, {least} are needed"
             )
         return fits
 

@@ -131,21 +131,35 @@ def _write_cell(name: str, records: list[Record], folder: Path) -> None:
     (folder / f"{name}.yaml").write_text(json.dumps(task, indent=2), encoding="utf-8")
 
 
+def needle_statement(key: str) -> str:
+    """The sentence that hides a number, without the number."""
+    return f"The secret number of the {key} is"
+
+
+def needle_question(key: str) -> str:
+    """What asks for the number, up to where it is to come."""
+    return f"\n\nQuestion: What is the secret number of the {key}?\nAnswer: {needle_statement(key)}"
+
+
+def needle_code(draw: random.Random) -> str:
+    """A number to hide."""
+    return str(draw.randrange(10000, 100000))
+
+
 def needle(haystack: Haystack, length: int, depths: Sequence[int], draw: random.Random) -> list[Record]:
     """A prompt for each depth, alike but for the needle's place."""
     start, text = _passage(haystack, length, draw)
     key = draw.choice(KEYS)
-    code = str(draw.randrange(10000, 100000))
+    code = needle_code(draw)
     while code in text:
-        code = str(draw.randrange(10000, 100000))
-    statement = f"The secret number of the {key} is"
+        code = needle_code(draw)
+    statement = needle_statement(key)
     if statement.casefold() in text:
         raise ValueError(f"{haystack.corpus} holds needles of its own: {statement!r}")
-    ask = f"\n\nQuestion: What is the secret number of the {key}?\nAnswer: {statement}"
 
     def at(depth: int) -> Callable[[int], str]:
-        sentences = [(depth / 100, f"{statement} {code}.")]
-        return lambda count: _insert(haystack.passage(start, count), sentences) + ask
+        sentences = [(depth / 100, f" {statement} {code}.")]
+        return lambda count: insert(haystack.passage(start, count), sentences) + needle_question(key)
 
     records = []
     count = None  # about the same for each depth
@@ -172,12 +186,12 @@ def facts(haystack: Haystack, length: int, draw: random.Random) -> Record:
     moves = []
     for depth, person in zip(sorted(draw.random() for _ in order), order, strict=True):
         where[person] = draw.choice([place for place in places if place != where.get(person)])
-        moves.append((depth, f"{person} went to the {where[person]}."))
+        moves.append((depth, f" {person} went to the {where[person]}."))
     asked = draw.choice(persons)
     ask = f"\n\nQuestion: Where is {asked} now?\nAnswer: {asked} is in the"
 
     def prompt(count: int) -> str:
-        return _insert(haystack.passage(start, count), moves) + ask
+        return insert(haystack.passage(start, count), moves) + ask
 
     return _fitted(haystack, length, prompt, f" {where[asked]}", len(haystack.words))[0]
 
@@ -228,12 +242,12 @@ def _passage(haystack: Haystack, length: int, draw: random.Random) -> tuple[int,
     return start, "".join(words).casefold()
 
 
-def _insert(words: list[str], sentences: Sequence[tuple[float, str]]) -> str:
-    """The text of ``words`` with each sentence at its depth, a part of 1; depths in order."""
+def insert(words: list[str], sentences: Sequence[tuple[float, str]]) -> str:
+    """The text of ``words`` with each sentence (and its space before) at its depth, a part of 1; in order."""
     places = [near_sentence(words, round(depth * len(words))) for depth, _ in sentences]
     pieces = []
     for begin, end, (_, sentence) in zip([0, *places], places, sentences, strict=False):
-        pieces += [*words[begin:end], f" {sentence}"]
+        pieces += [*words[begin:end], sentence]
     return "".join(pieces + words[places[-1] :]).strip()
 
 

@@ -10,6 +10,7 @@ from megatron.training.argument_utils import ArgumentGroupFactory
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
+from megatron.training.utils import print_rank_0
 
 from phd.config import PHDConfig
 from phd.model import compat, cpu
@@ -76,6 +77,9 @@ def parse_and_validate_args() -> Namespace:
     args = parse_args(add_phd_arguments)
     refuse_unsupported(args)
     refuse_samples(args)
+    if cpu.needed():
+        for line in cpu.switch_off(args):
+            print_rank_0(f"> {line}", args.rank)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
     args.run_folder = settle_run_folder(args)  # a str: it is saved with the arguments in every checkpoint

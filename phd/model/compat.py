@@ -65,7 +65,7 @@ def apply(copies: int, observer: "Observer | None" = None) -> None:
     """Fit Megatron's training loop to PHD, and to a machine without a GPU where there is none.
 
     Args:
-        copies: K; pipeline stages exchange ``micro_batch_size * K`` rows.
+        copies: K; pipeline stages exchange ``micro_batch_size * K`` rows, and so do tensor-parallel ranks.
         observer: is told of every iteration, validation and save.
 
     Raises:
@@ -79,6 +79,7 @@ def apply(copies: int, observer: "Observer | None" = None) -> None:
         )
     _ship_no_makefile()
     _pipeline_rows(copies)
+    _tensor_parallel_rows(copies)
     observe(observer)
     _load_fp32_shards()
     if not distrib_optimizer.HAVE_APEX_OR_TE:
@@ -109,6 +110,26 @@ def _pipeline_rows(copies: int) -> None:
         return with_copies
 
     training.get_forward_backward_func = get_forward_backward_func
+
+
+def _tensor_parallel_rows(copies: int) -> None:
+    """--tp-comm-overlap makes Transformer Engine's buffers for micro_batch_size rows of each position; ours
+    are b*K. For this one call the argument says so.
+    """
+    current = initialize._initialize_tp_communicators
+    make_buffers = getattr(current, "__wrapped__", current)
+
+    @functools.wraps(make_buffers)
+    def with_copies() -> None:
+        args = initialize.get_args()
+        samples = args.micro_batch_size
+        args.micro_batch_size = samples * copies
+        try:
+            make_buffers()
+        finally:
+            args.micro_batch_size = samples
+
+    initialize._initialize_tp_communicators = with_copies
 
 
 def observe(observer: "Observer | None") -> None:

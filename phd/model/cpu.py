@@ -9,6 +9,7 @@ Megatron is imported. (A global TorchFunctionMode would be shorter, but costs Py
 import functools
 import importlib
 import os
+from argparse import Namespace
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,13 @@ CPU_DEFAULTS: dict[str, Any] = {
     "create_attention_mask_in_dataloader": False,
     "num_workers": 0,
 }
+
+# What only a GPU has and a training can do without: flag, attribute, its value without, and why.
+_GPU_ONLY: tuple[tuple[str, str, Any, str], ...] = (
+    ("--cuda-graph-impl", "cuda_graph_impl", "none", "there is nothing to capture"),
+    ("--optimizer-cuda-graph", "optimizer_cuda_graph", False, "there is nothing to capture"),
+    ("--tp-comm-overlap", "tp_comm_overlap", False, "Transformer Engine would overlap it"),
+)
 
 _FACTORIES = (
     *("arange", "as_tensor", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace"),
@@ -73,6 +81,16 @@ class _Inert:
 def needed() -> bool:
     """True where torch sees no CUDA device."""
     return not torch.cuda.is_available()
+
+
+def switch_off(args: Namespace) -> list[str]:
+    """Turn off what only a GPU has, so that a GPU's command line can be tried here; a line on each."""
+    lines = []
+    for flag, name, off, why in _GPU_ONLY:
+        if getattr(args, name) != off:
+            setattr(args, name, off)
+            lines.append(f"no GPU found: {flag} is switched off, {why}")
+    return lines
 
 
 def install() -> None:

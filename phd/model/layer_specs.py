@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_block import (
 from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 
 from phd.model.core_attention import PHDCoreAttention
+from phd.model.graphed_layer import GraphedLayer
 from phd.model.last_layer import last_copy_layer
 from phd.model.norm import SequenceParallelRMSNorm
 
@@ -21,8 +22,9 @@ def phd_layer_spec(
     config: GPTModelConfig, vp_stage: int | None = None
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """Megatron's own layer spec for this config, with our module in the slots that need one:
-    ``core_attention`` where ``PHDTransformerConfig.phd_attention`` says so, the norms for sequence
-    parallelism without Transformer Engine, and the last layer's residual connection.
+    ``core_attention`` where ``PHDTransformerConfig.phd_attention`` says so, and the layer around it where
+    CUDA graphs capture layers, the norms for sequence parallelism without Transformer Engine, and the last
+    layer's residual connection.
     """
     spec = default_layer_spec(config, vp_stage)
     transformer = config.transformer
@@ -38,6 +40,8 @@ def phd_layer_spec(
         if transformer.phd_copies > 1 and transformer.phd_prune_last_layer and _is_last_stage(vp_stage):
             *others, last = spec.layer_specs
             spec = replace(spec, layer_specs=[*others, last_copy_layer(last, transformer.phd_copies)])
+        if transformer.cuda_graph_impl in ("local", "transformer_engine"):
+            spec = _each_layer(spec, lambda layer: replace(layer, module=GraphedLayer))
     if local_norms:
         if transformer.normalization != "RMSNorm" or transformer.qk_layernorm:
             raise ValueError(

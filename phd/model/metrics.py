@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
@@ -67,7 +67,8 @@ class RunMetrics:
         self.flops_per_token = training_flops(args, config)
         on_gpu = torch.cuda.is_available()
         self.device_name = torch.cuda.get_device_name() if on_gpu else "CPU"
-        self.peak_flops = peak_flops(self.device_name) if on_gpu and args.bf16 else None
+        precision: Literal["bf16", "fp8"] = "bf16" if args.fp8 is None else "fp8"
+        self.peak_flops = peak_flops(self.device_name, precision) if on_gpu and args.bf16 else None
 
     def rates(self, seconds_per_iteration: float) -> dict[str, float]:
         """Tokens per second of all devices, TFLOP/s of each, and MFU where the device's peak is known."""
@@ -125,5 +126,10 @@ def about_run(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameter
         "command": shlex.join(sys.argv),
         "versions": {name: version(name) for name in ("torch", "megatron-core")}
         | {"python": platform.python_version()},
-        "arguments": {name: value for name, value in sorted(vars(args).items()) if isinstance(value, plain)},
+        "arguments": {
+            # --cuda-graph-modules are members of an enumeration
+            name: [getattr(item, "name", item) for item in value] if isinstance(value, list) else value
+            for name, value in sorted(vars(args).items())
+            if isinstance(value, plain)
+        },
     }

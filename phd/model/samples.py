@@ -13,7 +13,8 @@ def refuse_samples(args: Namespace) -> None:
     """Check that --sample-prompts can run; Megatron's flags are parsed and not yet validated.
 
     Raises:
-        ValueError: the model is spread over ranks in a way that this simple decoding does not follow.
+        ValueError: the model is spread over ranks in a way that this simple decoding does not follow, or
+            takes batches of one size only.
     """
     if not args.sample_prompts:
         return
@@ -25,6 +26,12 @@ def refuse_samples(args: Namespace) -> None:
             raise ValueError(
                 f"--sample-prompts does not run with {flag} {size}: leave it out, use `phd generate`"
             )
+    for one_size, flag in (
+        (args.cuda_graph_impl == "local", "--cuda-graph-impl local"),
+        (args.tp_comm_overlap, "--tp-comm-overlap"),
+    ):
+        if one_size:
+            raise ValueError(f"--sample-prompts does not run with {flag}: leave it out, use `phd generate`")
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from megatron.core.fp8_utils import get_fp8_align_size
+
 from phd.attention.context_parallel import COMM_TYPES
 from phd.config import trained_variant
 from phd.model import cpu
@@ -68,7 +70,7 @@ UNSUPPORTED = (
     ),
     Unsupported(
         "--attention-output-gate with a pruned last layer",
-        lambda a: a.attention_output_gate and a.phd_copies > 1 and a.phd_prune_last_layer,
+        lambda a: a.attention_output_gate and prunes_last_layer(a),
         "pass --no-phd-prune-last-layer",
     ),
     Unsupported(
@@ -98,10 +100,27 @@ UNSUPPORTED = (
     Unsupported(
         "--position-embedding-type mrope", lambda a: a.position_embedding_type == "mrope", "use rope"
     ),
-    Unsupported("--fp8-format", lambda a: a.fp8 is not None, "use --bf16"),
+    Unsupported(
+        "--fp8-format with rows of a linear layer that are no multiple of 16 (mxfp8: 32)",
+        lambda a: (
+            a.fp8 is not None and any(rows % get_fp8_align_size(a.fp8_recipe) for rows in linear_rows(a))
+        ),
+        "--seq-length times --micro-batch-size times --phd-copies, divided among the ranks of context and "
+        "--sequence-parallel, must be one; without the copies too, or pass --no-phd-prune-last-layer",
+    ),
     Unsupported("--fp4-format", lambda a: a.fp4 is not None, "use --bf16"),
-    Unsupported("--cuda-graph-impl", lambda a: a.cuda_graph_impl != "none", "use none"),
-    Unsupported("--tp-comm-overlap", lambda a: a.tp_comm_overlap, "leave it out"),
+    Unsupported(
+        "--tp-comm-overlap with a pruned last layer",
+        lambda a: a.tp_comm_overlap and prunes_last_layer(a),
+        "pass --no-phd-prune-last-layer: Transformer Engine's buffers have one size",
+    ),
+    Unsupported(
+        "--offload-modules core_attn with a pruned last layer",
+        lambda a: (
+            a.fine_grained_activation_offloading and "core_attn" in a.offload_modules and prunes_last_layer(a)
+        ),
+        "pass --no-phd-prune-last-layer: Megatron frees the whole query, and backward needs the last copy's",
+    ),
     Unsupported("--use-megatron-fsdp", lambda a: a.use_megatron_fsdp, "use --use-distributed-optimizer"),
     Unsupported("--use-torch-fsdp2", lambda a: a.use_torch_fsdp2, "use --use-distributed-optimizer"),
 )
@@ -144,6 +163,41 @@ NEVER = (
         "--ckpt-format other than torch_dist", lambda a: a.ckpt_format != "torch_dist", "use torch_dist"
     ),
     Unsupported("--inprocess-restart", lambda a: a.inprocess_restart, "leave it out"),
+    Unsupported(
+        "--fp8-format without --transformer-impl transformer_engine on a GPU",
+        lambda a: a.fp8 is not None and (cpu.needed() or a.transformer_impl != "transformer_engine"),
+        "use --bf16: Megatron would train in it without a word",
+    ),
+    Unsupported(
+        "--enable-cuda-graph and --external-cuda-graph",
+        lambda a: a.enable_cuda_graph or a.external_cuda_graph,
+        "use --cuda-graph-impl local or transformer_engine",
+    ),
+    Unsupported(
+        "--cuda-graph-impl with packed documents",
+        lambda a: a.cuda_graph_impl != "none" and documents_masked(a),
+        "use none: where documents begin, and so what is computed, differs from batch to batch",
+    ),
+    Unsupported(
+        "--cuda-graph-impl transformer_engine with --position-embedding-type yarn",
+        lambda a: a.cuda_graph_impl == "transformer_engine" and a.position_embedding_type == "yarn",
+        "use local: Megatron would capture the layers without their rotary embedding",
+    ),
+    Unsupported(
+        "--optimizer-cpu-offload without a GPU",
+        lambda a: a.optimizer_cpu_offload and cpu.needed(),
+        "leave it out: the optimizer is on the CPU",
+    ),
+    Unsupported(
+        "--cpu-offloading-num-layers without a GPU",
+        lambda a: a.cpu_offloading_num_layers > 0 and cpu.needed(),
+        "leave it out: activations are on the CPU",
+    ),
+    Unsupported(
+        "--fine-grained-activation-offloading without a GPU",
+        lambda a: a.fine_grained_activation_offloading and cpu.needed(),
+        "leave it out: activations are on the CPU",
+    ),
 )
 """What pretrain_phd.py does not run with, K = 1 included."""
 
@@ -173,6 +227,30 @@ def runs_phd_attention(args: Namespace) -> bool:
         args.context_parallel_size,
         args.transformer_impl,
     )
+
+
+def prunes_last_layer(args: Namespace) -> bool:
+    """Whether the last layer gives the last of several copies alone."""
+    return args.phd_copies > 1 and args.phd_prune_last_layer
+
+
+def linear_rows(args: Namespace) -> set[int]:
+    """Rows of the tensors that linear layers get on one rank: in training, in validation, and for the texts
+    of --sample-prompts; empty where the checkpoint is to tell sizes.
+    """
+    if args.seq_length is None or args.micro_batch_size is None:
+        return set()
+    training = args.micro_batch_size
+    samples = {training, args.eval_micro_batch_size or training, len(args.sample_prompts or ()) or training}
+    rows = {count * args.phd_copies for count in samples}
+    if prunes_last_layer(args):
+        rows.add(training)
+    if args.fp8_output_proj:
+        rows |= samples  # the head gets the last copies
+    ranks = args.context_parallel_size
+    if args.sequence_parallel:
+        ranks *= args.tensor_model_parallel_size
+    return {args.seq_length * count // ranks for count in rows}
 
 
 def key_value_heads(args: Namespace) -> int:

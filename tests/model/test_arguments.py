@@ -7,11 +7,11 @@ from argparse import Namespace
 
 import pytest
 
-from tests.model.conftest import MODEL, TRAINING
+from tests.model.conftest import MODEL, TRAINING, losses
 from tests.world import ROOT
 
 FLAGS = [*MODEL, *TRAINING, "--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "255"]
-# What makes each entry of the two tables in phd/model/support.py refuse.
+# What makes each entry of the two tables in phd/model/support.py refuse; on a CPU unless "on" says other.
 REFUSED = {
     "--attention-dropout above 0": {"attention_dropout": 0.1},
     "--cp-comm-type a2a+p2p, or one for each layer": {
@@ -45,10 +45,20 @@ REFUSED = {
     "--position-embedding-type mrope": {"position_embedding_type": "mrope"},
     "--log-max-attention-logit and --qk-clip": {"qk_clip": True},
     "--fp16": {"fp16": True},
-    "--fp8-format": {"fp8": "hybrid"},
+    "--fp8-format with rows of a linear layer that are no multiple of 16 (mxfp8: 32)": {
+        "fp8": "hybrid",
+        "transformer_impl": "transformer_engine",
+        "seq_length": 36,
+        "phd_window": 4,
+        "on": "gpu",
+    },
     "--fp4-format": {"fp4": "e2m1"},
-    "--cuda-graph-impl": {"cuda_graph_impl": "local"},
-    "--tp-comm-overlap": {"tp_comm_overlap": True},
+    "--tp-comm-overlap with a pruned last layer": {"tp_comm_overlap": True},
+    "--offload-modules core_attn with a pruned last layer": {
+        "fine_grained_activation_offloading": True,
+        "offload_modules": ["core_attn"],
+        "on": "gpu",
+    },
     "--use-megatron-fsdp": {"use_megatron_fsdp": True},
     "--use-torch-fsdp2": {"use_torch_fsdp2": True},
 }
@@ -56,6 +66,8 @@ REFUSED = {
 COPIES_ONLY = {
     "--context-parallel-size with slices (--seq-length / size / 2) shorter than the window",
     "--attention-output-gate with a pruned last layer",
+    "--tp-comm-overlap with a pruned last layer",
+    "--offload-modules core_attn with a pruned last layer",
 }
 NEVER = {
     "--attention-backend local": {"attention_backend": Namespace(name="local")},
@@ -77,6 +89,16 @@ NEVER = {
     "--multiple-validation-sets without --full-validation": {"multiple_validation_sets": True},
     "--ckpt-format other than torch_dist": {"ckpt_format": "torch"},
     "--inprocess-restart": {"inprocess_restart": True},
+    "--fp8-format without --transformer-impl transformer_engine on a GPU": {"fp8": "hybrid"},
+    "--enable-cuda-graph and --external-cuda-graph": {"enable_cuda_graph": True},
+    "--cuda-graph-impl with packed documents": {"cuda_graph_impl": "local", "reset_attention_mask": True},
+    "--cuda-graph-impl transformer_engine with --position-embedding-type yarn": {
+        "cuda_graph_impl": "transformer_engine",
+        "position_embedding_type": "yarn",
+    },
+    "--optimizer-cpu-offload without a GPU": {"optimizer_cpu_offload": True},
+    "--cpu-offloading-num-layers without a GPU": {"cpu_offloading_num_layers": 1},
+    "--fine-grained-activation-offloading without a GPU": {"fine_grained_activation_offloading": True},
 }
 
 
@@ -91,14 +113,19 @@ def parse(flags: list[str]) -> Namespace:
 
 def refusals(always: dict, changes: dict[str, dict]) -> dict[str, str]:
     """What start-up says to each change of otherwise good arguments."""
+    from unittest.mock import patch
+
+    from phd.model import cpu
     from phd.model.support import refuse_unsupported
 
     answers = {}
     for flag, change in {"nothing": {}, **changes}.items():
         args = parse(FLAGS)
         vars(args).update(always | change)
+        gpu = change.get("on") == "gpu"
         try:
-            refuse_unsupported(args)
+            with patch.object(cpu, "needed", lambda gpu=gpu: not gpu):
+                refuse_unsupported(args)
             answers[flag] = ""
         except ValueError as error:
             answers[flag] = str(error)
@@ -172,7 +199,9 @@ def test_unsupported_flags_are_refused_wherever_our_attention_runs(always, what,
     (answers,) = world.run(refusals, {"phd_copies": 1, **always}, REFUSED)
     assert answers.pop("nothing") == ""
     for flag, answer in answers.items():
-        if flag in COPIES_ONLY:
+        # where Transformer Engine's own attention shares the sequence, ours does not run
+        engine = what == "--context-parallel-size" and "transformer_impl" in REFUSED[flag]
+        if engine or flag in COPIES_ONLY:
             assert answer == "", flag
         else:
             assert answer.startswith(f"{what} does not run with:\n"), flag
@@ -185,6 +214,49 @@ def test_never_supported_flags_are_refused(world):
         assert answers.pop("nothing") == ""
         for flag, answer in answers.items():
             assert f"pretrain_phd.py does not run with:\n  {flag}: " in answer
+
+
+FP8 = {"fp8": "hybrid", "transformer_impl": "transformer_engine", "phd_copies": 2, "on": "gpu"}
+
+
+def test_rows_in_fp8(world):
+    """40 positions, 2 samples, K = 2; 80 rows of the last copy alone."""
+    whole = {"phd_prune_last_layer": False}
+    short = {"seq_length": 36, "micro_batch_size": 4}
+    split = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "attention_dropout": 0.0}
+    cases = {
+        "160 and 80": (FP8, True),
+        "72 and 36": (FP8 | {"seq_length": 18}, False),
+        "80 and 40": (FP8 | {"micro_batch_size": 1}, False),
+        "80 alone": (FP8 | whole | {"micro_batch_size": 1}, True),
+        "80 alone, head of 40": (FP8 | whole | {"micro_batch_size": 1, "fp8_output_proj": True}, False),
+        "80 and 40 on 2 ranks": (FP8 | split, False),
+        "80 alone on 2 ranks": (FP8 | split | whole, True),
+        "72 in validation": (FP8 | whole | short | {"eval_micro_batch_size": 1}, False),
+        "36, Megatron's own": (FP8 | {"seq_length": 18, "phd_copies": 1}, True),
+        "mxfp8: 160 and 80": (FP8 | {"fp8_recipe": "mxfp8"}, False),
+        "mxfp8: 160 alone": (FP8 | whole | {"fp8_recipe": "mxfp8"}, True),
+        "80 for each text": (FP8 | whole | {"sample_prompts": ["a"]}, True),
+        "72 for each text": (FP8 | whole | short | {"sample_prompts": ["a"]}, False),
+        "sizes of the checkpoint": (FP8 | {"seq_length": None}, True),
+    }  # fmt: skip
+    (answers,) = world.run(refusals, {}, {name: change for name, (change, _) in cases.items()})
+    assert answers.pop("nothing") == ""
+    for name, (_, runs) in cases.items():
+        assert (answers[name] == "") == runs, (name, answers[name])
+
+
+def test_gpu_flags_are_switched_off_on_a_cpu(world, base_flags, tmp_path):
+    """The command line of a GPU trains here as without them; one line each, on the first rank."""
+    copies = [*base_flags, "--phd-copies", "2", "--no-phd-prune-last-layer", "--train-iters", "2"]
+    copies += ["--tensorboard-dir"]
+    gpu = ["--cuda-graph-impl", "transformer_engine", "--optimizer-cuda-graph", "--tp-comm-overlap"]
+    plain = world.pretrain([*copies, str(tmp_path / "plain")], ranks=2)
+    switched = world.pretrain([*copies, str(tmp_path / "switched"), *gpu], ranks=2)
+    assert "switched off" not in plain
+    for flag in ("--cuda-graph-impl", "--optimizer-cuda-graph", "--tp-comm-overlap"):
+        assert switched.count(f"> no GPU found: {flag} is switched off, ") == 1
+    assert losses(tmp_path / "plain") == losses(tmp_path / "switched")
 
 
 def cpu_defaults() -> tuple[str, str, str, int]:

@@ -101,9 +101,28 @@ def test_samples(world, base_flags, start_flags, variant, layout, tmp_path):
     assert len(rows[0]["samples"][0]["text"].split()) == 5
 
 
-def test_samples_are_refused_over_a_pipeline(world, base_flags):
-    from tests.world import RankFailed
+def refused_samples(flags: str) -> str:
+    from phd.model.samples import refuse_samples
+    from tests.model.test_arguments import FLAGS, parse
 
-    flags = [*base_flags, "--sample-prompts", "100", "--pipeline-model-parallel-size", "2"]
-    with pytest.raises(RankFailed, match="--sample-prompts does not run with --pipeline-model-parallel-size"):
-        world.pretrain(flags, 2)
+    try:
+        refuse_samples(parse([*FLAGS, "--sample-prompts", "100", *flags.split()]))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--pipeline-model-parallel-size 2",
+        "--context-parallel-size 2",
+        "--cuda-graph-impl local",
+        "--tp-comm-overlap",
+    ],
+)
+def test_samples_are_refused(world, flags):
+    """Over a pipeline or a split sequence; where batches have one size."""
+    (answer,) = world.run(refused_samples, flags)
+    assert answer.startswith(f"--sample-prompts does not run with {flags}: ")
+    assert world.run(refused_samples, "--cuda-graph-impl full_iteration") == [""]

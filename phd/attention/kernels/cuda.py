@@ -1,31 +1,54 @@
-"""torch's FlashAttention 2 for CUDA, fp16 and bf16. It takes no mask: that part is plain matrix products.
+"""Flash attention on CUDA, fp16 and bf16: cuDNN's from compute capability 9.0 (Hopper) on, for whole blocks
+of rows that cuDNN takes by torch's own checks, else FlashAttention 2. Neither takes a mask: that part is
+plain matrix products.
 
-The causal call has not been run on a GPU yet, and the masked one has not been tuned there.
+Both read grouped keys and values where they lie, and the backward of both takes the output and log-sum-exp
+of a softmax over more keys, as torch's own ring attention (torch.distributed.tensor.experimental) calls them.
+The environment variable PHD_CUDA_ATTENTION, "flash" or "cudnn", forces one.
+
+The unmasked calls have not been run on a GPU yet, and the masked one has not been tuned there.
 
 Legend: n batch, h query heads, g key/value heads, r = h/g, s query rows, t key rows, d head dimension.
 """
 
+import os
+from functools import lru_cache
+from itertools import accumulate
+
 import torch
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention.default
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
+KERNEL_VARIABLE = "PHD_CUDA_ATTENTION"
+KERNELS = ("flash", "cudnn")
+HALF = (torch.float16, torch.bfloat16)
+CUDNN_BLOCK = 128
+"""cuDNN plans and compiles for each shape anew, so unforced it gets lengths that are multiples of this alone:
+a training has few of those, while packed documents come in every length.
+"""
+
+_flash_forward = torch.ops.aten._scaled_dot_product_flash_attention.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
+_packed_forward = torch.ops.aten._flash_attention_forward.default
+_packed_backward = torch.ops.aten._flash_attention_backward.default
+_cudnn_forward = torch.ops.aten._scaled_dot_product_cudnn_attention.default
+_cudnn_backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default
 
 
 def forward(
     query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None, causal: bool = True
 ) -> tuple[Tensor, Tensor]:
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    if mask is None and not causal and not half:
+    if mask is None and not causal and query.dtype not in HALF:
         mask = query.new_zeros((1, 1, 1, 1))
     if mask is not None:
         return masked_forward(query, key, value, scale, mask)
-    if not half:
-        raise ValueError(
-            f"backend 'flash' on CUDA takes fp16 and bf16, got {query.dtype}: use bf16, or 'reference'"
-        )
-    out, lse, *_ = _forward(query, key, value, 0.0, causal, scale=scale)
-    return out, lse
+    _refuse_full_precision(query)
+    if kernel_of(query, key, value, causal) == "flash":
+        out, lse, *_ = _flash_forward(query, key, value, 0.0, causal, scale=scale)
+        return out, lse
+    out, lse, *_ = _cudnn_forward(query, key, value, None, True, 0.0, causal, scale=scale)
+    # laid out as the query is; a copy only where that is not as [n, s, h, d]
+    return out.transpose(1, 2).contiguous().transpose(1, 2), lse.squeeze(-1)
 
 
 def backward(
@@ -42,11 +65,80 @@ def backward(
     if mask is not None:
         return masked_backward(grad_out, query, key, value, out, lse, scale, mask)
     lengths = None, None, query.shape[2], key.shape[2]
+    lse = lse.contiguous()
+    if kernel_of(query, key, value, causal) == "flash":
+        # read only with dropout
+        philox = torch.empty(2, dtype=torch.uint64, device=query.device)
+        return _flash_backward(
+            grad_out, query, key, value, out, lse, *lengths, 0.0, causal, *philox, scale=scale
+        )
+    philox = torch.empty(2, dtype=torch.int64, device=query.device)
+    return _cudnn_backward(
+        grad_out, query, key, value, out, lse.unsqueeze(-1), *philox, None, *lengths, 0.0, causal, scale=scale
+    )
+
+
+def packed_forward(
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scale: float
+) -> tuple[Tensor, Tensor]:
+    """FlashAttention 2 alone: cuDNN would plan anew for every batch of documents."""
+    _refuse_full_precision(query)
+    ends, longest = _ends(lengths, query.device), max(lengths)
+    out, lse, *_ = _packed_forward(
+        query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scale
+    )
+    return out, lse.T
+
+
+def packed_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    lengths: tuple[int, ...],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    ends, longest = _ends(lengths, query.device), max(lengths)
     # read only with dropout
     philox = torch.empty(2, dtype=torch.uint64, device=query.device)
-    return _backward(
-        grad_out, query, key, value, out, lse.contiguous(), *lengths, 0.0, causal, *philox, scale=scale
-    )
+    return _packed_backward(
+        grad_out, query, key, value, out, lse.T.contiguous(), ends, ends, longest, longest, 0.0, True,
+        *philox, scale=scale,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """0 and where each sequence ends: the same for all layers of a batch."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def _refuse_full_precision(query: Tensor) -> None:
+    if query.dtype not in HALF:
+        raise ValueError(
+            f"backend 'flash' on CUDA takes fp16 and bf16, got {query.dtype}: use bf16, or 'reference'"
+        )
+
+
+def kernel_of(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> str:
+    """Which of KERNELS attention without a mask runs on; arguments as of ``forward``.
+
+    Raises:
+        ValueError: the environment variable names no kernel.
+    """
+    if forced := os.environ.get(KERNEL_VARIABLE):
+        if forced not in KERNELS:
+            raise ValueError(f"{KERNEL_VARIABLE} must be one of {', '.join(KERNELS)}, got {forced!r}")
+        return forced
+    if query.shape[2] % CUDNN_BLOCK or key.shape[2] % CUDNN_BLOCK:
+        return "flash"
+    # fake tensors may be on a device that is not there, and has no capability
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability(query.device) < (9, 0):
+        return "flash"
+    takes = can_use_cudnn_attention(SDPAParams(query, key, value, None, 0.0, causal, True))
+    return "cudnn" if takes else "flash"
 
 
 def masked_forward(

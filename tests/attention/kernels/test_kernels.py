@@ -1,11 +1,12 @@
 """The contract of ``phd.attention.kernels`` for each implementation, on the CPU as far as it goes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
-from phd.attention import phd_attention
-from phd.attention.kernels import cpu, cuda
-from tests.attention.test_attention import starts_of
+from phd.attention.kernels import cpu, cuda, packed_backward, packed_forward
 
 MASKED = {"cpu": (cpu.forward, cpu.backward), "cuda": (cuda.masked_forward, cuda.masked_backward)}
 
@@ -83,49 +84,118 @@ def test_causal_on_the_cpu():
     torch.testing.assert_close(gradients, expected)
 
 
-def test_cuda_operators_take_our_arguments():
-    """Shapes only, from torch's own meta implementations: no GPU runs here."""
-    query, key, value, grad = (
-        x.to("meta") for x in random_inputs(rows=16, keys=16, dim=8, dtype=torch.bfloat16)
-    )
-    out, lse = cuda.forward(query, key, value, 0.3, None)
-    gradients = cuda.backward(grad, query, key, value, out, lse, 0.3, None)
-    assert out.shape == query.shape
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("groups", [6, 2, 1])
+@pytest.mark.parametrize("kernel", cuda.KERNELS)
+def test_cuda_operators_take_our_arguments(kernel, groups, causal, monkeypatch):
+    """Shapes, dtypes and layouts only, from torch's own meta implementations: no GPU runs here. Query and
+    keys are views, as the slices of Megatron's fused projection and of the copies are.
+    """
+    monkeypatch.setenv(cuda.KERNEL_VARIABLE, kernel)
+    rows, keys = 16, 16 if causal else 24
+    with FakeTensorMode():
+        fused = torch.empty(3, 24, 6 + 2 * groups, 8, dtype=torch.bfloat16, device="cuda").transpose(1, 2)
+        query, key, value = fused[:, :, :keys].split([6, groups, groups], dim=1)
+        query = query[:, :, :rows]
+        out, lse = cuda.forward(query, key, value, 0.3, None, causal)
+        # a slice of a whole sequence's, and the gradient as autograd may give it
+        whole_lse = torch.empty(3, rows, 6, device="cuda").transpose(1, 2)
+        grad = torch.empty(3, rows, 6, 8, dtype=torch.bfloat16, device="cuda").transpose(1, 2)
+        gradients = cuda.backward(grad, query, key, value, out, whole_lse, 0.3, None, causal)
+    assert not query.is_contiguous() and not key.is_contiguous()
+    assert (out.shape, out.dtype, out.device) == (query.shape, torch.bfloat16, query.device)
+    assert out.transpose(1, 2).is_contiguous()
     assert (lse.shape, lse.dtype) == (query.shape[:3], torch.float32)
+    for gradient, tensor in zip(gradients, (query, key, value), strict=True):
+        assert (gradient.shape, gradient.dtype) == (tensor.shape, torch.bfloat16)
+
+
+def test_packed_cuda_operators_take_our_arguments():
+    """As above. One call for all documents, whatever their lengths."""
+    with FakeTensorMode():
+        query, grad = (torch.empty(50, 6, 8, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+        fused = torch.empty(50, 4, 8, dtype=torch.bfloat16, device="cuda")
+        key, value = fused.split(2, dim=1)
+        out, lse = cuda.packed_forward(query, key, value, (30, 1, 19), 0.3)
+        gradients = cuda.packed_backward(grad, query, key, value, out, lse, (30, 1, 19), 0.3)
+    assert (out.shape, out.dtype) == (query.shape, torch.bfloat16)
+    assert (lse.shape, lse.dtype) == ((50, 6), torch.float32)
     assert [x.shape for x in gradients] == [query.shape, key.shape, value.shape]
+
+
+def test_packed_sequences_are_told_by_where_they_end():
+    ends = cuda._ends((30, 1, 19), torch.device("cpu"))
+    assert (ends.dtype, ends.tolist()) == (torch.int32, [0, 30, 31, 50])
+
+
+def test_packed_sequences_on_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, grad = (
+        torch.randn(50, heads, 8, dtype=torch.float64, generator=generator) for heads in (6, 2, 2, 6)
+    )
+    lengths = (30, 1, 19)
+    out, lse = packed_forward(query, key, value, lengths, 0.3)
+    gradients = packed_backward(grad, query, key, value, out, lse, lengths, 0.3)
+    document = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
+    seen = (document[:, None] == document) & torch.ones(50, 50, dtype=torch.bool).tril()
+    given = [x.requires_grad_() for x in (query, key, value)]
+    scores = torch.einsum("sgrd,tgd->grst", query.unflatten(1, (2, 3)), key) * 0.3
+    scores = scores.masked_fill(~seen, -torch.inf)
+    expected = torch.einsum("grst,tgd->sgrd", scores.softmax(-1), value).flatten(1, 2)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(lse, scores.logsumexp(-1).permute(2, 0, 1).flatten(1))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, given, grad))
+
+
+def test_cudnn_output_is_laid_out_as_promised(monkeypatch):
+    """cuDNN gives its output the query's layout, the promise is another."""
+    monkeypatch.setenv(cuda.KERNEL_VARIABLE, "cudnn")
+    with FakeTensorMode():
+        query = torch.empty(3, 6, 16, 8, dtype=torch.bfloat16, device="cuda")
+        out, _ = cuda.forward(query, query[:, :2], query[:, :2], 0.3, None)
+    assert out.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("machine", "rows", "kernel"),
+    [
+        ({"capability": (9, 0)}, 256, "cudnn"),
+        ({"capability": (10, 0)}, 256, "cudnn"),
+        ({"capability": (8, 0)}, 256, "flash"),
+        ({"capability": (9, 0)}, 200, "flash"),  # a document's length: cuDNN would compile for each
+        ({"capability": (9, 0), "takes": False}, 256, "flash"),
+        ({"available": False}, 256, "flash"),
+    ],
+    ids=["hopper", "blackwell", "ampere", "any-length", "not-taken", "no-driver"],
+)
+def test_kernel_by_device(machine, rows, kernel, monkeypatch):
+    def takes(asked):
+        assert asked.enable_gqa and asked.is_causal and asked.query.shape == query.shape
+        return machine.get("takes", True)
+
+    monkeypatch.delenv(cuda.KERNEL_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: machine.get("available", True))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: machine["capability"])
+    names = ("query", "key", "value", "mask", "dropout", "is_causal", "enable_gqa")
+    monkeypatch.setattr(
+        cuda, "SDPAParams", lambda *values: SimpleNamespace(**dict(zip(names, values, strict=True)))
+    )
+    monkeypatch.setattr(cuda, "can_use_cudnn_attention", takes)
+    query, key = torch.empty(1, 4, rows, 64), torch.empty(1, 2, rows, 64)
+    assert cuda.kernel_of(query, key, key, causal=True) == kernel
+
+
+def test_forced_kernel(monkeypatch):
+    query = torch.empty(1, 4, 100, 64)
+    for name in cuda.KERNELS:
+        monkeypatch.setenv(cuda.KERNEL_VARIABLE, name)
+        assert cuda.kernel_of(query, query, query, causal=True) == name
+    monkeypatch.setenv(cuda.KERNEL_VARIABLE, "cuDNN")
+    with pytest.raises(ValueError, match="PHD_CUDA_ATTENTION must be one of flash, cudnn, got 'cuDNN'"):
+        cuda.kernel_of(query, query, query, causal=True)
 
 
 def test_cuda_flash_refuses_fp32():
     query, key, value, _ = random_inputs(dtype=torch.float32)
     with pytest.raises(ValueError, match="takes fp16 and bf16, got torch.float32"):
         cuda.forward(query, key, value, 0.3, None)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("last_copy_only", [False, True], ids=["all", "last"])
-@pytest.mark.parametrize("documents", [None, starts_of((1, 90, 42), (133,))], ids=["one", "packed"])
-@pytest.mark.parametrize("copies", [1, 2, 3])
-@pytest.mark.parametrize("backend", ["flash", "flex"])
-def test_phd_attention_on_cuda(backend, copies, documents, last_copy_only):
-    """The flash call with Triton's band, and FlexAttention compiled; outputs and gradients."""
-    generator = torch.Generator().manual_seed(0)
-    *inputs, grad = (
-        torch.randn(133, 2 * copies, n, 64, generator=generator).to("cuda", torch.bfloat16)
-        for n in (8, 2, 2, 8)
-    )
-    if last_copy_only:
-        grad = grad[:, ::copies]
-    rule = {
-        "copies": copies,
-        "window": 16,
-        "chunk": 32,
-        "document_starts": documents,
-        "last_copy_only": last_copy_only,
-    }
-    results = {}
-    for name, dtype in ((backend, torch.bfloat16), ("reference", torch.float64)):
-        qkv = [x.to(dtype).requires_grad_() for x in inputs]
-        out = phd_attention(*qkv, backend=name, **rule)
-        results[name] = [out, *torch.autograd.grad(out, qkv, grad.to(dtype))]
-    for result, reference in zip(*results.values(), strict=True):
-        assert (result.double() - reference).abs().max() < 2e-2 * reference.abs().max()

@@ -1,0 +1,115 @@
+"""phd_attention on CUDA in bf16 against the dense rule in fp64: output and all gradients. (Not run yet.)
+
+Of the position and copy whose error is the largest (root mean square over heads and dimensions), the error
+may be twice (output) and three times (gradients) that of the dense rule computed in bf16 throughout on the
+same inputs; FlashAttention's own tests allow as much. The kernels round what they multiply to bf16 as plain
+products do and keep sums in fp32; the fast path rounds once more where flash call and band meet. Kernels give
+the gradients of keys and values for each query head and copy, rounded, before those of one key are added: so
+does the plain computation here.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+from phd.attention import phd_attention
+from phd.attention.pattern import Pattern
+from tests.attention.test_attention import random_inputs, run, starts_of
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+LENGTH = 133
+DOCUMENTS = starts_of((1, 90, 42), (133,))
+# window, chunk
+RULES = {"PHD": (1, None), "PHD-SWA": (16, None), "PHD-CSWA": (16, 32)}
+TIMES_BF16 = {"output": 2, "dquery": 3, "dkey": 3, "dvalue": 3}
+
+
+def assert_as_exact_as_bf16(
+    backend, copies, rule, *, documents=None, heads=8, groups=2, dim=64, length=LENGTH, **arguments
+):
+    """``arguments`` are further ones of phd_attention."""
+    window, chunk = RULES[rule]
+    inputs = random_inputs(length, 2 * copies, heads, groups, dim, torch.bfloat16)
+    if arguments.get("last_copy_only"):
+        inputs[3] = inputs[3][:, ::copies]
+    inputs = [x.to(DEVICE) for x in inputs]
+    arguments |= {"copies": copies, "window": window, "chunk": chunk, "document_starts": documents}
+    exact = run(phd_attention, inputs, dtype=torch.float64, backend="reference", **arguments)
+    plain = run(head_by_head, inputs, backend="reference", **arguments)
+    found = run(phd_attention, inputs, backend=backend, **arguments)
+    for (name, times), a, b, c in zip(TIMES_BF16.items(), exact, plain, found, strict=True):
+        assert c.dtype == torch.bfloat16
+        # [s, b*K, h, d] -> [s, b*K]
+        error, allowed = ((x.double() - a).square().mean((2, 3)).sqrt().max().item() for x in (c, b))
+        assert error <= times * allowed, f"{name}: {error:.2e}, of plain bf16 {allowed:.2e}"
+
+
+def head_by_head(query, key, value, *, copies, **arguments):
+    """phd_attention with keys and values of its own for each query head, and each copy by itself."""
+    key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], dim=2) for x in (key, value))
+    asking = 1 if arguments.get("last_copy_only") else copies
+    # [s, b*m, h, d] -> [s, b, h, d] of each of the m copies asking
+    outputs = [
+        phd_attention(query, key, value, copies=copies, **arguments).unflatten(1, (-1, asking))[:, :, copy]
+        for copy in range(asking)
+    ]
+    return torch.stack(outputs, dim=2).flatten(1, 2)
+
+
+@pytest.fixture(params=["flash", "cudnn"])
+def kernel(request, monkeypatch):
+    """Each kernel of the fast path, whichever it would choose."""
+    monkeypatch.setenv("PHD_CUDA_ATTENTION", request.param)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "packed"])
+@pytest.mark.parametrize(("copies", "rule"), [*itertools.product((1, 2, 3), RULES)])
+def test_rules(copies, rule, documents):
+    assert_as_exact_as_bf16("flash", copies, rule, documents=documents)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(("heads", "groups", "dim"), [(8, 2, 128), (4, 4, 64), (6, 1, 64)])
+@pytest.mark.parametrize("copies", [2, 3])
+def test_heads(copies, heads, groups, dim):
+    shape = {"heads": heads, "groups": groups, "dim": dim}
+    assert_as_exact_as_bf16("flash", copies, "PHD-CSWA", documents=DOCUMENTS, **shape)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("copies", [2, 3])
+def test_last_copy_only(copies):
+    assert_as_exact_as_bf16("flash", copies, "PHD-CSWA", last_copy_only=True)
+
+
+@pytest.mark.parametrize("length", [256, 257])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_kernel_that_is_chosen(copies, length):
+    assert_as_exact_as_bf16("flash", copies, "PHD-CSWA", length=length)
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "packed"])
+@pytest.mark.parametrize("pattern", [Pattern(16, 1, 3), Pattern(16, 0, 1, 3)], ids=["sink", "strided"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_sparse_layers(copies, pattern, documents):
+    assert_as_exact_as_bf16("flash", copies, "PHD-CSWA", documents=documents, pattern=pattern)
+
+
+# few: each is compiled, forward and backward
+@pytest.mark.parametrize(
+    ("copies", "rule", "arguments"),
+    [
+        pytest.param(1, "PHD-SWA", {}, id="K1"),
+        pytest.param(2, "PHD-CSWA", {"documents": DOCUMENTS}, id="packed"),
+        pytest.param(3, "PHD-CSWA", {"dim": 128}, id="head-dimension-128"),
+        pytest.param(2, "PHD-SWA", {"last_copy_only": True}, id="last"),
+        pytest.param(2, "PHD", {"pattern": Pattern(16, 1, 3)}, id="sink"),
+    ],
+)
+def test_flex(copies, rule, arguments):
+    torch.compiler.reset()  # or shapes that differ are compiled for any size
+    assert_as_exact_as_bf16("flex", copies, rule, **arguments)

@@ -1,0 +1,93 @@
+"""`make gpu-check` as far as it goes without a GPU: every piece dry, and what becomes of failures."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import gpu_check
+from benchmarks.gpu.piece import missing_package, target
+from benchmarks.gpu.summary import add_shares
+from benchmarks.gpu.tests import counts
+from benchmarks.gpu.training import add_ratios, targets
+from tests.world import ROOT
+
+
+@pytest.mark.slow
+def test_every_piece_runs_dry(tmp_path):
+    file = tmp_path / "check.json"
+    command = [sys.executable, "benchmarks/gpu_check.py", "--dry", "--output", str(file), "--budget", "1200"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
+    report = json.loads(file.read_text())
+    pieces = report["pieces"]
+    assert done.returncode == 0, json.dumps(pieces)
+    assert list(pieces) == list(gpu_check.PIECES)
+    assert {name: piece["why"] for name, piece in pieces.items() if piece["status"] != "ok"} == {}
+    assert all(piece["seconds"] > 0 for piece in pieces.values())
+    assert pieces["environment"]["torch"] and pieces["tests"]["passed"] > 0
+    (size,) = pieces["attention"]["sizes"]
+    assert size["phd_times_floor"] > 0 and size["dense_over_phd"] > 0
+    assert "no backward on a CPU" in size["backends"]["flex"]["refused"]
+    vanilla, phd = pieces["training"]["runs"].values()
+    assert vanilla["ms"] > 0 and phd["times_floor"] > 0 and phd["share_of_matmul"] > 0
+    assert [len(curve) for curve in pieces["curves"]["curves"].values()] == [6, 6]
+    assert min(pieces["curves"]["largest_difference"].values()) > 0
+    assert pieces["optimizers"]["steps"]["torch"]["share_of_copy"] > 0
+    assert pieces["latency"]["prefill"] and pieces["latency"]["decode"]
+    assert pieces["longgen"]["lengths"]["64"]["longgen-sink"]["train_median"] > 0
+    assert "training step: PHD / (K x vanilla)" in done.stdout
+
+
+def test_a_piece_that_fails_or_hangs_does_not_stop_the_next(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "check.json"
+    monkeypatch.setattr(gpu_check, "PIECES", {"peak": 0.0, "no_such_piece": 0.5, "environment": 0.5})
+    assert gpu_check.main(["--dry", "--output", str(file)]) == 1
+    pieces = json.loads(file.read_text())["pieces"]
+    assert [piece["status"] for piece in pieces.values()] == ["timed out", "failed", "ok"]
+    assert "stopped after 0 s" in pieces["peak"]["why"]
+    assert "No module named benchmarks.gpu.no_such_piece" in pieces["no_such_piece"]["why"]
+    assert "no_such_piece" in capsys.readouterr().out
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu_check.main([])
+    assert "torch sees no CUDA device; --dry" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_no_failure(tmp_path):
+    assert missing_package("ModuleNotFoundError: No module named 'flash_attn.x'\n") == "flash_attn.x"
+    assert missing_package("ModuleNotFoundError: No module named 'phd.x'\n") is None
+    junit = tmp_path / "junit.xml"
+    junit.write_text(
+        '<testsuites><testsuite><testcase classname="a" name="passes"/>'
+        '<testcase classname="a" name="fails"><failure message="m">at\nE  wrong</failure></testcase>'
+        '<testcase classname="a" name="skips"><skipped message="no such kernel"/></testcase>'
+        '<testcase classname="b" name=""><error message="collection failure">E   ModuleNotFoundError: '
+        "No module named 'wandb'</error></testcase></testsuite></testsuites>"
+    )
+    assert counts(junit) == {
+        "passed": 1,
+        "failed": 1,
+        "skipped": 2,
+        "failures": {"a::fails": "E  wrong"},
+        "skips": {"no such kernel": 1, "no package wandb": 1},
+    }
+
+
+def test_ratios_and_targets():
+    runs = {
+        "1.2b K=1": {"ms": 100.0, "tokens_per_second": 50.0, "tflops": 200.0},
+        "1.2b K=2": {"ms": 210.0, "tokens_per_second": 24.0},
+        "1.2b K=1 FP8 delayed": {"ms": 75.0, "tokens_per_second": 65.0},
+        "550m K=1": {"failed": "out of memory"},
+        "550m K=2": {"ms": 1.0, "tokens_per_second": 1.0},
+    }
+    add_ratios(runs)
+    assert [(row["value"], row["reached"]) for row in targets(runs)] == [(1.05, False), (1.3, True)]
+    assert target("", 1.0, at_most=1.0)["reached"] and target("", 1.0, at_least=1.0)["reached"]
+    pieces = {"peak": {"bf16_tflops": 800.0, "gb_per_second": 4000.0}, "training": {"runs": runs}}
+    add_shares(pieces)
+    assert runs["1.2b K=1"]["share_of_matmul"] == 0.25
