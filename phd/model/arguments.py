@@ -89,7 +89,7 @@ def parse_and_validate_args() -> Namespace:
     config.patterns(args.num_layers)  # fits the layers, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
-        if find_spec("nvidia_resiliency_ext") is None:
+        if cpu.needed() or find_spec("nvidia_resiliency_ext") is None:
             args.async_strategy = "mcore"
     args.wandb_exp_name = args.wandb_exp_name or config.variant
     if args.data_cache_path is None:

@@ -18,6 +18,7 @@ import torch
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core import pipeline_parallel
 from megatron.core.datasets import utils as dataset_utils
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import clip_grads, distrib_optimizer
 from megatron.core.tensor_parallel import random as tensor_parallel_random
@@ -82,6 +83,7 @@ def apply(copies: int, observer: "Observer | None" = None) -> None:
     _tensor_parallel_rows(copies)
     observe(observer)
     _load_fp32_shards()
+    setattr(FileSystemWriterAsync, "preload_tensors", staticmethod(_stage))  # noqa: B010
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _torch_adam_step()
     if cpu.needed():
@@ -297,6 +299,22 @@ def _torch_adam_step() -> None:
             state["step"] = torch.tensor(float(step))
 
     optimizer.state_dict, optimizer.load_state_dict = state_dict, load_state_dict
+
+
+_preload_tensors = FileSystemWriterAsync.preload_tensors
+
+
+def _stage(write_buckets: list[Any], non_blocking: bool = True) -> list[Any]:
+    """What the writer of a checkpoint keeps for itself. Megatron copies from the GPU, and a tensor that is on
+    the host not at all: the process that saves asynchronously gets it in shared memory, where the training
+    goes on changing it while it is being written.
+    """
+    if multiprocessing.parent_process() is not None:  # that process; a synchronous save needs no second copy
+        write_buckets = [
+            (file, key, (data, [(item, each.clone() if each.is_cpu else each) for item, each in tensors]))
+            for file, key, (data, tensors) in write_buckets
+        ]
+    return _preload_tensors(write_buckets, non_blocking)
 
 
 def _no_cuda() -> None:

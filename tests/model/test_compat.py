@@ -49,3 +49,35 @@ def test_buffers_of_overlapped_tensor_parallelism_hold_all_copies(world):
     """seq_length * micro_batch_size * K / CP rows, however often compat is applied; the argument stays."""
     (answers,) = world.run(tensor_parallel_buffers, [1, 3, 2])
     assert answers == [([rows, 64], 2) for rows in (32, 96, 64)]
+
+
+def staged_for_saving() -> tuple:
+    """A tensor that is given to the process of asynchronous saves, then changed: what is staged, and by what
+    name that process finds the function.
+    """
+    import pickle
+    from functools import partial
+
+    import torch
+
+    from phd.model import compat
+
+    # isort: split
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    compat.apply(1)
+    moments = torch.zeros(4)
+    buckets = [("file", "key", ([("step", b"1")], [("moments", moments)]))]
+    # As it is sent to that process, which applies nothing.
+    stage = pickle.loads(pickle.dumps(partial(FileSystemWriterAsync.preload_tensors, buckets, True)))
+    ((file, key, (data, ((item, tensor),))),) = stage.func(buckets, True)
+    moments += 1
+    return stage.func.__module__, (file, key, data, item), tensor.tolist()
+
+
+def test_what_is_saved_asynchronously_is_a_copy(world):
+    """The ranks of the world are children, as the saving process is."""
+    ((module, names, values),) = world.run(staged_for_saving)
+    assert module == "phd.model.compat"
+    assert names == ("file", "key", [("step", b"1")], "moments")
+    assert values == [0, 0, 0, 0]
