@@ -372,7 +372,11 @@ def _graph(model: Model, cache: "PHDCache") -> Callable[[], Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         model(ids, past_key_values=cache, logits_to_keep=1)
-    return graph.replay
+
+    def replay(inputs: Any = ids) -> None:  # every replay reads them: their memory is not the graph's own
+        graph.replay()
+
+    return replay
 
 
 def print_tables(report: dict[str, Any]) -> None:

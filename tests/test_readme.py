@@ -77,6 +77,15 @@ def test_hybrid_numbers_are_the_benchmarks():
         assert f"| {name} | {' | '.join(speeds)} | {parts} |" in README
 
 
+def test_needle_numbers_are_the_benchmarks():
+    report = json.loads((ROOT / "benchmarks" / "longgen_needle.json").read_text())
+    for name, means in report["means"].items():
+        assert f"| {name} | {' | '.join(f'{mean:.0%}' for mean in means)} |" in README
+    prompts, depths = report["settings"]["prompts"], report["grids"]["full attention"]["depths"]
+    assert len(report["means"]) == 6
+    assert f"{prompts} prompts at each of {len(depths)} depths" in README
+
+
 def test_every_data_command_is_named():
     source = (ROOT / "data_tools" / "cli.py").read_text(encoding="utf-8")
     commands = re.findall(r'^        \("([\w-]+)", "', source, re.MULTILINE)

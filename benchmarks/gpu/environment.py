@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -51,11 +50,12 @@ def run(dry: bool) -> Result:
 
 
 def driver() -> str | None:
-    """By nvidia-smi; None without it."""
-    if shutil.which("nvidia-smi") is None:
-        return None
+    """By nvidia-smi; None without it, or where it does not answer."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
 
 

@@ -1,5 +1,6 @@
 """Every test that is marked gpu."""
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from benchmarks.gpu.piece import ROOT, TAIL, Result, Skipped, keep, main, missing_package, time_left
 from benchmarks.gpu.timing import device_of
 
+WORKERS = "4"
 DRY = ["-m", "not gpu", "-k", "masked", "tests/attention/kernels/test_kernels.py"]
 
 
@@ -27,6 +29,8 @@ def run(dry: bool) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "junit.xml")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        if find_spec("xdist") is not None and not dry:
+            command += ["-n", WORKERS]  # kernels are compiled on the CPU
         command += ["--continue-on-collection-errors", *selection]
         output, late = call_pytest(command)
         if not report.exists():
@@ -51,16 +55,20 @@ def gpu_files() -> list[str]:
 
 
 def call_pytest(command: list[str]) -> tuple[str, bool]:
-    """What it printed, and whether it was interrupted for the time; it writes its report then too."""
+    """What it printed, and whether it was interrupted for the time; it writes its report then too, if it is
+    not in the middle of what cannot be interrupted.
+    """
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         late = False
         try:
-            process.wait(min(max(time_left() - 10, 0), 1e6))
+            process.wait(min(max(time_left() - 20, 0), 1e6))
         except subprocess.TimeoutExpired:
             late = True
             process.send_signal(signal.SIGINT)
-            process.wait(8)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(18)
+            process.kill()
         output.seek(0)
         return output.read(), late
 

@@ -60,8 +60,8 @@ def run(dry: bool) -> Result:
             say(training.name)
             try:
                 runs[training.name] = steps(training, dry)
-            except (RuntimeError, TimeoutError) as error:
-                runs[training.name] = {"failed": str(error)}
+            except (RuntimeError, TimeoutError, LookupError, ValueError, OSError) as error:
+                runs[training.name] = {"failed": f"{type(error).__name__}: {error}"}
                 failed.append(training.name)
         longest = max(longest, time.monotonic() - begin)
         keep(**about, runs=runs)

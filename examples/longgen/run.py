@@ -60,7 +60,7 @@ class Settings:
 
     vocab_size: int = 1024
     model: str = (
-        "--num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 4 "
+        "--num-layers 6 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 4 "
         "--max-position-embeddings 4096 --init-method-std 0.1"
     )
     training: str = (
@@ -69,9 +69,9 @@ class Settings:
         "--dataloader-inter-document-masking"  # a sample is a document; and full attention is then flash too
     )
     drill: Stage = Stage(64, 16000, 0, 1.0, 1000, "--micro-batch-size 8 --global-batch-size 16 --lr 3e-3")
-    short: Stage = Stage(256, 12000, 4, 0.3, 1200, "--micro-batch-size 4 --global-batch-size 8 --lr 3e-3")
+    short: Stage = Stage(256, 16500, 4, 0.3, 2000, "--micro-batch-size 4 --global-batch-size 8 --lr 3e-3")
     long: Stage = Stage(
-        *(4096, 1100, 60, 0.0, 500),
+        *(4096, 850, 80, 0.0, 400),
         "--micro-batch-size 1 --global-batch-size 2 --lr 2e-3 --rotary-base 500000",
     )
     patterns: tuple[str, ...] = ("full", *HYBRIDS)
@@ -94,6 +94,8 @@ class Evaluated:
 
 BLOCK, BUDGET = 16, 9
 """Positions in a block, and the blocks that a sparse layer keeps."""
+STRIDE_LOCAL = 4
+"""Of them, the most recent ones of a block-sparse layer: 64 positions, as in the paper's model."""
 EVALUATED = (
     Evaluated("full attention, before the extension", "2-pretrain"),
     Evaluated("full attention", "3-full"),
@@ -146,7 +148,8 @@ def main() -> int:
             *flags_of(settings.long, settings, folder, pretrained),
             *("--attention-pattern", pattern, "--attention-pattern-block", str(BLOCK)),
             *("--attention-pattern-local-blocks", str(BUDGET - 1)),
-            *("--attention-pattern-stride", str(settings.long.length // BLOCK // (BUDGET - 1))),
+            *("--attention-pattern-stride-local-blocks", str(STRIDE_LOCAL)),
+            *("--attention-pattern-stride", str(settings.long.length // BLOCK // (BUDGET - STRIDE_LOCAL))),
         ]
         train(folder / f"3-{pattern}", settings.long.iterations, extended)
 

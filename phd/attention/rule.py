@@ -76,8 +76,8 @@ def band_start(
     """First position whose hidden copies a hidden copy at ``position`` sees: of its window, of its chunk and
     of its document (``document_start`` broadcasts with ``position``; None: 0).
     """
-    document = torch.zeros_like(position) if document_start is None else document_start
-    start = torch.maximum(position - window + 1, document)
+    document = 0 if document_start is None else document_start
+    start = (position - window + 1).clamp(min=document)
     if chunk is not None:
         start = torch.maximum(start, position - (position - document) % chunk)
     return start

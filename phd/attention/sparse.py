@@ -20,8 +20,10 @@ from phd.attention.kernels import attention_backward, attention_forward, merge
 from phd.attention.layout import Layout
 from phd.attention.pattern import Pattern
 
-_WINDOW_ELEMENTS = 1 << 22
-"""Elements of the windows' gradients at a time: 16 MiB each of keys and values in fp32."""
+_WINDOW_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Elements of the windows' gradients at a time: 16 MiB each of keys and values in fp32, near a CPU's cache,
+or half a GiB in bf16, so few calls that a GPU need not wait for them. (Has not been run on a GPU yet.)
+"""
 
 
 class SparseOriginals:
@@ -100,13 +102,14 @@ class SparseOriginals:
 
     def _parts(self) -> Iterator[Part]:
         """The parts, in pieces whose windows have ``_WINDOW_ELEMENTS`` at most."""
+        most = _WINDOW_ELEMENTS[self.keys.device.type]
         for part in self.kept.parts:
             if part.causal or not isinstance(part.keys, slice):
                 yield part
                 continue
             size = (part.rows.stop - part.rows.start) // part.count
             window = (part.keys.stop - part.keys.start) * self.keys[0, part.samples].numel()
-            step = max(1, _WINDOW_ELEMENTS // window)
+            step = max(1, most // window)
             for first in range(0, part.count, step):
                 count = min(step, part.count - first)
                 start = part.rows.start + first * size
@@ -164,6 +167,10 @@ class SparseOriginals:
         if not isinstance(part.keys, slice):
             total.index_add_(0, part.keys, grad[0].to(total.dtype))
             return
+        # in turns of windows that do not overlap
         size = (part.rows.stop - part.rows.start) // part.count
-        for index, window in enumerate(grad):
-            total[part.keys.start + index * size :][: len(window)] += window
+        turns = -(-grad.shape[1] // size)
+        for turn in range(min(turns, part.count)):
+            windows = grad[turn::turns]
+            first = total[part.keys.start + turn * size :]
+            first.as_strided(windows.shape, (turns * size * first.stride(0), *first.stride())).add_(windows)

@@ -306,8 +306,11 @@ class PHDLlamaModel(LlamaModel):
         return long and self._takes_flash(embeddings)
 
     def _takes_flash(self, embeddings: Tensor) -> bool:
-        """Whether ``phd_attention`` runs: torch's flash attention takes half precision alone on a GPU."""
-        return not embeddings.is_cuda or embeddings.dtype in (torch.float16, torch.bfloat16)
+        """Whether ``phd_attention`` runs: torch's flash attention takes half precision alone on a GPU, the
+        reference takes all.
+        """
+        takes = not embeddings.is_cuda or embeddings.dtype in (torch.float16, torch.bfloat16)
+        return takes or self.config._attn_implementation == "eager"
 
 
 def _refuse_outputs(kwargs: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ LENGTH = 133
 DOCUMENTS = starts_of((1, 90, 42), (133,))
 # window, chunk
 RULES = {"PHD": (1, None), "PHD-SWA": (16, None), "PHD-CSWA": (16, 32)}
+COPIES_AND_RULES = [(1, "PHD"), *itertools.product((2, 3), RULES)]  # one copy: all rules are the same
 TIMES_BF16 = {"output": 2, "dquery": 3, "dkey": 3, "dvalue": 3}
 
 
@@ -66,10 +67,15 @@ def kernel(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "packed"])
-@pytest.mark.parametrize(("copies", "rule"), [*itertools.product((1, 2, 3), RULES)])
-def test_rules(copies, rule, documents):
-    assert_as_exact_as_bf16("flash", copies, rule, documents=documents)
+@pytest.mark.parametrize(("copies", "rule"), COPIES_AND_RULES)
+def test_rules(copies, rule):
+    assert_as_exact_as_bf16("flash", copies, rule)
+
+
+@pytest.mark.parametrize(("copies", "rule"), COPIES_AND_RULES)
+def test_packed_documents(copies, rule):
+    """One call for all of them, on FlashAttention 2 whichever is forced."""
+    assert_as_exact_as_bf16("flash", copies, rule, documents=DOCUMENTS)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -77,7 +83,13 @@ def test_rules(copies, rule, documents):
 @pytest.mark.parametrize("copies", [2, 3])
 def test_heads(copies, heads, groups, dim):
     shape = {"heads": heads, "groups": groups, "dim": dim}
-    assert_as_exact_as_bf16("flash", copies, "PHD-CSWA", documents=DOCUMENTS, **shape)
+    assert_as_exact_as_bf16("flash", copies, "PHD-CSWA", **shape)
+
+
+@pytest.mark.parametrize(("heads", "groups", "dim"), [(8, 2, 128), (6, 1, 64)])
+def test_heads_of_packed_documents(heads, groups, dim):
+    shape = {"heads": heads, "groups": groups, "dim": dim}
+    assert_as_exact_as_bf16("flash", 3, "PHD-CSWA", documents=DOCUMENTS, **shape)
 
 
 @pytest.mark.usefixtures("kernel")

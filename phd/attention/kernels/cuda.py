@@ -132,7 +132,8 @@ def kernel_of(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> str:
         if forced not in KERNELS:
             raise ValueError(f"{KERNEL_VARIABLE} must be one of {', '.join(KERNELS)}, got {forced!r}")
         return forced
-    if query.shape[2] % CUDNN_BLOCK or key.shape[2] % CUDNN_BLOCK:
+    rows, keys = query.shape[2], key.shape[2]
+    if rows != keys or rows % CUDNN_BLOCK:
         return "flash"
     # fake tensors may be on a device that is not there, and has no capability
     if not torch.cuda.is_available() or torch.cuda.get_device_capability(query.device) < (9, 0):
@@ -146,9 +147,9 @@ def masked_forward(
 ) -> tuple[Tensor, Tensor]:
     scores = _scores(query, key, scale, mask)
     lse = scores.logsumexp(-1, keepdim=True)
-    # [n, g, r, s, t] x [n, g, 1, t, d] -> [n, g, r, s, d]
-    out = torch.matmul((scores - lse).exp(), value.unsqueeze(2))
-    return out.flatten(1, 2), lse.squeeze(-1).flatten(1, 2)
+    # [n, g, r*s, t] x [n, g, t, d] -> [n, g, r*s, d]
+    out = (scores - lse).exp().to(value.dtype) @ value
+    return _ungroup(out, query), _ungroup(lse, query).squeeze(-1)
 
 
 def masked_backward(
@@ -161,22 +162,27 @@ def masked_backward(
     scale: float,
     mask: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # [n, h, s, d] -> [n, g, r, s, d]
-    grad_out, out, rows = (_group(x, key) for x in (grad_out, out, query))
+    delta = _group((grad_out.float() * out).sum(-1, keepdim=True), key)
+    grad_out, rows = _group(grad_out, key), _group(query, key)
     weights = (_scores(query, key, scale, mask) - _group(lse.unsqueeze(-1), key)).exp()
-    grad_weights = torch.matmul(grad_out, value.unsqueeze(2).mT)
-    grad_scores = weights * (grad_weights - (grad_out * out).sum(-1, keepdim=True)) * scale
-    grad_query = torch.matmul(grad_scores, key.unsqueeze(2)).flatten(1, 2)
-    grad_key = torch.matmul(grad_scores.mT, rows).sum(2)
-    grad_value = torch.matmul(weights.mT, grad_out).sum(2)
-    return grad_query, grad_key, grad_value
+    grad_scores = (weights * (grad_out @ value.mT - delta) * scale).to(query.dtype)
+    grad_query = _ungroup(grad_scores @ key, query)
+    return grad_query, grad_scores.mT @ rows, weights.to(grad_out.dtype).mT @ grad_out
 
 
 def _group(rows: Tensor, key: Tensor) -> Tensor:
-    """[n, h, ...] -> [n, g, r, ...]."""
-    return rows.unflatten(1, (key.shape[1], -1))
+    """[n, h, s, d] -> [n, g, r*s, d]: the rows that share keys, so that no key is copied."""
+    return rows.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+
+
+def _ungroup(rows: Tensor, query: Tensor) -> Tensor:
+    """[n, g, r*s, d] -> [n, h, s, d]."""
+    return rows.unflatten(2, (-1, query.shape[2])).flatten(1, 2)
 
 
 def _scores(query: Tensor, key: Tensor, scale: float, mask: Tensor) -> Tensor:
-    """[n, g, r, s, t]."""
-    return torch.matmul(_group(query, key), key.unsqueeze(2).mT) * scale + mask.unsqueeze(2)
+    """[n, g, r*s, t] in fp32 or wider; the mask is [n, 1, s, t]."""
+    scores = _group(query, key) @ key.mT
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+    # [n, g, r*s, t] -> [n, g, r, s, t] and back
+    return (scores.unflatten(2, (-1, query.shape[2])) + mask.unsqueeze(2)).flatten(2, 3)

@@ -34,7 +34,7 @@ def _forward_kernel(
 ):  # fmt: skip
     positions: tl.constexpr = ROWS // ASKING
     key_positions: tl.constexpr = KEYS // HIDDEN
-    begin = tl.program_id(0) * positions
+    begin = tl.program_id(0).to(tl.int64) * positions  # times a stride it may pass 2^31
     sample, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     group = head // GROUP
     row, column, dim = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, BLOCK_D)
@@ -91,7 +91,7 @@ def _query_kernel(
     """Add to the queries' gradients."""
     positions: tl.constexpr = ROWS // ASKING
     key_positions: tl.constexpr = KEYS // HIDDEN
-    begin = tl.program_id(0) * positions
+    begin = tl.program_id(0).to(tl.int64) * positions  # times a stride it may pass 2^31
     sample, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     group = head // GROUP
     row, column, dim = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, BLOCK_D)
@@ -139,7 +139,7 @@ def _key_kernel(
     """Write the hidden keys' and values' gradients; each program has its keys to itself."""
     positions: tl.constexpr = ROWS // ASKING
     key_positions: tl.constexpr = KEYS // HIDDEN
-    key_begin = first_key + tl.program_id(0) * key_positions
+    key_begin = first_key + tl.program_id(0).to(tl.int64) * key_positions
     sample, group = tl.program_id(1) // GROUPS, tl.program_id(1) % GROUPS
     row, column, dim = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, BLOCK_D)
     key_position, key_copy = key_begin + column // HIDDEN, column % HIDDEN

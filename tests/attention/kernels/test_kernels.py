@@ -70,6 +70,20 @@ def test_shares_of_a_larger_softmax(kernel):
     torch.testing.assert_close(torch.cat([value_0, value_1], dim=2), expected[2])
 
 
+def test_masked_in_half_precision_sums_in_full():
+    """Products are rounded to bf16, but neither their exponentials' sum nor its logarithm, which other parts
+    of the same softmax are weighed by.
+    """
+    query, key, value, _ = (x.bfloat16() for x in random_inputs(keys=2000, dim=64))
+    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+    out, lse = cuda.masked_forward(query, key, value, 0.3, mask)
+    assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+    expected_out, expected_lse = softmax_attention(query.double(), key.double(), value.double(), 0, 0.3)
+    largest = (query.double() @ key.double().repeat_interleave(3, dim=1).mT * 0.3).abs().max()
+    assert (lse - expected_lse).abs().max() < largest * 2**-9
+    torch.testing.assert_close(out.double(), expected_out, rtol=0, atol=0.02)
+
+
 def test_causal_on_the_cpu():
     query, key, value, grad = random_inputs(rows=12)
     mask = torch.full((12, 12), -torch.inf, dtype=torch.float64).triu(1)
