@@ -1,10 +1,14 @@
 """`make longgen`: LongGen's story (arXiv 2410.01485) with a model that a laptop trains.
 
-A model of half a million parameters is pretrained on samples of 256 tokens with full attention. From its
-weights three are trained on at 4096 tokens: with full attention, and as hybrids whose first and last layer
-keep 144 positions (sinks and a window, or strided blocks), a third of the layers full. All of them then look
-for a needle in 4096 tokens of text that no training saw; and so does the full model with a window of 144
-positions put on at inference only, without and with a sink.
+A model of 1.3 million parameters is pretrained on samples of 256 tokens with full attention. From its
+weights three are trained on: with full attention, and as hybrids, a third of their layers full, the first and
+the last third sparse (sinks and a window, or strided blocks). At 256 tokens again, where sparse layers keep
+48 positions, then at 4096, where they keep 144. All of them then look for a needle in 4096 tokens of text
+that no training saw; and so does the full model with a window of 144 positions put on at inference only,
+without and with a sink.
+
+Why at 256 again: the pretrained model looks back in its last layers, which the hybrids' patterns forbid. They
+have to learn to do it in the middle, and short samples full of questions teach it in minutes.
 
 Interrupt it at will: run again, it continues where it stopped.
 """
@@ -15,7 +19,7 @@ import platform
 import random
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,8 @@ from phd.run.files import write_json, write_text
 
 MODES = ("", "tiny")
 HYBRIDS = ("longgen-sink", "longgen-block")
+BLOCK, BUDGET = 16, 9
+"""Positions in a block, and the blocks that a sparse layer keeps of 4096 positions."""
 HELD_OUT = 4
 """Works of the corpus that are for the evaluation alone."""
 
@@ -43,6 +49,7 @@ HELD_OUT = 4
 class Stage:
     """Samples of one length, and a training on them."""
 
+    name: str
     length: int
     documents: int
     """Of so many tokens each."""
@@ -52,6 +59,18 @@ class Stage:
     """Share of the documents that are drills instead."""
     iterations: int
     training: str
+    budget: int = 0
+    """Blocks that sparse layers keep."""
+
+    def pattern_flags(self, pattern: str) -> list[str]:
+        """Sinks and a window of ``budget`` blocks, or half of them strided."""
+        local = (self.budget + 1) // 2
+        return [
+            *("--attention-pattern", pattern, "--attention-pattern-block", str(BLOCK)),
+            *("--attention-pattern-local-blocks", str(self.budget - 1)),
+            *("--attention-pattern-stride-local-blocks", str(local)),
+            *("--attention-pattern-stride", str(self.length // BLOCK // (self.budget - local))),
+        ]
 
 
 @dataclass(frozen=True)
@@ -68,16 +87,26 @@ class Settings:
         "--clip-grad 1.0 --split 98,2,0 --eval-interval 200 --eval-iters 2 "
         "--dataloader-inter-document-masking"  # a sample is a document; and full attention is then flash too
     )
-    drill: Stage = Stage(64, 16000, 0, 1.0, 1000, "--micro-batch-size 8 --global-batch-size 16 --lr 3e-3")
-    short: Stage = Stage(256, 16500, 4, 0.3, 2000, "--micro-batch-size 4 --global-batch-size 8 --lr 3e-3")
+    drill: Stage = Stage(
+        "64", 64, 16000, 0, 1.0, 1000, "--micro-batch-size 8 --global-batch-size 16 --lr 3e-3"
+    )
+    short: Stage = Stage(
+        "256", 256, 16500, 4, 0.3, 2000, "--micro-batch-size 4 --global-batch-size 8 --lr 3e-3"
+    )
+    again: Stage = Stage(
+        *("256-again", 256, 5000, 4, 0.6, 600),
+        "--micro-batch-size 4 --global-batch-size 8 --lr 3e-3 --rotary-base 500000",
+        budget=3,
+    )
     long: Stage = Stage(
-        *(4096, 850, 80, 0.0, 400),
+        *("4096", 4096, 850, 80, 0.0, 300),
         "--micro-batch-size 1 --global-batch-size 2 --lr 2e-3 --rotary-base 500000",
+        budget=BUDGET,
     )
     patterns: tuple[str, ...] = ("full", *HYBRIDS)
     """Of the layers of the models that are extended."""
     lengths: str = "256,1024,4096"
-    prompts: int = 20
+    prompts: int = 10
     """Of each length and depth."""
     save_interval: int = 100
 
@@ -92,16 +121,12 @@ class Evaluated:
     """At inference all layers keep so many first blocks, and of the last as many as fill the budget."""
 
 
-BLOCK, BUDGET = 16, 9
-"""Positions in a block, and the blocks that a sparse layer keeps."""
-STRIDE_LOCAL = 4
-"""Of them, the most recent ones of a block-sparse layer: 64 positions, as in the paper's model."""
 EVALUATED = (
     Evaluated("full attention, before the extension", "2-pretrain"),
-    Evaluated("full attention", "3-full"),
-    *(Evaluated(name, f"3-{name}") for name in HYBRIDS),
-    Evaluated("full; sliding window at inference", "3-full", sink=0),
-    Evaluated("full; attention sink at inference", "3-full", sink=1),
+    Evaluated("full attention", "4-full"),
+    *(Evaluated(name, f"4-{name}") for name in HYBRIDS),
+    Evaluated("full; sliding window at inference", "4-full", sink=0),
+    Evaluated("full; attention sink at inference", "4-full", sink=1),
 )
 
 
@@ -111,9 +136,10 @@ def choose(mode: str) -> Settings:
         return Settings(
             vocab_size=400,
             model=Settings.model.replace("hidden-size 128", "hidden-size 32").replace("352", "64"),
-            drill=Stage(64, 120, 0, 1.0, 2, Settings.drill.training),
-            short=Stage(256, 120, 1, 0.5, 2, Settings.short.training),
-            long=Stage(512, 120, 2, 0.0, 2, Settings.long.training),
+            drill=replace(Settings.drill, documents=120, iterations=2),
+            short=replace(Settings.short, documents=120, needles=1, iterations=2),
+            again=replace(Settings.again, documents=120, needles=1, iterations=2),
+            long=replace(Settings.long, name="512", length=512, documents=120, needles=2, iterations=2),
             patterns=HYBRIDS[:1],
             lengths="256,512",
             prompts=1,
@@ -132,7 +158,7 @@ def main() -> int:
 
     step("Corpus and tokenizer")
     prepare_text(folder, settings, tiny=mode == "tiny")
-    for stage in (settings.drill, settings.short, settings.long):
+    for stage in (settings.drill, settings.short, settings.again, settings.long):
         step(f"Documents of {stage.length} tokens with needles")
         prepare_documents(stage, folder)
 
@@ -143,15 +169,12 @@ def main() -> int:
     pretrained = folder / "2-pretrain"
     train(pretrained, settings.short.iterations, flags_of(settings.short, settings, folder, drilled))
     for pattern in settings.patterns:
-        step(f"Extend to {settings.long.length} tokens: {pattern}")
-        extended = [
-            *flags_of(settings.long, settings, folder, pretrained),
-            *("--attention-pattern", pattern, "--attention-pattern-block", str(BLOCK)),
-            *("--attention-pattern-local-blocks", str(BUDGET - 1)),
-            *("--attention-pattern-stride-local-blocks", str(STRIDE_LOCAL)),
-            *("--attention-pattern-stride", str(settings.long.length // BLOCK // (BUDGET - STRIDE_LOCAL))),
-        ]
-        train(folder / f"3-{pattern}", settings.long.iterations, extended)
+        start = pretrained
+        for number, stage in enumerate((settings.again, settings.long), start=3):
+            step(f"Train on at {stage.length} tokens: {pattern}")
+            flags = [*flags_of(stage, settings, folder, start), *stage.pattern_flags(pattern)]
+            start = folder / f"{number}-{pattern}"
+            train(start, stage.iterations, flags)
 
     grids = {}
     for evaluated in EVALUATED:
@@ -186,14 +209,14 @@ def as_line(text: str) -> str:
 
 def prepare_documents(stage: Stage, folder: Path) -> None:
     """The stage's documents as a Megatron data set, each with its end token as long as a sample."""
-    documents, tokenizer = folder / f"documents-{stage.length}.jsonl", folder / "tokenizer.model"
+    documents, tokenizer = folder / f"documents-{stage.name}.jsonl", folder / "tokenizer.model"
     if not documents.exists():
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
         haystack = Haystack(folder / "corpus.jsonl", pieces.encode, pieces.unk_id(), longest=1 << 24)
         keys = needle_keys(haystack)
         lines = []
         for number in track(range(stage.documents), "writing", console=console):
-            draw = random.Random(f"{stage.length} {number}")
+            draw = random.Random(f"{stage.name} {number}")
             if draw.random() < stage.drills:
                 text = drill_document(haystack, stage.length - 1, draw)
             else:
@@ -214,7 +237,7 @@ def flags_of(stage: Stage, settings: Settings, folder: Path, start: Path | None 
         *shlex.split(f"{settings.model} {settings.training} {stage.training}"),
         *("--seq-length", str(stage.length), "--save-interval", str(settings.save_interval)),
         *("--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", str(folder / "tokenizer.model")),
-        *("--data-path", str(folder / f"documents-{stage.length}")),
+        *("--data-path", str(folder / f"documents-{stage.name}")),
         *weights,
     ]
 

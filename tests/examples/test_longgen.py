@@ -37,14 +37,18 @@ def test_end_to_end_and_again(tmp_path):
     assert [*results["means"]] == ["full attention, before the extension", "longgen-sink"]
     assert all(0 <= mean <= 1 for means in results["means"].values() for mean in means)
     assert (tmp_path / "needle.png").stat().st_size > 10_000
-    arguments = json.loads((tmp_path / "3-longgen-sink" / "phd_run.json").read_text())["arguments"]
-    assert arguments["attention_pattern"] == "longgen-sink"
-    # with the sink's one
-    assert (arguments["attention_pattern_block"], arguments["attention_pattern_local_blocks"]) == (16, 8)
+    # with the sink's one: 3 blocks of 16 at 256 tokens, 9 at the longest
+    for stage, length, local in ((3, 256, 2), (4, 512, 8)):
+        run = tmp_path / f"{stage}-longgen-sink" / "phd_run.json"
+        arguments = json.loads(run.read_text())["arguments"]
+        assert arguments["attention_pattern"] == "longgen-sink"
+        assert arguments["seq_length"] == length
+        assert arguments["attention_pattern_block"] == 16
+        assert arguments["attention_pattern_local_blocks"] == local
 
     again = start(tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("\nalready done\n") == 3
+    assert again.stdout.count("\nalready done\n") == 4
 
 
 def test_unknown_mode_is_refused(tmp_path):
