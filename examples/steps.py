@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from phd.run.status import newest_checkpoint
+
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = (
     "--swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear "
@@ -54,12 +56,6 @@ def unless_interrupted(main: Callable[[], int]) -> int:
         return 130
 
 
-def last_checkpoint(run: Path) -> int:
-    """The iteration of the newest checkpoint; 0 for none."""
-    tracker = run / "checkpoints" / "latest_checkpointed_iteration.txt"
-    return int(tracker.read_text()) if tracker.exists() else 0
-
-
 def train(run: Path, iterations: int, flags: Sequence[str]) -> None:
     """Run pretrain_phd.py until it is done, from its newest checkpoint if there is one."""
     done = run / "done.json"
@@ -85,13 +81,12 @@ def pretrain(run: Path, iterations: int, flags: Sequence[str]) -> None:
         TextColumn("{task.description}"), BarColumn(), TextColumn("step {task.completed}/{task.total}"),
         TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
+    begin = newest_checkpoint(run / "checkpoints")
     with open(log, "a") as file, Progress(*columns, console=console) as progress:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
-        task = progress.add_task(
-            "starting", total=iterations, completed=last_checkpoint(run), loss="(Megatron loads)"
-        )
+        task = progress.add_task("starting", total=iterations, completed=begin, loss="(Megatron loads)")
         try:
             for line in process.stdout or ():
                 file.write(line)

@@ -16,6 +16,7 @@ from pathlib import Path
 from examples import steps
 from examples.demo.corpus import write_corpus
 from examples.steps import console, open_folder, phd, step, unless_interrupted
+from phd.run.status import newest_checkpoint
 
 MODES = ("", "full", "tiny")
 PROMPT = "The king shall"
@@ -131,11 +132,11 @@ def train(run: Run, settings: Settings, folder: Path) -> None:
         *("--data-path", str(folder / "text"), "--split", "90,10,0"),
         *("--seed", str(run.seed), "--save-interval", str(settings.save_interval)),
     ]
-    half = run.iterations // 2
-    if run.stop_half_way and steps.last_checkpoint(where) < half:
+    checkpoints, half = where / "checkpoints", run.iterations // 2
+    if run.stop_half_way and newest_checkpoint(checkpoints) < half:
         steps.pretrain(where, run.iterations, [*flags, "--exit-interval", str(half)])
         console.print(
-            f"stopped at step {steps.last_checkpoint(where)} on purpose; resuming from its checkpoint"
+            f"stopped at step {newest_checkpoint(checkpoints)} on purpose; resuming from its checkpoint"
         )
     steps.train(where, run.iterations, flags)
 

@@ -35,6 +35,11 @@ class Part:
     causal: bool = False
     """Row i of a block sees its keys up to i; otherwise all."""
 
+    @property
+    def block_rows(self) -> int:
+        """Rows of one block."""
+        return (self.rows.stop - self.rows.start) // self.count
+
 
 @dataclass(frozen=True, eq=False)
 class Exchange:

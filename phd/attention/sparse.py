@@ -107,7 +107,7 @@ class SparseOriginals:
             if part.causal or not isinstance(part.keys, slice):
                 yield part
                 continue
-            size = (part.rows.stop - part.rows.start) // part.count
+            size = part.block_rows
             window = (part.keys.stop - part.keys.start) * self.keys[0, part.samples].numel()
             step = max(1, most // window)
             for first in range(0, part.count, step):
@@ -148,10 +148,18 @@ class SparseOriginals:
             return rows.flatten(2, 4).transpose(1, 2)
         if not isinstance(part.keys, slice):
             return rows[part.keys].flatten(1, 2).transpose(0, 1).unsqueeze(0)
-        count, size = part.keys.stop - part.keys.start, (part.rows.stop - part.rows.start) // part.count
-        heads, dim = rows.shape[1] * rows.shape[2], rows.shape[3]
-        row = keys.stride(0)
-        return rows[part.keys.start :].as_strided((part.count, heads, count, dim), (size * row, dim, row, 1))
+        # [n, T, b, g, d] -> [n, b*g, T, d], still a view
+        return self._windows(rows, part).movedim(1, 3).flatten(1, 2)
+
+    def _windows(self, rows: Tensor, part: Part, first: int = 0, step: int = 1) -> Tensor:
+        """What every ``step``-th block of a rectangle from its ``first`` on reads of [t, b, g, d]: an
+        overlapping view [n, T, b, g, d], no copy.
+        """
+        assert isinstance(part.keys, slice)
+        size = part.block_rows
+        rows = rows[part.keys.start + first * size :]
+        shape = len(range(first, part.count, step)), part.keys.stop - part.keys.start, *rows.shape[1:]
+        return rows.as_strided(shape, (step * size * rows.stride(0), *rows.stride()))
 
     def _add_keys(self, total: Tensor, grad: Tensor, part: Part) -> None:
         """Add the gradients of ``_keys_of`` to [t, b, g, d]."""
@@ -168,9 +176,6 @@ class SparseOriginals:
             total.index_add_(0, part.keys, grad[0].to(total.dtype))
             return
         # in turns of windows that do not overlap
-        size = (part.rows.stop - part.rows.start) // part.count
-        turns = -(-grad.shape[1] // size)
+        turns = -(-grad.shape[1] // part.block_rows)
         for turn in range(min(turns, part.count)):
-            windows = grad[turn::turns]
-            first = total[part.keys.start + turn * size :]
-            first.as_strided(windows.shape, (turns * size * first.stride(0), *first.stride())).add_(windows)
+            self._windows(total, part, turn, turns).add_(grad[turn::turns])
