@@ -162,7 +162,7 @@ def masked_backward(
     scale: float,
     mask: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    delta = _group((grad_out.float() * out).sum(-1, keepdim=True), key)
+    delta = _group((_wide(grad_out) * out).sum(-1, keepdim=True), key)
     grad_out, rows = _group(grad_out, key), _group(query, key)
     weights = (_scores(query, key, scale, mask) - _group(lse.unsqueeze(-1), key)).exp()
     grad_scores = (weights * (grad_out @ value.mT - delta) * scale).to(query.dtype)
@@ -180,9 +180,13 @@ def _ungroup(rows: Tensor, query: Tensor) -> Tensor:
     return rows.unflatten(2, (-1, query.shape[2])).flatten(1, 2)
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In fp32, or as it is where that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _scores(query: Tensor, key: Tensor, scale: float, mask: Tensor) -> Tensor:
     """[n, g, r*s, t] in fp32 or wider; the mask is [n, 1, s, t]."""
-    scores = _group(query, key) @ key.mT
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+    scores = _wide(_group(query, key) @ key.mT) * scale
     # [n, g, r*s, t] -> [n, g, r, s, t] and back
     return (scores.unflatten(2, (-1, query.shape[2])) + mask.unsqueeze(2)).flatten(2, 3)
