@@ -6,16 +6,16 @@
 #
 # All variants of a size differ by these flags and the name alone. Needs in the environment:
 #   DATA_PREFIX      the data set without .bin, from `phd data tokenize`; or a blend's .txt, from `phd data blend`
-#   TOKENIZER_MODEL  the SentencePiece .model file
+#   TOKENIZER_MODEL  the SentencePiece .model file, or a tokenizer.json of Hugging Face (or the folder around it)
 # Takes:
 #   SEED  (1)        RUNS (runs/SIZE): the folder of the runs, and the W&B group
 #   NNODES (1)       NPROC_PER_NODE (the GPUs of the node, else 1)
-#   RDZV_ENDPOINT    host:port, the same on every node
+#   RDZV_ENDPOINT    host:port, the same on every node; needed with NNODES above 1
 #   MAX_RESTARTS (3) starts after a rank has died, before the job gives up
 #   WANDB_PROJECT    logs to W&B if set
 
 # shellcheck disable=SC2034 # read by those who source this file
-read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS
+read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKENIZER
   ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   local size=$1 variant=$2 sizes
   sizes=$(cd "$ROOT/examples/sizes" && echo *.sh)
@@ -35,9 +35,20 @@ read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS
   else
     fail "no variant $variant: use vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C"
   fi
-  : "${DATA_PREFIX:?the path of the data set without .bin}" "${TOKENIZER_MODEL:?the SentencePiece .model file}"
+  : "${DATA_PREFIX:?the path of the data set without .bin}" "${TOKENIZER_MODEL:?the SentencePiece .model file, or a tokenizer.json}"
   SEED=${SEED:-1}
+  # absolute, as a job starts elsewhere
   RUNS=$(realpath -m "${RUNS:-$ROOT/runs/$size}")
+  DATA_PREFIX=$(realpath -m "$DATA_PREFIX")
+  TOKENIZER_MODEL=$(realpath -m "$TOKENIZER_MODEL")
+  if [[ $TOKENIZER_MODEL == */tokenizer.json ]]; then # Megatron takes its folder
+    TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "${TOKENIZER_MODEL%/*}")
+  elif [ -d "$TOKENIZER_MODEL" ]; then
+    TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "$TOKENIZER_MODEL")
+  else
+    TOKENIZER=(--tokenizer-type SentencePieceTokenizer --tokenizer-model "$TOKENIZER_MODEL")
+  fi
+  if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(realpath -ms "$PYTHON"); fi # -s: an environment's is a link
   RUN=$RUNS/$variant-seed$SEED
 }
 

@@ -12,6 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_settings "$1" "$2"
 NAME=$2
 shift 2
+[ "${NNODES:-1}" = 1 ] || [ -n "${RDZV_ENDPOINT:-}" ] || fail "NNODES is $NNODES: set RDZV_ENDPOINT=HOST:PORT, the same on every node"
 
 LOCAL_GPUS=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
 if [ "$LOCAL_GPUS" -gt 0 ]; then TRAINING+=(--bf16); fi
@@ -22,8 +23,7 @@ DATA=(--data-path "$DATA_PREFIX")
 if [[ $DATA_PREFIX == *.txt ]]; then DATA=(--data-args-path "$DATA_PREFIX"); fi
 # shellcheck disable=SC2054 # the commas are --split's
 FLAGS=(
-  --run-dir "$RUN" --seed "$SEED" "${DATA[@]}" --split 95,5,0
-  --tokenizer-type SentencePieceTokenizer --tokenizer-model "$TOKENIZER_MODEL"
+  --run-dir "$RUN" --seed "$SEED" "${DATA[@]}" --split 95,5,0 "${TOKENIZER[@]}"
   --position-embedding-type rope --swiglu --normalization RMSNorm --disable-bias-linear
   --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02
   --lr-decay-style cosine --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0

@@ -3,15 +3,15 @@
 #
 #   INPUT=/corpus/web TOKENIZER_MODEL=tok.model OUTPUT_PREFIX=/data/web TASKS=64 examples/tokenize_slurm.sh
 #
-# Run it again after a failure: finished work units are skipped, so only what is missing is done. Needs a file
-# system that all nodes share. More flags of `phd data tokenize` may follow the script's name; SBATCH_PARTITION,
+# Run it again after a failure: finished work units are skipped, so only what is missing is done, and where all is
+# done nothing is. Needs a file system that all nodes share. More flags of `phd data tokenize` may follow the script's name; SBATCH_PARTITION,
 # SBATCH_ACCOUNT and the like are sbatch's own. TOKENIZE_SBATCH, MERGE_SBATCH: more options for the two jobs.
 set -euo pipefail
 : "${INPUT:?files, folders or patterns}" "${TOKENIZER_MODEL:?a tokenizer file}" "${OUTPUT_PREFIX:?where to write}"
 TASKS=${TASKS:-8}
 CPUS=${CPUS:-8}
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PHD=${PHD:-$ROOT/.venv/bin/phd}
+PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
 LOGS=${LOGS:-$(dirname "$OUTPUT_PREFIX")/logs}
 mkdir -p "$LOGS"
 
@@ -19,14 +19,14 @@ mkdir -p "$LOGS"
 # shellcheck disable=SC2086 # INPUT may hold several names, and the options are words
 array=$(sbatch --parsable --job-name=phd-tokenize --array="0-$((TASKS - 1))" --cpus-per-task="$CPUS" --requeue \
   --output="$LOGS/tokenize-%a.log" --open-mode=append ${TOKENIZE_SBATCH:-} --wrap="$(printf '%q ' \
-    "$PHD" data tokenize --input $INPUT --tokenizer-model "$TOKENIZER_MODEL" --output-prefix "$OUTPUT_PREFIX" \
+    "$PYTHON" -m phd.cli data tokenize --input $INPUT --tokenizer-model "$TOKENIZER_MODEL" --output-prefix "$OUTPUT_PREFIX" \
     --workers "$CPUS" --world-size "$TASKS" --append-eod "$@") --rank \$SLURM_ARRAY_TASK_ID")
 
 # shellcheck disable=SC2086
 merge=$(sbatch --parsable --job-name=phd-merge --dependency="afterok:$array" --kill-on-invalid-dep=yes --requeue \
   --output="$LOGS/merge.log" --open-mode=append ${MERGE_SBATCH:-} --wrap="set -e
-$(printf '%q ' "$PHD" data merge "$OUTPUT_PREFIX.units" --output-prefix "$OUTPUT_PREFIX")
-$(printf '%q ' "$PHD" data verify "$OUTPUT_PREFIX")
-$(printf '%q ' rm -r "$OUTPUT_PREFIX.units")")
+$(printf '%q ' "$PYTHON" -m phd.cli data merge "$OUTPUT_PREFIX.units" --output-prefix "$OUTPUT_PREFIX")
+$(printf '%q ' "$PYTHON" -m phd.cli data verify "$OUTPUT_PREFIX")
+$(printf '%q ' rm -rf "$OUTPUT_PREFIX.units")")
 
 echo "array $array of $TASKS tasks, then job $merge merges and verifies; logs in $LOGS"

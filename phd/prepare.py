@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: no --data-cache-path, or flags that pretrain_phd.py refuses.
     """
-    if "--data-cache-path" not in args.training:
+    if not any(flag.partition("=")[0] == "--data-cache-path" for flag in args.training):
         raise ValueError(
             "prepare: give --data-cache-path, here and to the training, so that it finds the caches"
         )

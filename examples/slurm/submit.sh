@@ -8,6 +8,7 @@
 # SBATCH_PARTITION and the like are sbatch's own; TRAIN_SBATCH takes more of its options ("--gres=gpu:8"). The run
 # folder gets a snapshot of the code (code/) and of the command (launch.sh), which is what the job runs, also when it is
 # queued again: change the checkout at will. SIGNAL_SECONDS (120): how long before its time limit the job is told to save.
+# A run that is queued already is not queued twice: its job's id is printed. Nothing is, for a run that is finished.
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 SIZE VARIANT [FLAG ...]" >&2; exit 2; }
 # shellcheck source-path=SCRIPTDIR source=../common.sh
@@ -17,17 +18,27 @@ NNODES=${NNODES:-1}
 mkdir -p "$RUN"
 
 if [ -d "$RUN/code" ]; then
+  queued=
+  if [ -s "$RUN/job" ]; then # squeue does not know a job for long after its end
+    queued=$(squeue --noheader --jobs="$(cat "$RUN/job")" --states=PENDING,RUNNING,SUSPENDED --format=%i 2>/dev/null) || queued=
+  fi
+  if [ -n "$queued" ]; then
+    echo "$RUN is queued already, as job $queued" >&2
+    echo "$queued"
+    exit
+  elif (cd "$RUN/code" && "${PYTHON:-$ROOT/.venv/bin/python}" -m phd.cli status "$RUN") >&2; then
+    exit
+  fi
   echo "$RUN is there already: its own snapshot of code and command continues it, without the flags and variables" \
     "given now; remove $RUN/code and $RUN/launch.sh to take new ones" >&2
   NNODES=$(sed -n 's/^export NNODES=//p' "$RUN/launch.sh")
 else
   snapshot=$(mktemp -d "$RUN/.code.XXXXXX")
   cd "$ROOT"
+  # by name: a checkout also holds data, tokenizers and the runs themselves
+  tar --exclude=__pycache__ -cf - ./*.py pyproject.toml phd data_tools examples tools | tar -xf - -C "$snapshot"
   if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
-    git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf - | tar -xf - -C "$snapshot"
     { git log -1 --format='commit %H%n%ad %s' && git status --short && git diff HEAD; } >"$snapshot/GIT_STATE"
-  else # a snapshot queues another
-    tar --exclude=./runs --exclude=./.venv -cf - . | tar -xf - -C "$snapshot"
   fi
   {
     echo "# What the job of $RUN runs on every node; written by submit.sh."
@@ -42,6 +53,9 @@ else
 fi
 
 # shellcheck disable=SC2086 # the options are words
-sbatch --parsable --job-name="$1-$2-seed$SEED" --nodes="$NNODES" --ntasks-per-node=1 \
+job=$(sbatch --parsable --job-name="$1-$2-seed$SEED" --nodes="$NNODES" --ntasks-per-node=1 \
   --requeue --open-mode=append --output="$RUN/job-%j.log" --signal="USR1@${SIGNAL_SECONDS:-120}" \
-  ${TRAIN_SBATCH:-} "$RUN/code/examples/slurm/job.sh" "$RUN"
+  ${TRAIN_SBATCH:-} "$RUN/code/examples/slurm/job.sh" "$RUN")
+job=${job%%;*} # a cluster's name may follow
+echo "$job" >"$RUN/job"
+echo "$job"

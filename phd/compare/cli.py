@@ -20,7 +20,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         nargs="+",
         type=Path,
-        help="a run's --run-dir, or a folder above several; the group of the first run is the baseline",
+        help="a run's --run-dir, or a folder above several; vanilla is the baseline, or else the first run",
     )
     parser.add_argument(
         "--baseline", metavar="NAME", help="the variant to compare with, as the table names it"

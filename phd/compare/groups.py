@@ -8,6 +8,8 @@ from phd.compare.arguments import ABSENT, argument, flag
 from phd.compare.curves import mean_curve
 from phd.compare.logs import Curve, Run
 
+VANILLA = "vanilla"  # what phd.config names the model without copies and patterns
+
 # The name of a variant is silent on these, and they make groups of their own. train_iters differs only under
 # --vary, or between runs that recorded no arguments.
 BESIDE_THE_NAME = (
@@ -51,7 +53,8 @@ def group_runs(runs: Sequence[Run], vary: Sequence[str] = (), baseline: str | No
 
     Args:
         vary: underscored names of the arguments that make groups of their own.
-        baseline: label or name of a group; without one the group of the first run is the baseline.
+        baseline: label or name of a group; without one the first vanilla group is the baseline, or the group
+            of the first run where nothing is vanilla.
 
     Raises:
         ValueError: two runs differ in nothing, or there is not exactly one ``baseline``.
@@ -89,7 +92,7 @@ def _value(run: Run, name: str) -> Any:
 
 def _baseline_first(groups: list[Group], baseline: str | None) -> list[Group]:
     if baseline is None:
-        return groups
+        return sorted(groups, key=lambda group: group.name != VANILLA)
     found = [group for group in groups if group.label == baseline] or [
         group for group in groups if group.name == baseline
     ]

@@ -5,7 +5,9 @@ import os
 from argparse import ArgumentParser, Namespace
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import extract_tb
 
+import megatron.core.tokenizers
 from megatron.training.argument_utils import ArgumentGroupFactory
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
@@ -20,6 +22,8 @@ from phd.model.support import refuse_unsupported, runs_phd_attention
 from phd.model.survival import RunGuard, settle_run_folder
 from phd.run.config import RunConfig
 from phd.run.wandb import name_run
+
+TOKENIZERS = Path(megatron.core.tokenizers.__file__).parent
 
 # Megatron's defaults are for Transformer Engine, and for the kernels of apex.
 WITHOUT_TRANSFORMER_ENGINE = {
@@ -101,7 +105,23 @@ def parse_and_validate_args() -> Namespace:
         validate_args(args)
     except AssertionError as error:  # how Megatron refuses a flag
         raise ValueError(f"Megatron refuses these flags: {error}") from error
+    _refuse_endless_warmup(args)
     return args
+
+
+def _refuse_endless_warmup(args: Namespace) -> None:
+    """Megatron asserts it without a word, when the model has been built."""
+    if args.skip_train:
+        return
+    for unit in ("iters", "samples"):
+        warmup = getattr(args, f"lr_warmup_{unit}")
+        total = getattr(args, f"lr_decay_{unit}") or getattr(args, f"train_{unit}")
+        if total and warmup >= total:
+            decay = "train" if getattr(args, f"lr_decay_{unit}") is None else "lr-decay"
+            raise ValueError(
+                f"--lr-warmup-{unit} {warmup} must be less than --{decay}-{unit} {total}: "
+                f"add --lr-warmup-{unit} {total // 10}"
+            )
 
 
 def make_global(args: Namespace) -> RunGuard:
@@ -109,7 +129,7 @@ def make_global(args: Namespace) -> RunGuard:
     W&B if the flags ask for them, and listen to signals.
 
     Raises:
-        ValueError: another job holds the run folder, or it cannot be written.
+        ValueError: another job holds the run folder, or it cannot be written; the tokenizer does not load.
     """
     guard = RunGuard(args, Path(args.run_folder) if args.run_folder else None)
     if args.run_folder and args.wandb_project and args.rank == args.world_size - 1:
@@ -117,11 +137,18 @@ def make_global(args: Namespace) -> RunGuard:
     try:
         set_global_variables(args)
     except Exception as error:
-        if type(error).__module__.split(".")[0] != "wandb":
+        if type(error).__module__.split(".")[0] == "wandb":
+            raise ValueError(
+                f"W&B does not start ({error}): WANDB_MODE=offline keeps its files for later"
+            ) from error
+        if not any(TOKENIZERS in Path(frame.filename).parents for frame in extract_tb(error.__traceback__)):
             raise
-        raise ValueError(
-            f"W&B does not start ({error}): WANDB_MODE=offline keeps its files for later"
-        ) from error
+        refusal = (
+            f"--tokenizer-type {args.tokenizer_type} does not load --tokenizer-model {args.tokenizer_model} "
+            f"({' '.join(str(error).split())[:300]}): take another type, or correct the path"
+        )
+        guard.failed(refusal)
+        raise ValueError(refusal) from error
     compat.stop_on_signals(args.async_save)
     return guard
 

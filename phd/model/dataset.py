@@ -1,7 +1,8 @@
 """Megatron's GPT data sets as the flags describe them."""
 
+import hashlib
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.training.utils import get_blend_and_blend_per_split
+
+from phd.run.files import read_json
 
 SPLITS = ("train", "validation", "test")
 
@@ -27,7 +30,7 @@ def build_datasets(
         is_built_on_rank: whether this rank needs them; asked in a process group only.
 
     Raises:
-        ValueError: see ``refuse_empty_splits``.
+        ValueError: see ``refuse_missing``, ``refuse_other_tokenizer``, ``refuse_empty_splits``.
     """
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(
@@ -56,6 +59,7 @@ def build_datasets(
     )
     if not args.mock_data:
         refuse_missing(config)
+        refuse_other_tokenizer(config, args.tokenizer_model)
         refuse_empty_splits(config, num_samples)
     cache = Path(args.data_cache_path)
     own = args.run_folder and Path(args.run_folder) in cache.parents  # no other job writes there
@@ -73,14 +77,41 @@ def refuse_missing(config: GPTDatasetConfig) -> None:
     Raises:
         ValueError: names the file.
     """
-    blends = [config.blend, *(config.blend_per_split or ())]
-    for prefix in (prefix for blend in blends if blend is not None for prefix in blend[0]):
+    for prefix in _prefixes(config):
         for suffix in (".idx", ".bin"):
             file = Path(f"{prefix}{suffix}")
             if not (file.is_file() or "://" in str(prefix)):
                 raise ValueError(
                     f"{file} of --data-path is missing: put it back, or make it with `phd data tokenize`"
                 )
+
+
+def refuse_other_tokenizer(config: GPTDatasetConfig, tokenizer_model: str | None) -> None:
+    """Check the tokenizer against the cards that `phd data` writes: ids of another one train without a word.
+
+    Data sets without a card pass, and so does a folder as tokenizer, as transformers writes its file anew.
+
+    Raises:
+        ValueError: names the data set and the tokenizer.
+    """
+    if tokenizer_model is None or not Path(tokenizer_model).is_file():
+        return
+    with Path(tokenizer_model).open("rb") as file:
+        ours = hashlib.file_digest(file, "sha256").hexdigest()
+    for prefix in _prefixes(config):
+        card = read_json(Path(f"{prefix}.json"))
+        theirs = card.get("tokenizer_sha256", card.get("made_from", {}).get("tokenizer_sha256"))
+        if theirs not in (None, ours):
+            raise ValueError(
+                f"{prefix} was made with another tokenizer than --tokenizer-model {tokenizer_model} (sha256 "
+                f"{theirs[:12]} and {ours[:12]}): pass that one, or tokenize the text again"
+            )
+
+
+def _prefixes(config: GPTDatasetConfig) -> Iterator[str]:
+    for blend in (config.blend, *(config.blend_per_split or ())):
+        if blend is not None:
+            yield from blend[0]
 
 
 def remove_torn_caches(folder: Path) -> None:

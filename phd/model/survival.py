@@ -123,6 +123,10 @@ class RunGuard:
             if self._lock is not None:
                 self._lock.release()
 
+    def failed(self, reason: str) -> None:
+        """Record an error outside of ``ending`` that another start does not mend."""
+        self._ended("failed", reason)
+
     def _ended(self, state: str, reason: str | None = None) -> None:
         if self._status is not None:
             with contextlib.suppress(OSError):  # a full disk

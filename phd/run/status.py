@@ -16,6 +16,9 @@ TRACKER = "latest_checkpointed_iteration.txt"  # Megatron's, in the folder of th
 FINISHED, FAILED, UNFINISHED = 0, 1, os.EX_TEMPFAIL
 """Exit codes of `phd status`: nothing left to do; do not start it again as it is; start it again."""
 
+KEYS = ("state", "reason", "train_iters", "from", "fruitless_starts", "checkpoints")
+"""What `phd status` reads of status.json."""
+
 FRUITLESS_STARTS = 3
 """So many starts in a row that died without a new checkpoint are not an accident any more."""
 
@@ -40,20 +43,26 @@ class RunStatus:
         before = read_json(self.path)
         checkpoint = newest_checkpoint(self.checkpoints)
         died = before.get("state") == "running"
-        fruitless = before.get("fruitless_starts", 0) + 1 if died and before["from"] == checkpoint else 0
+        fruitless = before.get("fruitless_starts", 0) + 1 if died and before.get("from") == checkpoint else 0
         content: dict[str, Any] = {
             "state": "running",
             "reason": None,
             "train_iters": train_iters,
             "from": checkpoint,
             "fruitless_starts": fruitless,
-            "checkpoints": str(self.checkpoints.resolve()),
+            "checkpoints": self._checkpoints_from_here(),
             "start": holder(),
         }
         write_json(self.path, content)
         write_line(
             self.path.with_name(STARTS_FILE), {**content["start"], "from": checkpoint, "command": command}
         )
+
+    def _checkpoints_from_here(self) -> str:
+        """Relative where they lie in the run folder, which may be moved, or mounted elsewhere."""
+        folder, checkpoints = self.path.parent.resolve(), self.checkpoints.resolve()
+        inside = checkpoints.is_relative_to(folder)
+        return str(checkpoints.relative_to(folder) if inside else checkpoints)
 
     def ended(self, state: str, reason: str | None = None) -> None:
         """interrupted, finished, or failed in a way that starting again would not mend. The first failure
@@ -90,7 +99,10 @@ def judge(folder: Path) -> tuple[int, str]:
         raise FileNotFoundError(
             f"no {STATUS_FILE} in {folder}: no run with --run-dir {folder} has started yet"
         )
-    checkpoint = newest_checkpoint(Path(content["checkpoints"]))
+    lacking = [key for key in KEYS if key not in content]
+    if lacking:
+        raise ValueError(f"{folder / STATUS_FILE} lacks {', '.join(lacking)}: remove it")
+    checkpoint = newest_checkpoint(folder / content["checkpoints"])
     at = f"checkpoint at iteration {checkpoint} of {content['train_iters']}"
     why = f": {content['reason']}" if content["reason"] else ""
     match content["state"]:

@@ -74,6 +74,13 @@ def test_numbers_behind_a_pattern_are_groups(make_run):
     ]
 
 
+def test_vanilla_is_the_baseline_wherever_it_stands(make_run):
+    """In a folder "PHD" comes before "vanilla"."""
+    assert labels(read(make_run("p", **PHD), make_run("v"))) == ["vanilla", PHD["name"]]
+    naive = {"name": "naive-2", "copies": 2}
+    assert labels(read(make_run("a", **PHD), make_run("n", **naive))) == [PHD["name"], "naive-2"]
+
+
 @pytest.mark.parametrize("name", ["PHD-CSWA-2-16-32", "PHD-CSWA-2-16-32, train-iters 20"])
 def test_baseline_by_name_or_label(make_run, name):
     runs = read(make_run("v"), make_run("long", train_iters=40), make_run("p", **PHD))

@@ -1,5 +1,7 @@
 """The command line: our flags in --help, CPU defaults that users can overrule, and every refusal by name."""
 
+import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -304,6 +306,64 @@ def test_a_split_without_documents_is_refused(world, data, split, message):
     """Megatron's dataset builder would look for tokens in it for ever."""
     (answer,) = world.run(empty_split, data, split)
     assert re.search(message, answer) if message else answer == ""
+
+
+def refused_tokenizer(prefixes: list[str], tokenizer: str) -> str:
+    from phd.model.dataset import refuse_other_tokenizer
+
+    config = Namespace(blend=None, blend_per_split=[(prefixes[:1], None), None, (prefixes[1:], None)])
+    try:
+        refuse_other_tokenizer(config, tokenizer)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_data_of_another_tokenizer_is_refused(world, tmp_path):
+    """By the cards of `phd data`; what has none, as Megatron's own data, passes."""
+    mine, other = tmp_path / "mine.model", tmp_path / "other.model"
+    mine.write_bytes(b"mine")
+    other.write_bytes(b"other")
+    digest = hashlib.sha256(b"mine").hexdigest()
+    (tmp_path / "tokenized.json").write_text(json.dumps({"made_from": {"tokenizer_sha256": digest}}))
+    (tmp_path / "merged.json").write_text(json.dumps({"tokenizer_sha256": digest}))
+    prefixes = [str(tmp_path / name) for name in ("megatrons", "tokenized", "merged")]
+    assert world.run(refused_tokenizer, prefixes, str(mine)) == [""]
+    assert world.run(refused_tokenizer, prefixes[:1], str(other)) == [""]
+    for prefix in prefixes[1:]:
+        (answer,) = world.run(refused_tokenizer, [prefixes[0], prefix], str(other))
+        assert answer.startswith(f"{prefix} was made with another tokenizer than --tokenizer-model {other}")
+
+
+def refused_warmup(flags: list[str]) -> str:
+    from phd.model.arguments import parse_and_validate_args
+
+    sys.argv = ["pretrain_phd.py", *flags]
+    try:
+        parse_and_validate_args()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--train-iters 100 --lr-warmup-iters 99", ""),
+        (
+            "--train-iters 100 --lr-warmup-iters 100",
+            "--lr-warmup-iters 100 must be less than --train-iters 100",
+        ),
+        (
+            "--lr-decay-iters 50 --lr-warmup-iters 60",
+            "less than --lr-decay-iters 50: add --lr-warmup-iters 5",
+        ),
+        ("--train-iters 100 --lr-warmup-iters 100 --skip-train", ""),
+    ],
+)
+def test_a_warmup_longer_than_the_training_is_refused(world, flags, message):
+    (answer,) = world.run(refused_warmup, [*FLAGS, *flags.split()])
+    assert message in answer and bool(message) == bool(answer)
 
 
 @pytest.mark.slow

@@ -288,6 +288,19 @@ def test_another_schedule_is_refused(flags, half):
     assert judge(half)[0] == FAILED
 
 
+def test_a_tokenizer_of_another_kind_says_what_to_do(flags, tmp_path):
+    """One line, and no start after it: another one would read the same file."""
+    wrong = tmp_path / "tokenizer.json"
+    wrong.write_text("{}")
+    more = ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", str(wrong)]
+    begun = start(flags, tmp_path / "run", *more)
+    assert begun.end() == 1
+    says = f"--tokenizer-type SentencePieceTokenizer does not load --tokenizer-model {wrong} ("
+    assert f"pretrain_phd.py: error: {says}" in begun.output()
+    code, line = judge(tmp_path / "run")
+    assert code == FAILED and says in line
+
+
 def test_wandb_without_a_key_says_what_to_do(flags, tmp_path):
     more = ["--wandb-project", "phd"]
     begun = start(flags, tmp_path / "run", *more, WANDB_MODE="online", WANDB_API_KEY="")

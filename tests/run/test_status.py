@@ -59,6 +59,31 @@ def test_dying_again_and_again_without_progress_ends(status, tmp_path):
     assert "3 times in a row without a new checkpoint: RuntimeError" in judge(tmp_path)[1]
 
 
+def test_a_run_that_was_moved(tmp_path):
+    """Also one that is seen at another path, as from outside a container."""
+    status = RunStatus(tmp_path / "run", tmp_path / "run" / "checkpoints")
+    status.checkpoints.mkdir(parents=True)
+    status.started(100, "pretrain_phd.py")
+    save(status, 40)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert "checkpoint at iteration 40 of 100" in judge(tmp_path / "moved")[1]
+
+
+def test_checkpoints_elsewhere(tmp_path):
+    (tmp_path / "run").mkdir()
+    status = RunStatus(tmp_path / "run", tmp_path / "elsewhere")
+    status.checkpoints.mkdir()
+    status.started(100, "pretrain_phd.py")
+    save(status, 40)
+    assert "checkpoint at iteration 40 of 100" in judge(tmp_path / "run")[1]
+
+
+def test_a_file_that_was_not_written_by_a_run(tmp_path):
+    (tmp_path / "status.json").write_text('{"state": "running"}')
+    with pytest.raises(ValueError, match=r"status.json lacks reason, .*checkpoints: remove it"):
+        judge(tmp_path)
+
+
 def test_every_start_is_listed(status, tmp_path):
     status.started(100, "first")
     status.started(100, "second")
