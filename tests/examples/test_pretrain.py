@@ -11,6 +11,7 @@ import pytest
 
 from phd.config import PHDConfig
 from phd.run.record import METRICS_FILE, read_lines
+from phd.run.status import RunStatus
 from tests.examples.conftest import TINY, run_folder
 from tests.world import ROOT, free_port
 
@@ -106,6 +107,35 @@ def test_shellcheck_finds_nothing():
     subprocess.run([shellcheck, "-x", *SCRIPTS, "tools/make_venv.sh"], cwd=ROOT, check=True)
 
 
+@pytest.mark.parametrize(
+    ("made", "flags"),
+    [
+        ("tokenizer.model", "SentencePieceTokenizer --tokenizer-model {}/tokenizer.model"),
+        ("hf/tokenizer.json", "HuggingFaceTokenizer --tokenizer-model {}/hf"),
+        ("hf", "HuggingFaceTokenizer --tokenizer-model {}/hf"),
+    ],
+)
+def test_a_tokenizer_is_known_by_its_file(made, flags, environment, tmp_path):
+    """Paths may be relative: a job starts elsewhere."""
+    (tmp_path / "hf").mkdir()
+    settings = {"TOKENIZER_MODEL": made, "DATA_PREFIX": "data/web", "PYTHON": "echo"}
+    done = subprocess.run(
+        [str(ROOT / "examples/pretrain.sh"), "550m", "vanilla"],
+        cwd=tmp_path, env=environment | settings, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert f"--tokenizer-type {flags.format(tmp_path)} " in done.stdout
+    assert f"--data-path {tmp_path}/data/web " in done.stdout
+
+
+def test_nodes_need_to_know_where_they_meet(environment):
+    done = subprocess.run(
+        [str(ROOT / "examples/pretrain.sh"), "300k", "vanilla"],
+        env=environment | {"NNODES": "2"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "NNODES is 2: set RDZV_ENDPOINT=HOST:PORT, the same on every node" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_context_is_extended_by_a_schedule_of_lengths(environment, tmp_path):
     """Each length starts from the weights of the one before; what is done is passed over."""
@@ -133,6 +163,21 @@ def test_a_context_is_extended_by_a_schedule_of_lengths(environment, tmp_path):
     assert len(losses) == 4 and max(losses) < 5.5 < math.log(512)  # not from the start again
     again = run(*extend, FROM=str(start))
     assert "256 tokens are done" in again and "512 tokens are done" in again
+
+
+def test_an_interrupted_length_is_not_passed_over(environment, tmp_path):
+    """By a Python that trains nothing and says so."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\necho "$@"\n[[ "$*" != *status* ]] || exit 75\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        [str(ROOT / "examples/extend.sh"), "300k", "vanilla", "256 512"],
+        env=environment | {"FROM": "checkpoints", "RUNS": str(tmp_path), "PYTHON": str(python)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "256 tokens are not done: start it again to go on" in done.stderr
+    assert "--seq-length 512" not in done.stdout
 
 
 def test_lengths_must_divide_the_batch(environment, tmp_path):
@@ -184,13 +229,43 @@ def test_experiments_of_the_paper(experiment, queue, tmp_path):
         assert train.split()[-1].endswith("-seed7")
         assert f"--job-name={size}-" in train
         assert "--requeue" in train
-        assert f"--dependency=afterok:{3 * number + 1} " in export
+        assert f"--dependency=afterok:{3 * number + 1},singleton " in export
         assert r"phd.cli\ export" in export
         assert f"--chdir={tmp_path}/runs/" in export
-        assert f"--dependency=afterok:{3 * number + 2} " in evaluate
+        assert f"--dependency=afterok:{3 * number + 2},singleton " in evaluate
         assert "--tasks phd_paper" in evaluate
-    assert "--dependency=afterany:1:4:7" in jobs[-1]
+    assert f"--dependency=afterany:1:4:7{':10' * (variants > 3)}" in jobs[-1]
     assert f"compare {tmp_path}/runs/vanilla-seed7 " in jobs[-1]
+
+
+def test_what_is_queued_or_finished_is_not_queued_again(queue, tmp_path):
+    """By a squeue that knows job 1 as long as a file lies there."""
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.write_text(f'#!/bin/bash\n[[ "$*" != *--jobs=1* ]] || cat {tmp_path}/queued\n')
+    squeue.chmod(0o755)
+    (tmp_path / "queued").write_text("1\n")
+
+    def submit() -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / "examples/slurm/submit.sh"), "300k", "vanilla"]
+        return subprocess.run(command, env=queue, check=True, capture_output=True, text=True)
+
+    assert submit().stdout == "1\n"
+    again = submit()
+    assert again.stdout == "1\n" and "is queued already, as job 1" in again.stderr
+    (tmp_path / "queued").write_text("")
+    assert submit().stdout == "2\n"  # was interrupted, say
+    run = run_folder(tmp_path / "runs", "vanilla")
+    status = RunStatus(run, run / "checkpoints")
+    status.started(4, "pretrain_phd.py")
+    status.ended("finished")
+    done = submit()
+    assert done.stdout == "" and "finished" in done.stderr
+
+    sweep = [str(ROOT / "examples/slurm/sweep.sh"), "300k", "vanilla"]
+    said = subprocess.run(sweep, env=queue, check=True, capture_output=True, text=True).stdout
+    assert "vanilla seed 1: train finished, export 3" in said
+    jobs = (tmp_path / "queue").read_text().splitlines()
+    assert len(jobs) == 4 and all("--dependency=singleton" in job for job in jobs[2:])
 
 
 def test_a_run_keeps_its_snapshot(queue, tmp_path):
@@ -198,8 +273,10 @@ def test_a_run_keeps_its_snapshot(queue, tmp_path):
     command = [str(ROOT / "examples/slurm/submit.sh"), "300k", "vanilla"]
     subprocess.run([*command, "--lr", "1e-4"], env=queue, check=True, capture_output=True)
     run = run_folder(tmp_path / "runs", "vanilla")
+    assert {path.name for path in (run / "code").iterdir()} <= {
+        *("pretrain_phd.py", "pyproject.toml", "phd", "data_tools", "examples", "tools", "GIT_STATE")
+    }  # and no data, earlier runs or secrets
     assert (run / "code" / "pretrain_phd.py").is_file()
-    assert not (run / "code" / ".git").exists()
     (run / "code" / "probe").touch()
     again = subprocess.run([*command, "--lr", "2e-4"], env=queue, check=True, capture_output=True, text=True)
     assert "is there already: its own snapshot of code and command continues it" in again.stderr
