@@ -1,9 +1,12 @@
 # GPU image: NVIDIA's PyTorch container with this package on top.
 #
 #   docker build -t pretrain-phd .
-#   docker run --gpus all --ipc=host --ulimit memlock=-1 -it -v "$PWD/runs:/home/phd/runs" pretrain-phd
+#   docker run --gpus all --ipc=host --ulimit memlock=-1 -it --user "$(id -u):$(id -g)" --env HOME=/tmp \
+#     -v "$PWD/runs:/home/phd/runs" pretrain-phd
 #
-# 26.06 has Python 3.12, CUDA 13.3, torch 2.13 and Transformer Engine 2.16, built for each other; another base
+# --user: so that what a run writes into a mounted folder can be written, and is yours.
+#
+# 26.06 has Python 3.12, CUDA 13.3, torch 2.13 and Transformer Engine 2.16, built for each other (the package's own "gpu" extra is for machines without the image); another base
 # needs Python 3.12+ and torch 2.11+:  docker build --build-arg BASE=nvcr.io/nvidia/pytorch:26.05-py3 .
 #
 # A base without NVIDIA's apex works: Megatron takes the fused Adam of Transformer Engine first, then apex's,
@@ -25,14 +28,15 @@ RUN PIP_CONSTRAINT='' pip list --format=freeze \
     | tee /opt/base-constraints.txt
 
 WORKDIR /opt/pretrain-phd
-COPY . .
-# The last line fails the build if the installation has replaced anything of the base.
-RUN pip install --no-cache-dir -e . \
+# What it depends on first: a change of the code does not download it again. The last line fails the build if the
+# installation has replaced anything of the base.
+COPY pyproject.toml README.md LICENSE ./
+RUN pip install --no-cache-dir -e '.[dev]' \
     && pip list --format=freeze | grep -Fxf /opt/base-constraints.txt | diff - /opt/base-constraints.txt
-
-# A number, so that a cluster can tell that it is not root. To own what a run writes into a mounted folder, start
-# the container with --user "$(id -u):$(id -g)" --env HOME=/tmp.
-RUN useradd --create-home --uid 10001 phd
+COPY . .
+RUN pip install --no-cache-dir --no-deps -e . \
+    && useradd --create-home --uid 10001 phd
+# A number, so that a cluster can tell that it is not root.
 USER 10001
 WORKDIR /home/phd
 # Needed by Megatron for overlapping communication with tensor parallelism on GPUs before Blackwell.

@@ -27,13 +27,13 @@ OTHERS = frozenset(
         # pip
         *("--no-deps", "--no-index", "--target"),
         # docker, tensorboard, wandb
-        *("--gpus", "--ipc", "--ulimit", "--logdir", "--id"),
+        *("--gpus", "--ipc", "--ulimit", "--user", "--logdir", "--id"),
         # Megatron
         *("--save", "--load", "--save-interval", "--train-iters", "--ckpt-step", "--finetune"),
         *("--pretrained-checkpoint", "--override-opt-param-scheduler", "--distributed-timeout-minutes"),
         *("--data-cache-path", "--data-args-path", "--data-path", "--rerun-mode", "--error-injection-rate"),
         *("--no-check-for-nan-in-loss-and-grad", "--check-for-spiky-loss", "--context-parallel-size"),
-        *("--dataloader-inter-document-masking", "--rotary-base"),
+        *("--dataloader-inter-document-masking", "--rotary-base", "--lr", "--lr-decay-iters", "--bf16"),
     }
 )
 # What our messages format: the words of the system, of Megatron, of torch.
@@ -41,6 +41,8 @@ FORMATTED = (
     "Read-only file system",
     "Disk quota exceeded",
     "world size (1) is not divisible by total_model_size (total_model_size=2)",
+    "No API key configured. Use `wandb login` to log in.",
+    "Failed to get resume status for run e9c542a7: context deadline exceeded",
     "(host vm, pid 20947, since 2026-11-21 20:44:52)",
     "PHD-CSWA-2-16-32",
     "PHD-CSWA-3-16-32",
@@ -165,7 +167,7 @@ def test_every_flag_is_known(doc):
 def test_variables_of_the_scripts_exist(doc):
     """VARIABLE=... in front of one of our scripts is read by one of them."""
     scripts = "".join(words(path) for path in (ROOT / "examples").rglob("*.sh"))
-    theirs = re.compile("SBATCH_|WANDB_MODE")  # sbatch's and wandb's own
+    theirs = re.compile("SBATCH_|WANDB_MODE|HOME")  # sbatch's, wandb's and everybody's own
     for line in code_lines(words(doc)):
         if "examples/" in line:
             for name in re.findall(r"\b([A-Z][A-Z_]+)=", line.split("examples/")[0]):

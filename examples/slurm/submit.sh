@@ -36,7 +36,7 @@ else
   snapshot=$(mktemp -d "$RUN/.code.XXXXXX")
   cd "$ROOT"
   # by name: a checkout also holds data, tokenizers and the runs themselves
-  tar --exclude=__pycache__ -cf - ./*.py pyproject.toml phd data_tools examples tools | tar -xf - -C "$snapshot"
+  tar --exclude=__pycache__ -cf - ./*.py pyproject.toml phd data_tools examples | tar -xf - -C "$snapshot"
   if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
     { git log -1 --format='commit %H%n%ad %s' && git status --short && git diff HEAD; } >"$snapshot/GIT_STATE"
   fi
