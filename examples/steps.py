@@ -67,8 +67,8 @@ def train(run: Path, iterations: int, flags: Sequence[str]) -> None:
 
 
 def pretrain(run: Path, iterations: int, flags: Sequence[str]) -> None:
-    """One start of torchrun with two ranks, and a progress bar made from Megatron's log lines; all of them go
-    to log.txt.
+    """One start of torchrun with two ranks on the CPU, and a progress bar made from Megatron's log lines; all of
+    them go to log.txt.
     """
     run.mkdir(exist_ok=True)
     log = run / "log.txt"
@@ -82,10 +82,13 @@ def pretrain(run: Path, iterations: int, flags: Sequence[str]) -> None:
         TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     begin = newest_checkpoint(run / "checkpoints")
+    # the same story on every machine; two ranks on one GPU would fail
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with open(log, "a") as file, Progress(*columns, console=console) as progress:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace",
+        )  # fmt: skip
         task = progress.add_task("starting", total=iterations, completed=begin, loss="(Megatron loads)")
         try:
             for line in process.stdout or ():

@@ -5,7 +5,7 @@ RUN=$1
 PYTHON=${PYTHON:-$(bash -c "$(grep '^export PYTHON=' "$RUN/launch.sh"); echo \"\$PYTHON\"")}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$first" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
-export RDZV_ENDPOINT=$address:$((15000 + SLURM_JOB_ID % 20000)) RDZV_ID=$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+export RDZV_ENDPOINT=$address:$((15000 + SLURM_JOB_ID % 17000)) RDZV_ID=$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
 echo "== $(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
 
 # SLURM tells the ranks itself, before the time limit (--signal) and when it takes the node away: this script has to
