@@ -67,8 +67,8 @@ def train(run: Path, iterations: int, flags: Sequence[str]) -> None:
 
 
 def pretrain(run: Path, iterations: int, flags: Sequence[str]) -> None:
-    """One start of torchrun with two ranks on the CPU, and a progress bar made from Megatron's log lines; all of
-    them go to log.txt.
+    """One start of torchrun with two ranks on the CPU, and a progress bar made from Megatron's log lines; all
+    of them go to log.txt.
     """
     run.mkdir(exist_ok=True)
     log = run / "log.txt"
