@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from data_tools.cards import same_tokenizer
 from data_tools.files import write_bytes
 from data_tools.indexed import open_indexed
+from data_tools.tables import print_table
 
 
 def blend(
@@ -38,13 +39,15 @@ def blend(
 
     Raises:
         FileNotFoundError, ValueError: see ``open_indexed``.
-        ValueError: a number is missing or bad, a data set comes twice, or is gone through too often.
+        ValueError: a number is missing or bad, a data set comes twice or is gone through too often, or two
+            were made with different tokenizers.
     """
     numbered = epochs or weights
     prefixes, numbers = _split_numbers(data_sets, numbered)
     tokens = [open_indexed(prefix).tokens * train_share for prefix in prefixes]
     if empty := [prefix for prefix, count in zip(prefixes, tokens, strict=True) if count < 1]:
         raise ValueError(f"{empty[0]} holds no tokens: leave it out")
+    same_tokenizer(prefixes)
     if epochs:
         parts = [number * count for number, count in zip(numbers, tokens, strict=True)]
         train_tokens = train_tokens or int(sum(parts))
@@ -65,7 +68,9 @@ def blend(
         table.add_row(
             str(prefix), f"{count:,.0f}", f"{share:.6f}", f"{gone_through:.2f}" if train_tokens else "?"
         )
-    Console(soft_wrap=True).print(table)
+    print_table(table)
+    if train_share < 1:
+        print(f"tokens are those of the {train_share:.1%} of the documents that --split leaves for training")
     # A little over by rounding is no overrun.
     if worst_epochs > max_epochs * (1 + 1e-9):
         raise ValueError(

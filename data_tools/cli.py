@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from data_tools.inputs import KNOWN
 from data_tools.slurm import default_rank
 
 
@@ -38,7 +39,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--input",
         nargs="+",
         required=True,
-        help=".jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt: files, folders, patterns, URLs (fsspec)",
+        help=f"{KNOWN}: files, folders, patterns, URLs (fsspec)",
     )
     parser.add_argument(
         "--text-field", default="text", help="jsonl field or parquet column that holds the text"
@@ -195,9 +196,9 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_merge(args: argparse.Namespace) -> int:
-    from data_tools.merge import merge_data_sets, merge_units
+    from data_tools.merge import is_units_folder, merge_data_sets, merge_units
 
-    folders = [path for path in args.inputs if path.is_dir()]
+    folders = [path for path in args.inputs if is_units_folder(path)]
     if folders and len(args.inputs) > 1:
         raise ValueError(f"merge {folders[0]}: a folder of units is merged alone; then merge the data sets")
     if folders:
@@ -276,8 +277,9 @@ def _add_length_of_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--split",
-        default="969,30,1",
-        help="the training's --split, whose first share is trained on (Megatron's)",
+        default="95,5,0",
+        help="the training's --split: the first number is the share of the documents that is trained on, and "
+        "so counted (default 95,5,0, as examples/pretrain.sh has it; Megatron's own is 969,30,1)",
     )
 
 
@@ -286,7 +288,7 @@ def _train_share(split: str) -> float:
         shares = [float(share) for share in split.split(",")]
         return shares[0] / sum(shares)
     except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"--split {split}: expected numbers like 969,30,1") from error
+        raise ValueError(f"--split {split}: expected numbers like 95,5,0") from error
 
 
 def _run_blend(args: argparse.Namespace) -> int:

@@ -2,15 +2,20 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+# How names end -> what the file holds, and how it is compressed. "json" is jsonl as Megatron's users name it.
 KINDS = {
     ".jsonl": ("jsonl", None),
     ".jsonl.gz": ("jsonl", "gz"),
     ".jsonl.zst": ("jsonl", "zst"),
+    ".json": ("json", None),
+    ".json.gz": ("json", "gz"),
+    ".json.zst": ("json", "zst"),
     ".parquet": ("parquet", None),
     ".txt": ("txt", None),
 }
@@ -27,7 +32,7 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """jsonl, parquet or txt."""
+        """jsonl, json, parquet or txt."""
         return self._suffix()[0]
 
     @property
@@ -77,6 +82,8 @@ def fsspec() -> Any:
 def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
     """All files that ``inputs`` name: in the order given, and sorted by name within a folder or pattern.
 
+    Of a folder a line is printed: how many of its files are read, and what is left out.
+
     Raises:
         FileNotFoundError: a path, folder or pattern has no file.
         ValueError: a file is of an unknown kind, or is named twice.
@@ -95,18 +102,20 @@ def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
 def _local(name: str) -> list[Source]:
     path = Path(name)
     if path.is_dir():
-        found = sorted(_walk(path))
-        if not found:
-            raise FileNotFoundError(f"--input {name}: no {KNOWN} file in this folder")
+        left_out: Counter[str] = Counter()
+        found = _choose(name, _walk(path, left_out), left_out)
     elif path.is_file():
         _check_kind(name)
         found = [name]
     elif glob.has_magic(name):
-        found = sorted(entry for entry in glob.glob(name, recursive=True) if os.path.isfile(entry))
+        matches = sorted(glob.glob(name, recursive=True))
+        found = [entry for entry in matches if os.path.isfile(entry)]
         if not found:
             raise FileNotFoundError(f"--input {name}: no file matches this pattern")
         for entry in found:
             _check_kind(entry)
+        if len(found) < len(matches) and "**" not in name:
+            _tell(name, found, Counter({"folders": len(matches) - len(found)}))
     else:
         raise FileNotFoundError(f"--input {name}: there is no such file")
     sources = []
@@ -116,15 +125,58 @@ def _local(name: str) -> list[Source]:
     return sources
 
 
-def _walk(folder: Path) -> list[str]:
-    """The files of known kind below ``folder``, hidden ones and hidden folders left out."""
+def _walk(folder: Path, left_out: Counter[str]) -> list[str]:
+    """The files below ``folder``, also below links to folders; what is hidden is left out."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
     found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        found += [
-            os.path.join(root, file) for file in files if known_suffix(file) and not file.startswith(".")
-        ]
+    seen: set[tuple[int, int]] = set()
+    for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above, or a second one to the same
+            left_out["linked again"] += 1
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        left_out["hidden"] += sum(each.startswith(".") for each in (*folders, *files))
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        found += [os.path.join(root, file) for file in files if not file.startswith(".")]
     return found
+
+
+def _choose(name: str, files: Iterable[str], left_out: Counter[str]) -> list[str]:
+    """Those of a folder's files that hold documents, sorted; says how many, and what is left out."""
+    there, found = set(files), []
+    for file in sorted(there):
+        if _is_ours(file, there):
+            left_out["written by phd data"] += 1
+        elif known_suffix(file):
+            found.append(file)
+        else:
+            stem, last = os.path.splitext(file.lower())
+            inner = os.path.splitext(stem)[1]
+            left_out[(inner if inner in KINDS else "") + last or "without a suffix"] += 1
+    if not found:
+        raise FileNotFoundError(f"--input {name}: no {KNOWN} file in this folder")
+    _tell(name, found, left_out)
+    return found
+
+
+def _is_ours(file: str, there: set[str]) -> bool:
+    """Whether a file belongs to a data set, its work units or a tokenizer: they may lie beside the inputs."""
+    folder = os.path.dirname(file)
+    if folder.endswith(".units") and f"{folder}/plan.json" in there:
+        return True
+    ends = [end for end in (".json", ".ids.jsonl", ".rejects.jsonl") if file.endswith(end)]
+    whose = file.removesuffix(ends[0]) if ends else ""
+    return bool(ends) and (f"{whose}.bin" in there or (whose.endswith(".model") and whose in there))
+
+
+def _tell(name: str, found: Sequence[str], left_out: Counter[str]) -> None:
+    parts = [f"{count:,} {what}" for what, count in sorted(left_out.items()) if count]
+    print(f"--input {name}: {len(found):,} files" + (f", left out: {', '.join(parts)}" if parts else ""))
 
 
 def _remote(name: str) -> list[Source]:
@@ -135,11 +187,9 @@ def _remote(name: str) -> list[Source]:
     if glob.has_magic(path):
         found = sorted(system.glob(path))
     elif system.isdir(path):
-        found = sorted(
-            entry
-            for entry in system.find(path)
-            if known_suffix(entry) and "/." not in entry.removeprefix(path)
-        )
+        entries = system.find(path)
+        shown = [entry for entry in entries if "/." not in entry.removeprefix(path)]
+        found = _choose(name, shown, Counter({"hidden": len(entries) - len(shown)}))
     else:
         found = [path] if system.exists(path) else []
     if not found:

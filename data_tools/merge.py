@@ -13,12 +13,19 @@ from typing import IO, Any
 
 import numpy as np
 
-from data_tools.files import append_suffix, crc32, lock, rename, sync, write_json
+from data_tools.cards import (
+    put_in_place,
+    read_card,
+    refuse_without_card,
+    same_control_tokens,
+    same_tokenizer,
+)
+from data_tools.files import append_suffix, lock
 from data_tools.indexed import BLOCK, Indexed, open_indexed, write_index
 from data_tools.progress import byte_progress
 
 COPY_BYTES = 1 << 26
-IDS, REJECTS = ".ids.jsonl", ".rejects.jsonl"
+IDS, REJECTS, UNITS = ".ids.jsonl", ".rejects.jsonl", ".units"
 ADDED_UP = ("documents", "tokens", "documents_with_space_mark", "checked_against_reference")
 
 
@@ -31,26 +38,10 @@ class Part:
     card: dict[str, Any] | None
 
 
-def read_card(prefix: Path) -> dict[str, Any] | None:
-    """What PREFIX.json tells of a data set that these tools wrote; None if there is no such file.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    file = append_suffix(prefix, ".json")
-    if not file.is_file():
-        return None
-    try:
-        card = json.loads(file.read_text(encoding="utf-8"))
-        if card["documents"] >= 0 and card["tokens"] >= 0 and card["vocab_size"] > 0 and card["file_bytes"]:
-            return card
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{file} is no card of `phd data`: move it away, or tokenize again")
-
-
 def merge_units(folder: Path, output_prefix: Path, *, delete_units: bool = False) -> dict[str, Any]:
     """Make one data set of the finished shards in PREFIX.units.
+
+    Called again after that, also when the folder has been deleted, it does nothing.
 
     Returns:
         the card of the data set.
@@ -60,31 +51,50 @@ def merge_units(folder: Path, output_prefix: Path, *, delete_units: bool = False
     """
     try:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        made_from, count, digest = plan["made_from"], plan["units"], plan["digest"]
+        made_from, names, options = plan["made_from"], list(plan["units"]), plan["options"]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, FileNotFoundError) and (card := _merged_before(folder, output_prefix)):
+            print(f"{output_prefix} is whole, and {folder} was deleted after its merge: nothing to do")
+            return card
         raise ValueError(f"{folder}: no folder of work units, plan.json cannot be read ({error})") from error
-    finished = _finished(output_prefix, "plan", digest)
+    finished = _finished(output_prefix, "made_from", made_from)
     if finished is None:
         parts, missing = [], []
-        for index in range(count):
-            prefix = folder / f"{index:06d}"
+        for index, name in enumerate(names):
+            prefix = folder / name
             card = read_card(prefix)
-            if card is None or card.get("plan") != digest:
+            if card is None or card.get("options") != options:
                 missing.append(index)
             else:
                 parts.append(Part(prefix, open_indexed(prefix), card))
         if missing:
             named = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
             raise ValueError(
-                f"{folder}: {len(missing)} of {count} units are not done ({named}): run `phd data "
+                f"{folder}: {len(missing)} of {len(names)} units are not done ({named}): run `phd data "
                 "tokenize` with "
                 "the same arguments again, any number of ranks will do"
             )
-        extra = {"plan": digest, "eod_id": made_from["eod_id"], "made_from": made_from}
+        told = {name: made_from[name] for name in ("tokenizer_sha256", "eod_id", "bos_id")}
+        extra = {**same_tokenizer([part.prefix for part in parts[:1]]), **told, "made_from": made_from}
         finished = _merge(parts, output_prefix, extra, _rejects_of_units(parts))
     if delete_units:
         shutil.rmtree(folder)
     return finished
+
+
+def is_units_folder(path: Path) -> bool:
+    """Whether a path given to `merge` means a folder of work units, which may be gone, and no data set."""
+    return path.is_dir() or (path.name.endswith(UNITS) and not append_suffix(path, ".bin").exists())
+
+
+def _merged_before(folder: Path, output_prefix: Path) -> dict[str, Any] | None:
+    """The card of the data set that the deleted ``folder`` became, if it is whole."""
+    if folder.resolve() != append_suffix(output_prefix, UNITS).resolve():
+        return None
+    card = read_card(output_prefix)
+    if card is None or "made_from" not in card or open_indexed(output_prefix).tokens != card["tokens"]:
+        return None
+    return card
 
 
 def merge_data_sets(prefixes: Sequence[Path], output_prefix: Path) -> dict[str, Any]:
@@ -95,9 +105,11 @@ def merge_data_sets(prefixes: Sequence[Path], output_prefix: Path) -> dict[str, 
 
     Raises:
         FileNotFoundError, ValueError: see ``open_indexed``.
-        ValueError: they hold ids of different types or tokenizers, or the output is there already.
+        ValueError: they hold ids of different types or tokenizers, end documents differently, one comes twice
+            or is the output, or the output is there already.
     """
     parts = [Part(prefix, open_indexed(prefix), read_card(prefix)) for prefix in prefixes]
+    _refuse_twice(prefixes, output_prefix)
     merged_from = [
         {
             "path": str(part.prefix.resolve()),
@@ -113,30 +125,20 @@ def merge_data_sets(prefixes: Sequence[Path], output_prefix: Path) -> dict[str, 
                 f"{parts[0].indexed.dtype}: they were "
                 "made with different vocabularies"
             )
-    for name in ("vocab_size", "tokenizer_sha256"):
-        known = {_made(part, name): part.prefix for part in parts if _made(part, name) is not None}
-        if len(known) > 1:
-            (one, first), (two, second) = list(known.items())[:2]
-            raise ValueError(
-                f"{first} and {second} were made with different tokenizers ({name} {one} and {two})"
-            )
+    extra = {**same_tokenizer(prefixes), **same_control_tokens(prefixes), "merged_from": merged_from}
     finished = _finished(output_prefix, "merged_from", merged_from)
-    if finished is not None:
-        return finished
-    extra = {
-        "merged_from": merged_from,
-        "tokenizer_sha256": next(
-            (_made(p, "tokenizer_sha256") for p in parts if _made(p, "tokenizer_sha256")), None
-        ),
-        "vocab_size": next((_made(part, "vocab_size") for part in parts if part.card), None),
-    }
-    return _merge(parts, output_prefix, {k: v for k, v in extra.items() if v is not None}, None)
+    return finished or _merge(parts, output_prefix, extra, None)
 
 
-def _made(part: Part, name: str) -> Any:
-    if part.card is None:
-        return None
-    return part.card.get(name, part.card.get("made_from", {}).get(name))
+def _refuse_twice(prefixes: Sequence[Path], output_prefix: Path) -> None:
+    files: set[Path] = set()
+    for prefix in prefixes:
+        file = append_suffix(prefix, ".bin").resolve()
+        if file in files:
+            raise ValueError(f"{prefix}: named twice, its documents would be in the data twice")
+        files.add(file)
+    if append_suffix(output_prefix, ".bin").resolve() in files:
+        raise ValueError(f"--output-prefix {output_prefix} is one of the data sets to merge: choose another")
 
 
 def _finished(output_prefix: Path, name: str, value: Any) -> dict[str, Any] | None:
@@ -148,7 +150,7 @@ def _finished(output_prefix: Path, name: str, value: Any) -> dict[str, Any] | No
         return card
     raise ValueError(
         f"{append_suffix(output_prefix, '.json')} is there already and was made from something else: choose "
-        "another --output-prefix, or delete it"
+        "another --output-prefix, or delete it with its .bin and .idx"
     )
 
 
@@ -160,6 +162,7 @@ def _merge(
 ) -> dict[str, Any]:
     if not sum(part.indexed.documents for part in parts):
         raise ValueError("--input: there is no document in these files")
+    refuse_without_card(output_prefix, "--output-prefix")
     output_prefix.parent.mkdir(parents=True, exist_ok=True)
     bin_bytes = sum(part.indexed.tokens for part in parts) * parts[0].indexed.dtype.itemsize
     if bin_bytes > (free := shutil.disk_usage(output_prefix.parent).free):
@@ -211,30 +214,21 @@ def _merge(
                     for part in parts:
                         if (file := append_suffix(part.prefix, REJECTS)).is_file():
                             _copy(file, target)
-        # A .bin without .idx is no data set to any reader: an old one goes first, the new one comes last.
-        append_suffix(output_prefix, ".idx").unlink(missing_ok=True)
-        for end in sorted(temporary, key=lambda end: end == ".idx"):
-            sync(temporary[end])
-            rename(temporary[end], append_suffix(output_prefix, end))
+        return put_in_place(output_prefix, list(temporary), _added_up(parts) | extra | {"segments": segments})
 
+
+def _added_up(parts: Sequence[Part]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     for part in parts:
         card = part.card or {"documents": part.indexed.documents, "tokens": part.indexed.tokens}
         counts.update({name: card.get(name, 0) for name in ADDED_UP})
         rejected.update(card.get("rejects", {}))
-    content = {
+    return {
         **{name: counts[name] for name in ADDED_UP},
         "dtype": parts[0].indexed.dtype.name,
-        "vocab_size": next((part.card["vocab_size"] for part in parts if part.card), 1 << 31),
         "rejects": dict(sorted(rejected.items())),
-        **extra,
-        "file_bytes": {end: append_suffix(output_prefix, end).stat().st_size for end in sorted(temporary)},
-        "idx_crc32": crc32(append_suffix(output_prefix, ".idx")),
-        "segments": segments,
     }
-    write_json(append_suffix(output_prefix, ".json"), content)
-    return content
 
 
 def _one_segment(part: Part) -> list[dict[str, int]] | None:

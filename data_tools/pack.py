@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from data_tools.indexed import open_indexed
+from data_tools.tables import print_table
 
 
 @dataclass(frozen=True)
@@ -119,21 +119,15 @@ def pack(prefix: Path, context_lengths: Sequence[int]) -> list[Statistics]:
         f"mean, {median:,} in the "
         f"median, {most:,} at most"
     )
-    table = Table(
-        "context", "longer documents", "tokens in them", "samples", "documents cut", "mean context seen",
-        "packed whole: sequences", "padding",
-    )  # fmt: skip
     results = [statistics(lengths, length) for length in context_lengths]
-    for result in results:
-        table.add_row(
-            f"{result.length:,}",
-            f"{result.longer_documents:.2%}",
-            f"{result.tokens_in_longer:.2%}",
-            f"{result.samples:,}",
-            f"{result.cut_documents:.2%}",
-            f"{result.mean_context:,.0f}",
-            f"{result.packed_sequences:,}",
-            f"{result.padding:.2%}",
-        )
-    Console(soft_wrap=True).print(table)
+    # A row for each statistic: side by side their names would take more than a terminal's 80 columns.
+    table = Table("context", *(f"{result.length:,}" for result in results))
+    table.add_row("longer documents", *(f"{result.longer_documents:.2%}" for result in results))
+    table.add_row("tokens in them", *(f"{result.tokens_in_longer:.2%}" for result in results))
+    table.add_row("samples", *(f"{result.samples:,}" for result in results))
+    table.add_row("documents cut", *(f"{result.cut_documents:.2%}" for result in results))
+    table.add_row("mean context seen", *(f"{result.mean_context:,.0f}" for result in results))
+    table.add_row("packed whole: sequences", *(f"{result.packed_sequences:,}" for result in results))
+    table.add_row("packed whole: padding", *(f"{result.padding:.2%}" for result in results))
+    print_table(table)
     return results

@@ -60,7 +60,8 @@ def read_batches(
     """Documents that begin in bytes (parquet: row groups) ``start`` to ``end`` of ``source``.
 
     Raises:
-        ValueError: the file cannot be read as what its name says (a damaged archive, no such column).
+        ValueError: the file cannot be read as what its name says (a damaged archive, no such column, a .json
+            that is not JSON lines).
         OSError: it cannot be read at all.
     """
     if source.kind == "parquet":
@@ -68,7 +69,9 @@ def read_batches(
         return
     with _open_lines(source) as file:
         try:
-            if source.kind == "jsonl":
+            if source.kind == "json":
+                _check_json_lines(source)
+            if source.kind in ("json", "jsonl"):
                 yield from _jsonl_batches(file, start, end, form, batch_bytes)
             elif form.document_separator is None:
                 yield _whole_file(file, form, source)
@@ -90,6 +93,18 @@ def _open_lines(source: Source) -> IO[bytes]:
     name = {"gz": "gzip", "zst": "zstd"}[source.compression]
     # Arrow tells where a stream ends too early; the usual reader of zstd takes that for the end.
     return io.BufferedReader(pyarrow.CompressedInputStream(source.open(), name), 1 << 20)
+
+
+def _check_json_lines(source: Source) -> None:
+    """A .json may be one array or object, and a range of it would be all bad records: the head tells."""
+    with _open_lines(source) as file:
+        head = file.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+    if head and (not head.startswith(b"{") or head.partition(b"\n")[0].strip() == b"{"):
+        raise ValueError(
+            f"--input {source.path}: not JSON lines, one object a line; it begins with "
+            f"{head[:20].decode('utf-8', 'backslashreplace')!r}: convert it (an array: jq -c '.[]'), "
+            "or leave it out"
+        )
 
 
 def _jsonl_batches(

@@ -63,16 +63,16 @@ class BadRecords(ValueError):
 
 def shard_prefix(folder: Path, unit: Unit) -> Path:
     """Where a unit's shard is, without .bin or .idx."""
-    return folder / f"{unit.index:06d}"
+    return folder / unit.name
 
 
-def is_whole(prefix: Path, unit: Unit, digest: str) -> bool:
-    """Whether the shard is there, complete and made from this plan."""
+def is_whole(prefix: Path, unit: Unit, options: str) -> bool:
+    """Whether the shard is there, complete and made from this unit with these options."""
     card = append_suffix(prefix, ".json")
     try:
         content = json.loads(card.read_text(encoding="utf-8"))
         return (
-            content["plan"] == digest
+            content["options"] == options
             and content["unit"] == unit.identity()
             and all(
                 append_suffix(prefix, end).stat().st_size == size
@@ -86,7 +86,7 @@ def is_whole(prefix: Path, unit: Unit, digest: str) -> bool:
 def write_shard(
     unit: Unit,
     prefix: Path,
-    digest: str,
+    options: str,
     settings: Settings,
     encoder: Encoder,
     report: Callable[[Advance], None] = lambda advance: None,
@@ -96,7 +96,7 @@ def write_shard(
     Args:
         unit: what to read.
         prefix: of the files to write.
-        digest: of the plan that the unit is part of.
+        options: a digest of all that the data set is made from but its inputs.
         settings: of the data set.
         encoder: made from ``settings``.
         report: told of every batch.
@@ -120,7 +120,7 @@ def write_shard(
                     report(state.add(batch, piece))
                     lines += batch.lines
                 state.lines.append(lines)
-        card = {"plan": digest, "unit": unit.identity(), "lines": state.lines, **state.finish()}
+        card = {"options": options, "unit": unit.identity(), "lines": state.lines, **state.finish()}
     write_json(append_suffix(prefix, ".json"), card)
     return card
 
@@ -175,8 +175,8 @@ class _Shard:
             if self.settings.stop_on_bad_record:
                 line = lines_before(piece) + reject.line
                 raise BadRecords(
-                    f"{piece.source.path}, line {line}: {reject.kind}: {reject.detail}; mend it, or "
-                    "have such "
+                    f"{piece.source.path}, line {line}: {reject.kind}: {reject.detail}; mend it and run the "
+                    "same command again, which keeps the finished units of all other files, or have such "
                     "records counted, listed and left out: --on-bad-record skip"
                 )
             self.rejects[reject.kind] += 1
@@ -298,7 +298,7 @@ def start_worker(settings: Settings, counters: Any) -> None:
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
-def work(unit: Unit, prefix: Path, digest: str) -> int:
+def work(unit: Unit, prefix: Path, options: str) -> int:
     """``write_shard`` in a worker; returns the process's peak memory in bytes."""
     global _encoder
     if _encoder is None:
@@ -311,7 +311,7 @@ def work(unit: Unit, prefix: Path, digest: str) -> int:
             if _counters[STOP]:
                 raise KeyboardInterrupt
 
-    write_shard(unit, prefix, digest, _settings, _encoder, report)
+    write_shard(unit, prefix, options, _settings, _encoder, report)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

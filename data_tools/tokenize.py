@@ -15,15 +15,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from data_tools.cards import read_card, refuse_difference, refuse_without_card
 from data_tools.encoders import load_encoder
 from data_tools.encoders.base import BEGIN_TOKENS, END_TOKENS
 from data_tools.files import append_suffix, write_json
 from data_tools.inputs import Source, find_sources
-from data_tools.merge import merge_units, read_card
+from data_tools.merge import UNITS, merge_units
 from data_tools.progress import byte_progress
 from data_tools.records import Format
 from data_tools.shard import STOP, Settings, check_bad_share, is_whole, shard_prefix, start_worker, work
@@ -80,12 +80,16 @@ def tokenize(
 
     Raises:
         ValueError: a bad record (names file and line), a tokenizer that cannot do what is asked, another run
-            at the same unit, or inputs or options other than those of the files that lie there already
-            (names the difference).
+            at the same unit, inputs or options other than those of the files that lie there already (names
+            the difference), or files there that are not ours.
         FileNotFoundError: an input or the tokenizer is missing.
     """
     form = form or Format()
     _check_options(workers, rank, world_size, unit_size, max_bad_share)
+    if eod_token is not None and not append_eod:
+        raise ValueError(f"--eod-token {eod_token} does nothing without --append-eod: give both, or none")
+    if bos_token is not None and not prepend_bos:
+        raise ValueError(f"--bos-token {bos_token} does nothing without --prepend-bos: give both, or none")
     sources = find_sources(inputs)
     _check_form(sources, form)
     encoder = load_encoder(tokenizer_model, fast=False, pattern=tiktoken_pattern)
@@ -97,7 +101,6 @@ def tokenize(
         if token is not None:
             string = next(string for string, index in encoder.specials.items() if index == token)
             print(f"{name} is {string}, id {token}")
-    unit_size = unit_size or unit_bytes(sources)
     made_from = {
         "inputs": [source.identity() for source in sources],
         "tokenizer_sha256": encoder.sha256,
@@ -107,19 +110,18 @@ def tokenize(
         "text_field": form.text_field,
         "id_field": form.id_field,
         "document_separator": form.document_separator,
-        "unit_bytes": unit_size,
     }
+    folder = append_suffix(output_prefix, UNITS)
     card = append_suffix(output_prefix, ".json")
     if card.is_file():
         content = _already_done(output_prefix, card, made_from)
         if world_size == 1:  # a run that was stopped after its last step but one
-            shutil.rmtree(append_suffix(output_prefix, ".units"), ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         print(f"{output_prefix}: already done, {_summary(content)}")
         return content
 
-    units = plan_units(sources, unit_size, txt_is_split=form.document_separator is not None)
-    folder = append_suffix(output_prefix, ".units")
-    digest = _keep_plan(folder, made_from, len(units))
+    refuse_without_card(output_prefix, "--output-prefix")
+    units, options = _plan(folder, made_from, sources, unit_size, form.document_separator is not None)
     settings = Settings(
         tokenizer_model=Path(tokenizer_model),
         form=form,
@@ -132,10 +134,10 @@ def tokenize(
         max_bad_share=max_bad_share,
     )
     mine = units[rank::world_size]
-    _run(mine, folder, digest, settings, workers, f"rank {rank} of {world_size}: " if world_size > 1 else "")
+    _run(mine, folder, options, settings, workers, f"rank {rank} of {world_size}: " if world_size > 1 else "")
     _check_rejects(mine, folder, max_bad_share)
     if world_size > 1:
-        missing = sum(not is_whole(shard_prefix(folder, unit), unit, digest) for unit in units)
+        missing = sum(not is_whole(shard_prefix(folder, unit), unit, options) for unit in units)
         left = f"{missing} of {len(units)} units are left to other ranks" if missing else "all units are done"
         print(f"{folder}: rank {rank} of {world_size} is done; {left}")
         print(f"once all are: phd data merge {folder} --output-prefix {output_prefix}")
@@ -171,23 +173,51 @@ def _check_form(sources: Sequence[Source], form: Format) -> None:
         raise ValueError("--id-field: .txt files have no fields; leave it out, or those files")
 
 
-def _keep_plan(folder: Path, made_from: dict[str, Any], units: int) -> str:
-    """Write the plan, or compare it with the one that is there; returns its digest."""
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+def _plan(
+    folder: Path,
+    made_from: dict[str, Any],
+    sources: Sequence[Source],
+    unit_size: int | None,
+    txt_is_split: bool,
+) -> tuple[list[Unit], str]:
+    """Cut the inputs into units and write the plan; an earlier one has to be for the same options and paths.
+
+    The content of an input may have changed since then, when a bad record was mended. With the size of units
+    as it was, the cuts in all other files are the same, and their shards are found again.
+
+    Returns:
+        the units, and a digest of the options, which is in the cards of their shards.
+    """
     file = folder / "plan.json"
-    if file.is_file():
-        _refuse_difference(file, json.loads(file.read_text(encoding="utf-8"))["made_from"], made_from)
-    else:
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if earlier is not None:
+        before, inputs = earlier["made_from"], made_from["inputs"]
+        changed = 0
+        if [each["path"] for each in before["inputs"]] == [each["path"] for each in inputs]:
+            changed = sum(old != new for old, new in zip(before["inputs"], inputs, strict=True))
+            before = before | {"inputs": inputs}
+        refuse_difference(file, before, made_from, str(folder))
+        unit_size = unit_size or earlier.get("unit_bytes")
+        refuse_difference(file, earlier, {"unit_bytes": unit_size}, str(folder))
+        if changed:
+            print(f"{changed:,} of {len(inputs):,} inputs have changed: the units of the others are kept")
+    unit_size = unit_size or unit_bytes(sources)
+    units = plan_units(sources, unit_size, txt_is_split=txt_is_split)
+    parameters = {name: value for name, value in made_from.items() if name != "inputs"}
+    options = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+    names = [unit.name for unit in units]
+    plan = {"made_from": made_from, "unit_bytes": unit_size, "options": options, "units": names}
+    if plan != earlier:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"made_from": made_from, "units": units, "digest": digest})
-    return digest
+        write_json(file, plan)
+    return units, options
 
 
 def _run(
-    units: Sequence[Unit], folder: Path, digest: str, settings: Settings, workers: int, title: str
+    units: Sequence[Unit], folder: Path, options: str, settings: Settings, workers: int, title: str
 ) -> None:
     """Make the shards of ``units`` that are not there yet."""
-    todo = [unit for unit in units if not is_whole(shard_prefix(folder, unit), unit, digest)]
+    todo = [unit for unit in units if not is_whole(shard_prefix(folder, unit), unit, options)]
     if len(todo) < len(units):
         print(f"{title}{len(units) - len(todo)} of {len(units)} units are done already", flush=True)
     if not todo:
@@ -219,7 +249,7 @@ def _run(
             while True:
                 while len(running) < 2 * workers and (unit := next(waiting, None)) is not None:
                     with _no_interrupts():  # which a worker that this starts inherits
-                        future = pool.submit(work, unit, shard_prefix(folder, unit), digest)
+                        future = pool.submit(work, unit, shard_prefix(folder, unit), options)
                     running[future] = unit
                 if not running:
                     break
@@ -268,38 +298,19 @@ def _check_rejects(units: Sequence[Unit], folder: Path, max_bad_share: float) ->
 
 
 def _already_done(prefix: Path, card: Path, made_from: dict[str, Any]) -> dict[str, Any]:
-    remedy = "choose another --output-prefix, or delete this file to write anew"
+    written = f"{card} and the .bin and .idx beside it"
+    remedy = f"choose another --output-prefix, or delete {written} to begin anew"
     try:
         content = json.loads(card.read_text(encoding="utf-8"))
         before, file_bytes = content["made_from"], content["file_bytes"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{card} was not written by `tokenize`: {remedy}") from error
-    _refuse_difference(card, before, made_from)
+    refuse_difference(card, before, made_from, written)
     for end, size in file_bytes.items():
         file = append_suffix(prefix, end)
         if not file.is_file() or file.stat().st_size != size:
             raise ValueError(f"{file} is missing or not the {size} bytes that {card} tells: {remedy}")
     return content
-
-
-def _refuse_difference(file: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for name, value in now.items():
-        if before.get(name) != value:
-            old, new = _first_difference(before.get(name), value)
-            raise ValueError(
-                f"{file} was made from something else ({name} was {old}, is {new}): give what it "
-                "was made from, "
-                "choose another --output-prefix, or delete "
-                f"{file.parent if file.name == 'plan.json' else file} "
-                "to begin anew"
-            )
-
-
-def _first_difference(old: Any, new: Any) -> tuple[Any, Any]:
-    """Of two lists of inputs the first pair that differs: there may be thousands."""
-    if isinstance(old, list) and isinstance(new, list):
-        return next((a, b) for a, b in zip_longest(old, new) if a != b)
-    return old, new
 
 
 def _summary(content: dict[str, Any]) -> str:

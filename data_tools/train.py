@@ -1,12 +1,16 @@
 """Train a SentencePiece tokenizer that gives every text back unchanged."""
 
+import hashlib
 import io
+import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
+from data_tools.cards import refuse_difference
 from data_tools.files import append_suffix, sha256, write_bytes, write_json
 from data_tools.inputs import Source, find_sources
 from data_tools.progress import byte_progress
@@ -38,7 +42,8 @@ def train_tokenizer(
     Byte fallback, digits split, no normalisation and whitespace kept: decoding gives the text back (but for
     U+2581, SentencePiece's own mark of a space, which comes back as one). EOD, as Megatron's
     ``SentencePieceTokenizer`` calls it, is the control token ``</s>`` (id 2). Control tokens are never made
-    from text, so a document that spells ``</s>`` is safe. The same arguments and inputs give the same model.
+    from text, so a document that spells ``</s>`` is safe. The same arguments and inputs give the same model;
+    where it lies already, nothing is done.
 
     Args:
         inputs: files, folders, patterns and URLs.
@@ -53,7 +58,8 @@ def train_tokenizer(
         stop_on_bad_record: otherwise they are left out, and counted.
 
     Raises:
-        ValueError: a bad record, no text, or a ``vocab_size`` that the text cannot fill.
+        ValueError: a bad record, no text, a ``vocab_size`` that the text cannot fill, or another model in the
+            place.
         FileNotFoundError: an input is missing.
     """
     if model_type not in MODEL_TYPES:
@@ -67,6 +73,23 @@ def train_tokenizer(
     if not 0 < sample_rate <= 1:
         raise ValueError(f"--sample-rate must be above 0 and at most 1, got {sample_rate}")
     form, sources = form or Format(), find_sources(inputs)
+    made_from = {
+        "inputs": [source.identity() for source in sources],
+        "vocab_size": vocab_size,
+        "model_type": model_type,
+        "control_tokens": list(control_tokens),
+        "seed": seed,
+        "sample_rate": sample_rate,
+        "max_sentences": max_sentences,
+        "text_field": form.text_field,
+        "document_separator": form.document_separator,
+        "stop_on_bad_record": stop_on_bad_record,
+    }
+    model_file = append_suffix(output_prefix, ".model")
+    if model_file.exists():
+        _refuse_other(model_file, made_from)
+        print(f"{model_file}: already done")
+        return
     documents = _Documents(sources, form, seed, sample_rate, stop_on_bad_record)
     sentences = _sample(_lines(documents), max_sentences, seed)
     if not sentences:
@@ -100,9 +123,7 @@ def train_tokenizer(
     output_prefix.parent.mkdir(parents=True, exist_ok=True)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = "".join(f"{processor.id_to_piece(i)}\t{processor.get_score(i)}\n" for i in range(len(processor)))
-    model_file = append_suffix(output_prefix, ".model")
     write_bytes(append_suffix(output_prefix, ".vocab"), pieces.encode())
-    write_bytes(model_file, model.getvalue())
     card = {
         "kind": f"SentencePiece {model_type}, byte fallback, digits split, identity "
         "normalisation, whitespace kept",
@@ -110,17 +131,32 @@ def train_tokenizer(
         "control_tokens": {
             name: processor.piece_to_id(name) for name in ("<unk>", "<s>", "</s>", *control_tokens)
         },
-        "sha256": sha256(model_file),
+        "sha256": hashlib.sha256(model.getvalue()).hexdigest(),
         "sentencepiece": sentencepiece.__version__,
-        "seed": seed,
-        "sample_rate": sample_rate,
         "documents": documents.taken,
         "sentences": len(sentences),
         "bad_records": documents.rejected,
-        "inputs": [source.identity() for source in sources],
+        "made_from": made_from,
     }
+    # The model comes last: one that is there has its card, or is not ours.
     write_json(append_suffix(model_file, ".json"), card)
+    write_bytes(model_file, model.getvalue())
     print(f"{model_file}: {len(processor):,} pieces")
+
+
+def _refuse_other(model_file: Path, made_from: dict[str, Any]) -> None:
+    """Raise ValueError if the model is not, or cannot be told to be, what ``made_from`` gives."""
+    try:
+        card = json.loads(append_suffix(model_file, ".json").read_text(encoding="utf-8"))
+        before, is_its_own = card["made_from"], card["sha256"] == sha256(model_file)
+    except (OSError, ValueError, KeyError, TypeError):
+        is_its_own = False
+    if not is_its_own:
+        raise ValueError(
+            f"{model_file} is there already and no card beside it tells what it was made from: choose "
+            "another --output-prefix, or delete it"
+        )
+    refuse_difference(model_file, before, made_from, str(model_file))
 
 
 class _Documents:

@@ -5,6 +5,8 @@ workers or ranks there are, so any number of them makes the same data set. A doc
 which it begins (in a .txt with separators: in which the separator before it begins).
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,13 +33,17 @@ class Piece:
 class Unit:
     """What one worker turns into one shard without a stop."""
 
-    index: int
     pieces: tuple[Piece, ...]
 
     @property
     def size(self) -> int:
         """Stored bytes."""
         return sum(piece.size for piece in self.pieces)
+
+    @property
+    def name(self) -> str:
+        """Of its shard: by what it is made from, so that it is found again when other inputs have changed."""
+        return hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:16]
 
     def identity(self) -> list[list[Any]]:
         """For the shard's card."""
@@ -64,7 +70,7 @@ def plan_units(sources: Sequence[Source], size: int, *, txt_is_split: bool) -> l
     def flush() -> None:
         nonlocal pending, pending_bytes
         if pending:
-            units.append(Unit(len(units), tuple(pending)))
+            units.append(Unit(tuple(pending)))
         pending, pending_bytes = [], 0
 
     for source in sources:

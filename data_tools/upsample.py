@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from data_tools.blend import blend
-from data_tools.files import append_suffix, crc32, lock, rename, sync, write_json
+from data_tools.cards import put_in_place, read_card, refuse_without_card, same_tokenizer
+from data_tools.files import append_suffix, crc32, lock
 from data_tools.indexed import Indexed, open_indexed, write_index
-from data_tools.merge import read_card
 from data_tools.progress import byte_progress
 
 BLOCK_TOKENS = 1 << 24
@@ -52,7 +52,8 @@ def upsample(
 
     Raises:
         FileNotFoundError, ValueError: see ``open_indexed`` and ``blend``.
-        ValueError: a domain has no long documents (or no short ones), or two domains one name.
+        ValueError: a domain has no long documents (or no short ones), two domains one name, or a part's place
+            is taken.
     """
     if not 0 < long_share < 1:
         raise ValueError(f"--long-share must lie between 0 and 1, got {long_share}")
@@ -62,6 +63,7 @@ def upsample(
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two domains are called {min(twice)}: rename one, the parts go by their names")
     domains = [open_indexed(prefix) for prefix in prefixes]
+    same_tokenizer(prefixes)
     for domain in domains:
         long = domain.document_lengths() > longer_than
         if long.all() or not long.any():
@@ -115,10 +117,11 @@ def _split(domain: Indexed, output: Path, longer_than: int, report: Callable[[in
     wanted = {kind: source | {"documents_kept": kind} for kind in KINDS}
     found = {kind: read_card(writer.prefix) for kind, writer in writers.items()}
     for kind, card in found.items():
+        refuse_without_card(writers[kind].prefix, "--output")
         if card is not None and card.get("split_from") != wanted[kind]:
             raise ValueError(
                 f"{append_suffix(writers[kind].prefix, '.json')} is there already and was made from "
-                "something else: choose another --output, or delete it"
+                "something else: choose another --output, or delete it with its .bin and .idx"
             )
     if all(found.values()):
         report(domain.tokens * domain.dtype.itemsize)
@@ -159,22 +162,14 @@ def _finish(domain: Indexed, kept: np.ndarray, writer: _Writer, source: dict[str
     sequences = np.diff(domain.document_indices)
     lengths = domain.lengths[np.repeat(kept, sequences)]
     write_index(temporary[".idx"], domain.dtype, [lengths], [np.cumsum(sequences[kept])])
-    # A .bin without .idx is no data set to any reader: an old one goes first, the new one comes last.
-    append_suffix(writer.prefix, ".idx").unlink(missing_ok=True)
-    for end, file in temporary.items():
-        sync(file)
-        rename(file, append_suffix(writer.prefix, end))
     card = read_card(domain.prefix) or {}
-    known = ("tokenizer_sha256", "eod_id", "vocab_size", "made_from")
+    known = ("tokenizer_sha256", "eod_id", "bos_id", "vocab_size", "made_from")
     content = {
         "documents": int(kept.sum()),
         "tokens": int(lengths.sum(dtype=np.int64)),
         "dtype": domain.dtype.name,
-        "vocab_size": 1 << 31,
         **{name: card[name] for name in known if name in card},
         "split_from": source,
-        "file_bytes": {end: append_suffix(writer.prefix, end).stat().st_size for end in temporary},
-        "idx_crc32": crc32(append_suffix(writer.prefix, ".idx")),
         "crc32": writer.crc,
     }
-    write_json(append_suffix(writer.prefix, ".json"), content)
+    put_in_place(writer.prefix, list(temporary), content)

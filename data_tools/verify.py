@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.cards import read_card
 from data_tools.files import append_suffix, crc32
 from data_tools.indexed import Indexed, open_indexed
-from data_tools.merge import IDS, read_card
+from data_tools.merge import IDS
 from data_tools.progress import byte_progress
 
 CHUNK_BYTES = 1 << 25
+ANY_ID = 1 << 31
+"""The vocabulary of a merge of data sets without cards: any id that is not negative."""
 
 
 def verify(prefix: Path, *, vocab_size: int | None = None) -> None:
@@ -32,7 +35,7 @@ def verify(prefix: Path, *, vocab_size: int | None = None) -> None:
     if vocab_size is None:
         if card is None:
             raise ValueError(f"{prefix}.json is not there to tell the vocabulary: give --tokenizer-model")
-        vocab_size = card["vocab_size"]
+        vocab_size = card.get("vocab_size", ANY_ID)
     _check_index(indexed)
     if card is not None:
         _check_card(indexed, card)
@@ -41,6 +44,8 @@ def verify(prefix: Path, *, vocab_size: int | None = None) -> None:
         for size in _check_content(indexed, card, vocab_size):
             progress.update(task, advance=size)
     told = "" if card is not None else " (no card, so no checksums to compare with)"
+    if vocab_size == ANY_ID:
+        told = " (the vocabulary is not known: --tokenizer-model has the ids compared with it)"
     print(f"{prefix}: whole, {indexed.documents:,} documents, {indexed.tokens:,} tokens{told}")
 
 

@@ -21,7 +21,8 @@ mkdir -p "$LOGS"
 array=$(sbatch --parsable --job-name=phd-tokenize --array="0-$((TASKS - 1))" --cpus-per-task="$CPUS" --requeue \
   --output="$LOGS/tokenize-%a.log" --open-mode=append ${TOKENIZE_SBATCH:-} --wrap="$(printf '%q ' \
     "$PYTHON" -m phd.cli data tokenize --input $INPUT --tokenizer-model "$TOKENIZER_MODEL" \
-    --output-prefix "$OUTPUT_PREFIX" --workers "$CPUS" --world-size "$TASKS" --append-eod "$@") --rank \$SLURM_ARRAY_TASK_ID")
+    --output-prefix "$OUTPUT_PREFIX" --workers "$CPUS" --world-size "$TASKS" \
+    --append-eod "$@") --rank \$SLURM_ARRAY_TASK_ID")
 
 # shellcheck disable=SC2086
 merge=$(sbatch --parsable --job-name=phd-merge --dependency="afterok:$array" --kill-on-invalid-dep=yes --requeue \

@@ -1,5 +1,7 @@
 """Weights that add up, epochs that are kept to, and a file that Megatron reads."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -74,3 +76,31 @@ def test_bad_numbers(entries, message, sets, tmp_path):
     entries = [entry.replace("A", sets[0]) for entry in entries]
     with pytest.raises(ValueError, match=message.replace("A.*", "a: .*")):
         blend(entries, tmp_path / "blend.txt", epochs=True)
+
+
+def test_other_tokenizers_are_refused(sets, tmp_path):
+    """By their cards, as merge does; a data set without a card goes with any."""
+    for prefix, sha256 in ((sets[0], "12"), (sets[2], "34")):
+        card = {
+            "documents": 1,
+            "tokens": 9,
+            "file_bytes": {".bin": 1},
+            "made_from": {"tokenizer_sha256": sha256},
+        }
+        (tmp_path / f"{prefix}.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"a and .*c were made with different tokenizers \(.* 12 and 34\)"):
+        blend(sets, tmp_path / "blend.txt")
+    assert not (tmp_path / "blend.txt").exists()
+    blend(sets[:2], tmp_path / "blend.txt")
+
+
+def test_paths_and_the_share_trained_on_are_printed(sets, tmp_path, monkeypatch, capsys):
+    """Paths whole, however narrow the terminal; --split as the project's scripts have it."""
+    from data_tools.__main__ import main
+
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.argv", ["phd data", "blend", *sets, "--output", str(tmp_path / "blend.txt")])
+    assert main() == 0
+    output = capsys.readouterr().out
+    assert all(prefix in output for prefix in sets)
+    assert "1,520" in output and "the 95.0% of the documents that --split leaves" in output

@@ -1,5 +1,6 @@
 """What --input names, and in which order."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,56 @@ def test_folder_pattern_file_in_their_order(folder):
     ]  # fmt: skip
     kinds = [(source.kind, source.compression) for source in find_sources([folder])]
     assert kinds == [("txt", None), ("parquet", None), ("jsonl", "gz"), ("jsonl", None)]
+
+
+def test_what_a_folder_leaves_out_is_told(folder, tmp_path, capsys):
+    for name in ("a/y.jsonl.xz", "a/z.CSV", "README", "a/v1.2.md", "b.json", "b.json.gz", "b.json.zst"):
+        (folder / name).write_text(name)
+    assert {"b.json", "b.json.gz", "b.json.zst"} < {*names(find_sources([folder]), folder)}
+    told = "7 files, left out: 2 .csv, 1 .jsonl.xz, 1 .md, 2 hidden, 1 without a suffix"
+    assert capsys.readouterr().out == f"--input {folder}: {told}\n"
+    find_sources([f"file://{folder}"])
+    assert told.split(",")[1] in capsys.readouterr().out
+    find_sources([f"{folder}/b.*"])
+    assert capsys.readouterr().out == ""
+    find_sources([f"{folder}/[aA]*"])
+    assert "1 files, left out: 1 folders" in capsys.readouterr().out
+
+
+def test_links_to_folders_are_followed_once(folder, tmp_path, capsys):
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "d.jsonl").write_text("d")
+    (tmp_path / "else" / "back").symlink_to(folder)
+    (folder / "linked").symlink_to(tmp_path / "else")
+    (folder / "a" / "up").symlink_to(folder)
+    found = names(find_sources([folder]), folder)
+    assert found == ["A.TXT", "a/b.parquet", "a/c.jsonl.gz", "b.jsonl", "linked/d.jsonl"]
+    assert "2 linked again" in capsys.readouterr().out
+
+
+def test_what_these_tools_write_beside_the_inputs_is_no_input(folder, capsys):
+    """Or a run with its output in the folder of the inputs could not go on."""
+    before = names(find_sources([folder]), folder)
+    ours = ("out.bin", "out.json", "out.ids.jsonl", "out.rejects.jsonl", "t.model", "t.model.json")
+    for name in (*ours, "o.units/plan.json", "o.units/12.json", "o.units/12.rejects.jsonl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    capsys.readouterr()
+    assert names(find_sources([folder]), folder) == before
+    assert "1 .bin, 1 .csv, 1 .model, 2 hidden, 7 written by phd data" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(folder, monkeypatch):
+    real = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/a"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="/a"):
+        find_sources([folder])
 
 
 def test_identity_changes_with_the_file(folder):

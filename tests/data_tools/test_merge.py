@@ -1,15 +1,16 @@
 """Data sets one after the other: every byte kept, mismatches refused."""
 
 import errno
-import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
+from data_tools import cards
 from data_tools import merge as module
 from data_tools.indexed import open_indexed
-from data_tools.merge import merge_data_sets
+from data_tools.merge import is_units_folder, merge_data_sets, merge_units
 from data_tools.tokenize import tokenize
 from data_tools.verify import verify
 
@@ -93,7 +94,77 @@ def test_a_full_disk_is_seen_before(two, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_card_of_something_else(two):
-    two[0].with_suffix(".json").write_text(json.dumps([1, 2]))
-    with pytest.raises(ValueError, match=r"a\.json is no card"):
-        merge_data_sets(two, two[0].parent / "out")
+def test_files_of_another_tool_are_kept(two, tmp_path):
+    (tmp_path / "out.bin").write_bytes(b"precious")
+    with pytest.raises(ValueError, match=r"out\.bin is there already and no card"):
+        merge_data_sets(two, tmp_path / "out")
+    assert (tmp_path / "out.bin").read_bytes() == b"precious"
+
+
+def test_stopped_before_its_card_a_merge_is_done_again(two, tmp_path, monkeypatch):
+    rename = cards.rename
+
+    def stop(path, target):
+        if target.suffix == ".json":
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cards, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            merge_data_sets(two, tmp_path / "out")
+    assert (tmp_path / "out.idx").exists() and not (tmp_path / "out.json").exists()
+    merge_data_sets(two, tmp_path / "out")
+    verify(tmp_path / "out")
+
+
+def test_no_data_set_twice_and_none_over_itself(two, tmp_path):
+    for end in (".bin", ".idx"):
+        (tmp_path / f"link{end}").symlink_to(tmp_path / f"a{end}")
+    for again in (two[0], tmp_path / ".." / tmp_path.name / "a", tmp_path / "link"):
+        with pytest.raises(ValueError, match="named twice"):
+            merge_data_sets([two[0], again], tmp_path / "out")
+    two[0].with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match=r"--output-prefix .*a is one of the data sets to merge"):
+        merge_data_sets(two, two[0])
+
+
+def test_control_tokens_are_told_on_and_different_ones_refused(two, tokenizer_model, tmp_path):
+    card = merge_data_sets(two, tmp_path / "out")
+    assert (card["eod_id"], card["bos_id"]) == (2, None)
+    tokenize([tmp_path / "a.jsonl"], tmp_path / "c", tokenizer_model=tokenizer_model)
+    with pytest.raises(ValueError, match=r"out and .*c begin or end .* \(eod_id 2 and None\)"):
+        merge_data_sets([tmp_path / "out", tmp_path / "c"], tmp_path / "more")
+    (tmp_path / "c.json").unlink()
+    assert "eod_id" not in merge_data_sets([tmp_path / "out", tmp_path / "c"], tmp_path / "more")
+
+
+def test_a_vocabulary_that_no_card_tells_is_left_out(two, tmp_path, capsys):
+    for prefix in two:
+        prefix.with_suffix(".json").rename(prefix.with_suffix(".kept"))
+    assert "vocab_size" not in merge_data_sets(two, tmp_path / "out")
+    verify(tmp_path / "out")
+    assert "the vocabulary is not known" in capsys.readouterr().out
+    two[0].with_suffix(".kept").rename(two[0].with_suffix(".json"))
+    assert merge_data_sets([tmp_path / "out", two[0]], tmp_path / "more")["vocab_size"] == 600
+
+
+def test_units_that_were_merged_and_deleted(tokenizer_model, tmp_path, capsys):
+    """The job that merges, queued again: while it was deleting, or after."""
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n' * 9)
+    tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model, world_size=2)  # one unit, of rank 0
+    units = tmp_path / "out.units"
+    card = merge_units(units, tmp_path / "out")
+    assert merge_units(units, tmp_path / "out") == card
+    (units / "plan.json").unlink()
+    assert merge_units(units, tmp_path / "out") == card
+    shutil.rmtree(units)
+    assert merge_units(units, tmp_path / "out") == card
+    assert f"{tmp_path / 'out'} is whole" in capsys.readouterr().out
+    assert is_units_folder(units) and not is_units_folder(tmp_path / "out")
+    with pytest.raises(ValueError, match="no folder of work units"):
+        merge_units(tmp_path / "other.units", tmp_path / "out")
+    (tmp_path / "out.bin").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"out\.bin holds 4 bytes"):
+        merge_units(units, tmp_path / "out")

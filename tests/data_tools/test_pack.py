@@ -43,13 +43,18 @@ def test_against_counting(length, seed):
     assert result.padding == pytest.approx(1 - lengths.sum() / (result.packed_sequences * length))
 
 
-def test_table(tmp_path, capsys):
+def test_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     lengths = np.array([5, 0, 9], np.int32)
     np.zeros(14, np.uint16).tofile(tmp_path / "a.bin")
     write_index(tmp_path / "a.idx", np.dtype(np.uint16), [lengths])
-    (result,) = pack(tmp_path / "a", [8])
+    result, _ = pack(tmp_path / "a", [8, 131072])
     assert result.packed_sequences == 2
-    assert "3 documents" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "3 documents" in output
+    for heading in ("131,072", "documents cut", "mean context seen", "packed whole: padding"):
+        assert heading in output
+    assert max(map(len, output.splitlines()[1:])) <= 80
     with pytest.raises(ValueError, match="--length must be at least 1"):
         pack(tmp_path / "a", [0])
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 
 import pyarrow
 import pytest
@@ -142,6 +143,37 @@ def test_damaged_gzip_is_an_error(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged or cut off"):
         texts(path)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_json_is_json_lines(ending, tmp_path):
+    path = tmp_path / f"in.json{ending}"
+
+    def write(content):
+        if ending:
+            compress(path, content)
+        else:
+            path.write_bytes(content)
+
+    write(b'\xef\xbb\xbf\n{"text": "a"}\n{"text": "b"}\n')
+    assert texts(path) == ["a", "b"]
+    for content in (
+        b'[{"text": "a"}]',
+        b'[\n{"text": "a"},\n{"text": "b"}\n]',
+        b'{\n  "text": "a"\n}',
+        b'"a"',
+    ):
+        write(content)
+        with pytest.raises(ValueError, match=rf"in\.json{re.escape(ending)}: not JSON lines"):
+            texts(path)
+
+
+def test_a_later_range_of_a_json_array_is_an_error_too(tmp_path):
+    path = tmp_path / "in.json"
+    path.write_text("[\n" + '{"text": "a"},\n' * 9 + "]")
+    (source,) = find_sources([path])
+    with pytest.raises(ValueError, match=r"in\.json: not JSON lines.*begins with '\["):
+        list(read_batches(source, 40, 90, Format(), 1 << 20))
 
 
 def test_parquet(tmp_path):

@@ -33,7 +33,7 @@ def submit(nodes, corpus, prefix, model, *more, **environment):
     return nodes.run(
         str(ROOT / "examples" / "tokenize_slurm.sh"), "--unit-bytes", "300000", *more,
         INPUT=str(corpus), TOKENIZER_MODEL=str(model), OUTPUT_PREFIX=str(prefix), TASKS="4", CPUS="1",
-        PHD=str(Path(sys.executable).with_name("phd")), **environment,
+        PYTHON=sys.executable, **environment,
     )  # fmt: skip
 
 
@@ -49,6 +49,10 @@ def test_array_and_merge(nodes, corpus, tokenizer_model, tmp_path):
     for end in (".bin", ".idx"):
         assert prefix.with_suffix(end).read_bytes() == (tmp_path / f"serial{end}").read_bytes()
     assert not prefix.with_name("corpus.units").exists()
+    submit(nodes, corpus, prefix, tokenizer_model)
+    nodes.wait(300)
+    log = (prefix.parent / "logs" / "merge.log").read_text()
+    assert "was deleted after its merge: nothing to do" in log and "error" not in log, log
 
 
 def test_a_failed_task_keeps_the_merge_from_running_and_the_next_submission_goes_on(

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -308,13 +309,57 @@ def test_again_does_nothing_and_a_change_is_refused(
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
 
 
-def test_half_done_with_other_inputs_is_refused(tokenizer_model, tmp_path):
-    path = tmp_path / "in.jsonl"
-    path.write_text('{"text": "a"}\n' * 100)
-    tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model, unit_size=300, world_size=2)
-    path.write_text('{"text": "b"}\n' * 100)
-    with pytest.raises(ValueError, match=r"plan\.json was made from something else \(inputs was"):
-        tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model, unit_size=300, world_size=2)
+def test_half_done_with_something_else_is_refused(tokenizer_model, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n' * 100)
+    arguments = {"tokenizer_model": tokenizer_model, "unit_size": 900, "world_size": 2}
+    tokenize([tmp_path / "a.jsonl"], tmp_path / "out", **arguments)
+    for changes, message in (
+        ({"inputs": [tmp_path / "b.jsonl"]}, "inputs was"),
+        ({"unit_size": 800}, "unit_bytes was 900, is 800"),
+        ({"append_eod": True}, "eod_id was None, is 2"),
+    ):
+        changed = {"inputs": [tmp_path / "a.jsonl"]} | arguments | changes
+        with pytest.raises(ValueError, match=rf"plan\.json was made from something else \({message}"):
+            tokenize(output_prefix=tmp_path / "out", **changed)
+
+
+def test_a_mended_record_costs_the_units_of_its_file(tokenizer_model, tmp_path, monkeypatch, capsys):
+    """And no others, though the size of units follows from that of the inputs, and this one has grown."""
+    inputs = [tmp_path / f"{name}.jsonl" for name in "abc"]
+    for path in inputs:
+        path.write_text("".join(f'{{"text": "{path.stem} {i}"}}\n' for i in range(100)))
+    good = inputs[1].read_text()
+    inputs[1].write_text(good.replace('"b 60"', "6"))
+    monkeypatch.setattr(module, "unit_bytes", lambda sources: sum(source.size for source in sources) // 6)
+    arguments = {"tokenizer_model": tokenizer_model, "stop_on_bad_record": False, "max_bad_share": 1}
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "merge_units", stop)
+        tokenize(inputs, tmp_path / "out", **arguments)
+    units = [json.loads(card.read_text())["unit"] for card in (tmp_path / "out.units").glob("*[!n].json")]
+    kept = [unit for unit in units if all(source["path"] != str(inputs[1]) for source, _, _ in unit)]
+    assert 0 < len(kept) < len(units)
+    inputs[1].write_text(good.replace('"b 60"', '"b 60 is mended, and longer than it was"'))
+    card = tokenize(inputs, tmp_path / "out", **arguments)
+    output = capsys.readouterr().out
+    assert "1 of 3 inputs have changed" in output
+    assert re.findall(r"(\d+) of \d+ units are done already", output) == [str(len(kept))]
+    assert (card["documents"], card["rejects"]) == (300, {})
+    tokenize(inputs, tmp_path / "whole", tokenizer_model=tokenizer_model)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert tokenize(inputs, tmp_path / "out", tokenizer_model=tokenizer_model) == card
+
+
+def test_files_of_another_tool_are_kept(hard_jsonl, tokenizer_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_run", None)  # refused before any work
+    (tmp_path / "out.idx").write_bytes(b"precious")
+    with pytest.raises(ValueError, match=r"out\.idx is there already and no card"):
+        tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
+    assert not (tmp_path / "out.units").exists()
 
 
 def test_torn_shard_is_made_again(tokenizer_model, tmp_path, capsys):
@@ -324,9 +369,10 @@ def test_torn_shard_is_made_again(tokenizer_model, tmp_path, capsys):
     tokenize([path], tmp_path / "whole", **arguments)
     for rank in (0, 1):
         tokenize([path], tmp_path / "out", rank=rank, world_size=2, **arguments)
-    (tmp_path / "out.units" / "000001.bin").write_bytes(b"torn")
-    (tmp_path / "out.units" / "000002.json").write_text('{"plan": ')
-    with pytest.raises(ValueError, match=r"000001\.bin holds 4 bytes"):
+    names = json.loads((tmp_path / "out.units" / "plan.json").read_text())["units"]
+    (tmp_path / "out.units" / f"{names[1]}.bin").write_bytes(b"torn")
+    (tmp_path / "out.units" / f"{names[2]}.json").write_text('{"options": ')
+    with pytest.raises(ValueError, match=rf"{names[1]}\.bin holds 4 bytes"):
         merge_units(tmp_path / "out.units", tmp_path / "out")
     capsys.readouterr()
     tokenize([path], tmp_path / "out", **arguments)
@@ -349,7 +395,10 @@ def test_bad_record_stops_the_run(tokenizer_model, tmp_path):
     """Also from another process: the message keeps file and line, and nothing looks whole."""
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"text": "good"}\n\n{"text": 3}\n')
-    with pytest.raises(ValueError, match=r"bad\.jsonl, line 3: not a string: field 'text' is int"):
+    message = (
+        r"bad\.jsonl, line 3: not a string: field 'text' is int, .* keeps the finished units of all other"
+    )
+    with pytest.raises(ValueError, match=message):
         tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model)
     assert not list(tmp_path.glob("out.*[nx]"))
     with pytest.raises(ValueError, match="1 of 2 records are bad .* more than --max-bad-share"):
@@ -373,6 +422,8 @@ def test_bad_record_stops_the_run(tokenizer_model, tmp_path):
         ({"form": Format(document_separator="---")}, ValueError, "--document-separator is for .txt files"),
         ({"form": Format(document_separator="a\nb")}, ValueError, "--document-separator is one line"),
         ({"append_eod": True, "eod_token": "<end>"}, ValueError, "--eod-token <end>"),
+        ({"eod_token": "</s>"}, ValueError, "--eod-token </s> does nothing without --append-eod"),
+        ({"bos_token": "<s>"}, ValueError, "--bos-token <s> does nothing without --prepend-bos"),
     ],
 )
 def test_bad_arguments(changes, error, message, hard_jsonl, tokenizer_model, tmp_path):

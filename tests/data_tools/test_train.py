@@ -6,6 +6,9 @@ import json
 import pytest
 import sentencepiece
 
+from data_tools import train as module
+from data_tools.files import write_bytes
+from data_tools.records import Format
 from data_tools.train import train_tokenizer
 from tests.data_tools.conftest import HARD
 
@@ -41,7 +44,7 @@ def test_card_and_control_tokens(text, tmp_path):
     card = json.loads((tmp_path / "a.model.json").read_text())
     assert card["vocab_size"] == 300 == len((tmp_path / "a.vocab").read_text().splitlines())
     assert card["sentences"] == 500
-    assert card["inputs"][0]["size"] == text.stat().st_size
+    assert card["made_from"]["inputs"][0]["size"] == text.stat().st_size
     assert card["control_tokens"] == {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, "<|user|>": 4}
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "a.model"))
     assert 4 not in processor.encode("a <|user|> b")
@@ -92,3 +95,51 @@ def test_no_text(tmp_path):
     (tmp_path / "in.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="there is no text"):
         train_tokenizer([tmp_path / "in.jsonl"], tmp_path / "a", vocab_size=300)
+
+
+def test_again_does_nothing_and_another_model_is_kept(text, tmp_path, monkeypatch, capsys):
+    arguments = {"vocab_size": 287, "control_tokens": ["<pad>"]}
+    train_tokenizer([text], tmp_path / "a", **arguments)
+    model = (tmp_path / "a.model").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_sample", None)
+        train_tokenizer([text], tmp_path / "a", **arguments)
+    assert f"{tmp_path / 'a.model'}: already done" in capsys.readouterr().out
+    for changes, message in (
+        ({"vocab_size": 290}, "vocab_size was 287, is 290"),
+        ({"seed": 3}, "seed was 0, is 3"),
+        ({"max_sentences": 9}, "max_sentences was 1000000, is 9"),
+        ({"form": Format("body")}, "text_field was text, is body"),
+    ):
+        with pytest.raises(ValueError, match=rf"a\.model was made from something else \({message}\)"):
+            train_tokenizer([text], tmp_path / "a", **arguments | changes)
+    text.write_text(text.read_text() + "more\n")
+    with pytest.raises(ValueError, match=r"a\.model was made from something else \(inputs was"):
+        train_tokenizer([text], tmp_path / "a", **arguments)
+    assert (tmp_path / "a.model").read_bytes() == model
+
+
+@pytest.mark.parametrize("card", [None, "{}", '{"made_from": {}, "sha256": "of another file"}'])
+def test_a_model_of_unknown_origin_is_kept(card, text, tmp_path):
+    (tmp_path / "a.model").write_bytes(b"precious")
+    if card is not None:
+        (tmp_path / "a.model.json").write_text(card)
+    with pytest.raises(ValueError, match=r"a\.model is there already and no card"):
+        train_tokenizer([text], tmp_path / "a", vocab_size=287)
+    assert (tmp_path / "a.model").read_bytes() == b"precious"
+
+
+def test_stopped_before_the_model_is_there(text, tmp_path, monkeypatch):
+    """The last of its files: what came before does not keep the same command from going on."""
+
+    def stop(path, content):
+        if path.suffix == ".model":
+            raise KeyboardInterrupt
+        write_bytes(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_bytes", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer([text], tmp_path / "a", vocab_size=287)
+    train_tokenizer([text], tmp_path / "a", vocab_size=287)
+    train_tokenizer([text], tmp_path / "a", vocab_size=287)

@@ -57,7 +57,11 @@ def test_small_files_share_a_unit_and_whole_files_are_not_cut(tmp_path):
         (tmp_path / f"{i}.txt").write_text("x" * 40)
     units = plan_units(find_sources([tmp_path]), 100, txt_is_split=False)
     assert [len(unit.pieces) for unit in units] == [2] * 5
-    assert [unit.index for unit in units] == [0, 1, 2, 3, 4]
+    before = [unit.name for unit in units]
+    (tmp_path / "2.txt").write_text("x" * 41)
+    after = [unit.name for unit in plan_units(find_sources([tmp_path]), 100, txt_is_split=False)]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True, True, True]
+    (tmp_path / "2.txt").write_text("x" * 40)
     units = plan_units(find_sources([tmp_path]), 10, txt_is_split=False)
     assert [(piece.start, piece.end) for unit in units for piece in unit.pieces] == [(0, None)] * 10
 

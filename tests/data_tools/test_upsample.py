@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from data_tools import cards
 from data_tools import upsample as module
 from data_tools.indexed import open_indexed, write_index
 from data_tools.upsample import upsample
@@ -89,6 +90,39 @@ def test_an_interrupted_run_goes_on(domains, tmp_path, monkeypatch):
     assert documents(tmp_path / "out" / "web-short")[0] == [0, 1, 2]
 
 
+def test_files_of_another_tool_are_kept(domains, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "code-short.idx").write_bytes(b"precious")
+    with pytest.raises(ValueError, match=r"code-short\.idx is there already and no card .* another --output"):
+        upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
+    assert (tmp_path / "out" / "code-short.idx").read_bytes() == b"precious"
+
+
+def test_stopped_before_a_card_it_goes_on(domains, tmp_path, monkeypatch):
+    rename = cards.rename
+
+    def stop(path, target):
+        if target.name == "web-short.json":
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cards, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
+    upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
+    verify(tmp_path / "out" / "web-short")
+
+
+def test_other_tokenizers_are_refused_before_the_work(domains, tmp_path):
+    for prefix, vocab_size in zip(domains, (600, 700), strict=True):
+        card = {"documents": 1, "tokens": 9, "file_bytes": {".bin": 1}, "vocab_size": vocab_size}
+        prefix.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="web and .*code were made with different tokenizers"):
+        upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -120,3 +154,4 @@ def test_command(domains, tmp_path, monkeypatch):
     card = json.loads((out / "code-long.json").read_text())
     assert (card["documents"], card["tokens"]) == (2, 51)
     assert card["split_from"]["longer_than"] == 10
+    assert "vocab_size" not in card

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -171,7 +170,6 @@ def test_sweep_from_text_to_plot(slurm, environment, tmp_path):
         "OUTPUT_PREFIX": str(tmp_path / "data" / "source"),
         "TASKS": "2",
         "CPUS": "1",
-        "PHD": str(Path(sys.executable).with_name("phd")),
     }
     (tmp_path / "data").mkdir()
     queued = slurm.run(

@@ -38,3 +38,5 @@ def test_wants_the_place():
         prepare(["--", "--data-path", "a"])
     with pytest.raises(ValueError, match="--world-size must be at least 1"):
         prepare(["--world-size", "0", "--", "--data-cache-path", str(Path("a"))])
+    with pytest.raises(ValueError, match="--world-size must be at least 1"):
+        prepare(["--world-size", "0", "--", "--data-cache-path=a"])
