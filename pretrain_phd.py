@@ -46,7 +46,7 @@ SPIKY_LOSS_FACTOR = 10  # times the largest loss so far, for --check-for-spiky-l
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
-def get_batch(data_iterator: Any, vp_stage: int | None) -> dict[str, Any]:
+def get_batch(data_iterator: Any, vp_stage: int | None, micro_batch_size: int) -> dict[str, Any]:
     """Next micro batch of original tokens, [b, s] each (less where ranks share the sequence); the model makes
     the copies. With packed documents also ``document_starts`` [b, s], of the whole sequence.
     """
@@ -57,12 +57,14 @@ def get_batch(data_iterator: Any, vp_stage: int | None) -> dict[str, Any]:
     if parallel_state.get_tensor_model_parallel_rank() == 0 and (first_or_last or with_documents):
         sample = next(data_iterator)
     if with_documents:  # the attention of every stage needs to know
-        starts = document_starts(sample.get("position_ids"), (args.micro_batch_size, args.seq_length))
-    batch = tokens_on_this_rank(sample, vp_stage) if first_or_last else {}
+        starts = document_starts(sample.get("position_ids"), (micro_batch_size, args.seq_length))
+    batch = tokens_on_this_rank(sample, vp_stage, micro_batch_size) if first_or_last else {}
     return {key: batch.get(key) for key in BATCH_KEYS} | {"document_starts": starts}
 
 
-def tokens_on_this_rank(sample: dict[str, torch.Tensor], vp_stage: int | None) -> dict[str, Any]:
+def tokens_on_this_rank(
+    sample: dict[str, torch.Tensor], vp_stage: int | None, micro_batch_size: int
+) -> dict[str, Any]:
     """What this rank needs of the micro batch that the first rank of its tensor-parallel group has read."""
     args = get_args()
     batch = dict.fromkeys(BATCH_KEYS) | {
@@ -77,7 +79,7 @@ def tokens_on_this_rank(sample: dict[str, torch.Tensor], vp_stage: int | None) -
         broadcast_group=parallel_state.get_tensor_model_parallel_group(),
         cp_size=args.context_parallel_size,
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-        micro_batch_size=args.micro_batch_size,
+        micro_batch_size=micro_batch_size,
         seq_length=args.seq_length,
         mtp_on_this_rank=False,
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
@@ -130,9 +132,10 @@ def loss_func(
 
 def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, partial]:
     """One micro batch through the model."""
-    timers = get_timers()
+    args, timers = get_args(), get_timers()
     timers("batch-generator", log_level=2).start()
-    batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
+    micro_batch_size = args.micro_batch_size if model.training else args.eval_micro_batch_size
+    batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"), micro_batch_size)
     timers("batch-generator").stop()
     losses = model(
         batch["tokens"],

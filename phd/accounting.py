@@ -89,8 +89,9 @@ def flops_per_token(
     naive: bool = False,
     patterns: "Sequence[Pattern | None] | None" = None,
     prune_last_layer: bool = False,
+    mlp_products: Sequence[int] | None = None,
 ) -> float:
-    """Training FLOPs (forward and backward) per original token of a dense GPT; sizes under Megatron's names.
+    """Training FLOPs (forward and backward) per original token of a GPT; sizes under Megatron's names.
 
     Linear layers run K times; attention over the visible pairs of a sequence that is one document; the output
     layer once, on the last copy.
@@ -103,15 +104,18 @@ def flops_per_token(
         gated_linear_unit: True for SwiGLU and its like, whose first MLP layer is twice as wide.
         patterns: of each layer; None where all are full attention.
         prune_last_layer: in the last layer the copies but the last have queries, keys and values alone.
+        mlp_products: multiply-adds of one row in the MLP of each layer (:func:`expert_products`); None where
+            all are dense.
 
     Raises:
         ValueError: see :func:`visible_pairs`; or there is not one pattern for each layer.
     """
     query_size = num_attention_heads * kv_channels
     projection = hidden_size * (query_size + 2 * num_query_groups * kv_channels)
-    rest = hidden_size * (query_size + ffn_hidden_size * (3 if gated_linear_unit else 2))
+    if mlp_products is None:
+        mlp_products = [dense_products(hidden_size, ffn_hidden_size, gated_linear_unit)] * num_layers
 
-    def layer(pattern: "Pattern | None", pruned: bool) -> float:
+    def layer(pattern: "Pattern | None", mlp: int, pruned: bool) -> float:
         # the kernel of naive repetition has all copies in one sequence: it computes what is then dropped
         pairs = visible_pairs(
             seq_length,
@@ -124,12 +128,41 @@ def flops_per_token(
         )
         # One dot product and one weighted sum of length kv_channels for each pair and head.
         products = 2 * query_size * pairs / seq_length
+        rest = hidden_size * query_size + mlp
         return copies * projection + (1 if pruned else copies) * rest + products
 
-    *patterns, last = _of_each_layer(patterns, num_layers)
-    layers = sum(layer(pattern, False) for pattern in patterns) + layer(last, prune_last_layer)
+    *others, last = zip(_of_each_layer(patterns, num_layers), mlp_products, strict=True)
+    layers = sum(layer(*each, False) for each in others) + layer(*last, prune_last_layer)
     forward = 2 * (layers + hidden_size * vocab_size)
     return 3 * forward
+
+
+def dense_products(hidden_size: int, ffn_hidden_size: int, gated_linear_unit: bool) -> int:
+    """Multiply-adds of one row in an MLP."""
+    return hidden_size * ffn_hidden_size * (3 if gated_linear_unit else 2)
+
+
+def expert_products(
+    *,
+    hidden_size: int,
+    ffn_hidden_size: int,
+    gated_linear_unit: bool,
+    num_experts: int,
+    topk: int,
+    shared_ffn_hidden_size: int = 0,
+    latent_size: int | None = None,
+) -> int:
+    """Multiply-adds of one row in a mixture of experts: the router, the experts chosen, the shared ones.
+
+    Args:
+        ffn_hidden_size: of one expert.
+        topk: experts that a row is sent to.
+        shared_ffn_hidden_size: of all shared experts together.
+        latent_size: what rows are projected to on their way to the experts chosen, and back from.
+    """
+    chosen = topk * dense_products(latent_size or hidden_size, ffn_hidden_size, gated_linear_unit)
+    shared = dense_products(hidden_size, shared_ffn_hidden_size, gated_linear_unit)
+    return hidden_size * (num_experts + 2 * (latent_size or 0)) + chosen + shared
 
 
 @dataclass(frozen=True)

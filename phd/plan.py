@@ -95,6 +95,8 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
         args = _parse(flags, ranks)
         if args.optimizer != "adam":
             raise ValueError(f"--optimizer {args.optimizer}: phd plan knows adam")
+        if args.fp16:
+            raise ValueError("--fp16: phd plan knows --bf16 and fp32")
         if args.num_experts is not None:
             raise ValueError(
                 "--num-experts: how many rows an expert gets depends on the data; not planned yet"
@@ -136,7 +138,7 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
             "DP": args.data_parallel_size,
         },
         "stages": [asdict(stage) | {"total": stage.total} for stage in stages],
-        "tokens_per_iteration": metrics.tokens_per_iteration,
+        "tokens_per_iteration": args.global_batch_size * args.seq_length,
         "iterations": args.train_iters,
         "flops_per_token": metrics.flops_per_token,
         "flops_to_vanilla": metrics.flops_per_token / vanilla_flops,
@@ -224,13 +226,13 @@ def stage_memory(args: Namespace, config: "PHDModelConfig", stage: int) -> Stage
             with _default_dtype(torch.bfloat16 if args.bf16 else torch.float32):
                 chunks.append(PHDModelBuilder(config).build_model(groups, *edges, vp_stage=virtual))
         activations = _activations(args, chunks, stage)
+        whole = stage_parameters(chunks)
     parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
     weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     gradient_bytes = 4 if args.accumulate_allreduce_grads_in_fp32 or not args.bf16 else 2
     replicas = args.data_parallel_size * args.context_parallel_size if args.use_distributed_optimizer else 1
     count = sum(parameter.numel() for parameter in parameters)
     optimizer = count * _optimizer_bytes(args) // replicas
-    whole = stage_parameters(chunks, args.tensor_model_parallel_size)
     layers = sum(len(chunk.decoder.layers) for chunk in chunks)
     return StageMemory(stage, layers, whole, weights, count * gradient_bytes, optimizer, activations)
 

@@ -131,7 +131,7 @@ def test_command(world, tmp_path: Path):
     """As users see it: the table, the JSON, a bad flag, a bad number of ranks."""
     (answers,) = world.run(commands, str(tmp_path / "plan.json"))
     plan = json.loads((tmp_path / "plan.json").read_text())
-    table, no_line, flag, ranks, experts = answers
+    table, no_line, flag, ranks, experts, half, loss_alone, predictions = answers
     assert table[0] == 0
     assert table[1].startswith("PHD-CSWA-2-16-32: ")
     assert "Step time: unmeasured" in table[1]
@@ -142,6 +142,10 @@ def test_command(world, tmp_path: Path):
     assert flag[0] == 2 and "unrecognized arguments: --no-such-flag" in flag[1]
     assert ranks[0] == 2 and "--ranks must be a multiple of 2" in ranks[1]
     assert experts[0] == 2 and "--num-experts" in experts[1]
+    assert half[0] == 2 and "--fp16: phd plan knows --bf16" in half[1]
+    assert loss_alone[0] == 2 and "no layer to prune" in loss_alone[1]
+    assert "pass --no-phd-prune-last-layer" in loss_alone[1]
+    assert predictions[0] == 2 and "--mtp-num-layers (multi-token prediction): " in predictions[1]
 
 
 def commands(output: str) -> list[tuple[int, str]]:
@@ -158,6 +162,9 @@ def commands(output: str) -> list[tuple[int, str]]:
         [*line, "--no-such-flag"],
         ["--ranks", "3", *line],
         [*line, "--num-experts", "4"],
+        [*line, "--phd-copies", "1", "--fp16"],
+        [*line, "--pipeline-model-parallel-layout", "Etttt|L"],
+        [*line, "--phd-copies", "1", "--mtp-num-layers", "1"],
     ):
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text), megatron_globals():

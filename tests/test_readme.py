@@ -1,4 +1,4 @@
-"""The README keeps to the code: the support matrix, the flags, the numbers, the files it names."""
+"""README.md, docs/results.md and docs/support.md keep to the code and to the committed measurements."""
 
 import dataclasses
 import json
@@ -9,7 +9,13 @@ import pytest
 from phd.config import PHDConfig
 from tests.world import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, RESULTS, SUPPORT = (
+    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/results.md", "docs/support.md")
+)
+
+
+def measured(file: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / file).read_text())
 
 
 def test_support_matrix_names_every_refused_flag():
@@ -18,8 +24,8 @@ def test_support_matrix_names_every_refused_flag():
     assert len(entries) > 25
     for entry in entries:
         for flag in re.findall(r"--[\w-]+", entry):
-            assert f"`{flag}`" in README
-        assert re.sub(r"(--[\w-]+)", r"`\1`", entry) in README
+            assert f"`{flag}`" in SUPPORT
+        assert re.sub(r"(--[\w-]+)", r"`\1`", entry) in SUPPORT
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(PHDConfig)])
@@ -29,8 +35,8 @@ def test_every_flag_is_explained(field):
 
 
 def test_attention_numbers_are_the_benchmarks():
-    results = json.loads((ROOT / "benchmarks" / "attention.json").read_text())["results"]
-    table = re.findall(r"^\| (\d) \| \d \| ([\d.]+) \|.*\| ([\d.]+) \|$", README, re.MULTILINE)
+    results = measured("attention.json")["results"]
+    table = re.findall(r"^\| (\d) \| \d \| ([\d.]+) \|.*\| ([\d.]+) \|$", RESULTS, re.MULTILINE)
     assert len(table) == 3
     for copies, times_vanilla, over_floor in table:
         (row,) = [row for row in results if row["K"] == int(copies)]
@@ -39,25 +45,25 @@ def test_attention_numbers_are_the_benchmarks():
 
 
 def test_demo_numbers_are_the_recorded_ones():
-    for row in json.loads((ROOT / "benchmarks" / "demo.json").read_text())["runs"]:
+    for row in measured("demo.json")["runs"]:
         assert f"{row['validation_loss']:.4f}" in README
 
 
 def test_full_demo_numbers_are_the_recorded_ones():
-    runs = json.loads((ROOT / "benchmarks" / "demo_full.json").read_text())["runs"]
+    runs = measured("demo_full.json")["runs"]
     differences = [
         row["difference"] for row in runs if row["seed"] != "mean" and row["difference"] is not None
     ]
     assert len(differences) == 6
     for difference in differences:
-        assert f"{difference:+.4f}" in README
+        assert f"{difference:+.4f}" in RESULTS
 
 
 def test_latency_numbers_are_the_benchmarks():
-    report = json.loads((ROOT / "benchmarks" / "latency.json").read_text())
+    report = measured("latency.json")
     ratios = {(row["prompt"], row["style"], row["copies"]): row for row in report["prefill"]}
     steps = {(row["style"], row["copies"]): row for row in report["decode"]}
-    table = re.findall(r"^\| (\d+) \|((?: [\d.]+ \(floor [\d.]+\) \|){4}) ([\d.]+) \|", README, re.MULTILINE)
+    table = re.findall(r"^\| (\d+) \|((?: [\d.]+ \(floor [\d.]+\) \|){4}) ([\d.]+) \|", RESULTS, re.MULTILINE)
     assert [int(copies) for copies, *_ in table] == [2, 4, 8, 16]
     for copies, cells, step in table:
         shown = re.findall(r"([\d.]+) \(floor ([\d.]+)\)", cells)
@@ -69,21 +75,45 @@ def test_latency_numbers_are_the_benchmarks():
 
 
 def test_hybrid_numbers_are_the_benchmarks():
-    report = json.loads((ROOT / "benchmarks" / "longgen.json").read_text())["lengths"]["32768"]
+    report = measured("longgen.json")["lengths"]["32768"]
     for name in ("longgen-sink", "longgen-block"):
         row = report[name]
         speeds = (f"{row[f'{what}_times_as_fast']:.2f}" for what in ("train", "prefill", "decode"))
         parts = f"{row['flops_to_full']:.3f} | {row['kv_to_full']:.3f}"
-        assert f"| {name} | {' | '.join(speeds)} | {parts} |" in README
+        assert f"| {name} | {' | '.join(speeds)} | {parts} |" in RESULTS
 
 
 def test_needle_numbers_are_the_benchmarks():
-    report = json.loads((ROOT / "benchmarks" / "longgen_needle.json").read_text())
+    report = measured("longgen_needle.json")
     for name, means in report["means"].items():
-        assert f"| {name} | {' | '.join(f'{mean:.0%}' for mean in means)} |" in README
+        assert f"| {name} | {' | '.join(f'{mean:.0%}' for mean in means)} |" in RESULTS
     prompts, depths = report["settings"]["prompts"], report["grids"]["full attention"]["depths"]
     assert len(report["means"]) == 6
-    assert f"{prompts} prompts at each of {len(depths)} depths" in README
+    assert f"{prompts} prompts at each of {len(depths)} depths" in RESULTS
+
+
+def test_headlines_are_the_benchmarks():
+    """The table of what it reaches."""
+    attention = {row["K"]: row for row in measured("attention.json")["results"]}
+    over_floor = ", ".join(f"{attention[copies]['phd_times_floor']:.2f}" for copies in (2, 3, 5))
+    assert f"| {over_floor} times its floor of K vanilla calls |" in README
+    assert f"{attention[5]['methods']['dense mask']['times_vanilla']:.1f} vanilla calls |" in README
+    (row,) = (
+        row
+        for row in measured("latency.json")["prefill"]
+        if (row["prompt"], row["style"], row["copies"]) == (8192, "PHD-CSWA", 16)
+    )
+    assert f"| {row['ratio']:.2f} times vanilla | floor {row['floor']:.2f};" in README
+    hybrid = measured("longgen.json")["lengths"]["32768"]["longgen-sink"]
+    speeds = ", ".join(f"{hybrid[f'{what}_times_as_fast']:.2f}" for what in ("train", "prefill", "decode"))
+    assert f"| {speeds} times as fast as full attention |" in README
+    means = measured("longgen_needle.json")["means"]
+    cells = (means["longgen-sink"], means["full attention"], means["full; sliding window at inference"])
+    sink, full, window = (f"{mean[-1]:.0%}" for mean in cells)
+    assert f"| {sink} | full attention {full}; sliding window at inference {window} |" in README
+    rates = measured("tokenize.json")["sentencepiece"]
+    ours, loop = (f"{rates[name]['megabytes_per_second']:.1f}" for name in ("phd", "Megatron's loop"))
+    assert f"| {ours} MB/s | Megatron's own loop {loop}, the same ids |" in README
 
 
 def test_every_data_command_is_named():
@@ -100,7 +130,7 @@ def test_links_and_scripts_exist():
 
 
 def test_reproduction_numbers_are_the_recorded_ones():
-    comparison = json.loads((ROOT / "benchmarks/results/comparison.json").read_text())
+    comparison = measured("results/comparison.json")
     assert len(comparison["groups"]) == 5
     for group in comparison["groups"]:
         assert len(group["seeds"]) == 3
@@ -111,4 +141,4 @@ def test_reproduction_numbers_are_the_recorded_ones():
             cells += [f"{difference['mean']:+.4f} ±{half:.4f}", f"{difference['p']:.2f}"]
             cells += [str(difference["pairs_needed"])]
         row = " | ".join(cells)
-        assert f"| {row} |" in README
+        assert f"| {row} |" in RESULTS

@@ -90,7 +90,7 @@ IGNORED = {
         "apply_rope_fusion bias_dropout_fusion bias_gelu_fusion bias_swiglu_fusion masked_softmax_fusion "
         "gradient_accumulation_fusion no_persist_layer_norm disable_jit_fuser cross_entropy_loss_fusion "
         "cross_entropy_fusion_impl cuda_graph_impl cuda_graph_modules cuda_graph_warmup_steps "
-        "enable_cuda_graph external_cuda_graph optimizer_cuda_graph"
+        "enable_cuda_graph external_cuda_graph optimizer_cuda_graph attention_backend"
     ),
     "PHD runs never build the mask: the rule is the mask": "create_attention_mask_in_dataloader",
     "how the same samples are fetched": (

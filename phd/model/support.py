@@ -74,7 +74,9 @@ UNSUPPORTED = (
         "pass --no-phd-prune-last-layer",
     ),
     Unsupported(
-        "--mtp-num-layers (multi-token prediction)", lambda a: bool(a.mtp_num_layers), "leave it out"
+        "--num-experts with --calculate-per-token-loss for several copies",
+        lambda a: bool(a.num_experts) and a.calculate_per_token_loss and a.phd_copies > 1,
+        "leave --calculate-per-token-loss out: the router's own losses would count once for each copy",
     ),
     Unsupported(
         "--experimental-attention-variant",
@@ -153,6 +155,39 @@ NEVER = (
         "--multiple-validation-sets without --full-validation",
         lambda a: a.multiple_validation_sets and not a.full_validation,
         "pass --full-validation too",
+    ),
+    Unsupported(
+        "--multiple-validation-sets without --valid-data-path",
+        lambda a: a.multiple_validation_sets and not (a.valid_data_path or a.per_split_data_args_path),
+        "pass --train-data-path and --valid-data-path: a --split has a test set, where Megatron would fail "
+        "when all is trained",
+    ),
+    Unsupported(
+        "--full-validation without --multiple-validation-sets",
+        lambda a: a.full_validation and not a.multiple_validation_sets,
+        "pass --multiple-validation-sets too, for a single set as well: Megatron would fail at the first "
+        "validation",
+    ),
+    Unsupported(
+        "--full-validation without --eval-micro-batch-size 1",
+        lambda a: a.full_validation and (a.eval_micro_batch_size or a.micro_batch_size) != 1,
+        "pass it: Megatron reads whole sets one sample at a time; and --eval-global-batch-size of as many as "
+        "data-parallel ranks, or it goes through every set several times",
+    ),
+    Unsupported(
+        "--rampup-batch-size",
+        lambda a: a.rampup_batch_size is not None,
+        "use --step-batch-size-schedule: Megatron ignores it",
+    ),
+    Unsupported(
+        "--mtp-num-layers (multi-token prediction)",
+        lambda a: bool(a.mtp_num_layers),
+        "leave it out: its loss and its tokens are not passed on here",
+    ),
+    Unsupported(
+        "--overlap-moe-expert-parallel-comm",
+        lambda a: a.overlap_moe_expert_parallel_comm,
+        "leave it out: it has a forward step of its own",
     ),
     Unsupported("--yaml-cfg", lambda a: a.yaml_cfg is not None, "pass flags"),
     Unsupported("--sft", lambda a: a.sft, "leave it out: this program pretrains"),

@@ -82,7 +82,7 @@ def start_flags(world, base_flags: list[str], tmp_path_factory: pytest.TempPathF
     """Flags that load common initial weights: with pipeline stages Megatron seeds each stage differently."""
     folder = tmp_path_factory.mktemp("start")
     world.pretrain([*base_flags, "--train-iters", "1", "--save", str(folder), "--save-interval", "1"])
-    return ["--load", str(folder), "--finetune", "--override-phd-variant"]
+    return ["--pretrained-checkpoint", str(folder), "--override-phd-variant"]
 
 
 def losses(folder: Path) -> dict[str, list[float]]:

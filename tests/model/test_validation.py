@@ -58,8 +58,11 @@ def write_set(prefix: Path, text: bytes) -> str:
     return str(prefix)
 
 
-def test_named_validation_sets(world, base_flags, tmp_path):
-    """Each gets its loss by its name, the original copy's too; equal texts get equal losses."""
+@pytest.mark.parametrize("layout", ["", "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"])
+def test_named_validation_sets(world, base_flags, layout, tmp_path):
+    """Each gets its loss by its name, the original copy's too; equal texts get equal losses. Whole sets come
+    one sample at a time, training batches two.
+    """
     at = base_flags.index("--data-path")
     train, flags = base_flags[at + 1], [*base_flags[:at], *base_flags[at + 2 :]]
     at = flags.index("--split")
@@ -75,12 +78,27 @@ def test_named_validation_sets(world, base_flags, tmp_path):
         "code",
         "wiki2",
     ]
+    names += shlex.split("--eval-micro-batch-size 1 --eval-global-batch-size 1")
     run = tmp_path / "run"
-    world.pretrain([*flags, *data, *names, *PHD, *SCHEDULE, "--run-dir", str(run)])
+    flags += [*data, *names, *PHD, *SCHEDULE, *layout.split(), "--run-dir", str(run)]
+    world.pretrain(flags, ranks=2 if layout else 1)
     assert [line["iteration"] for line in lines(run, "validation")] == [2, 4]
     for line in lines(run, "validation"):
         for key in ("lm loss validation", "lm loss original validation"):
             assert line[f"{key}-wiki"] == line[f"{key}-wiki2"] != line[f"{key}-code"]
+
+
+def test_validation_has_a_micro_batch_size_of_its_own(world, base_flags, start_flags, tmp_path):
+    """The other tensor-parallel rank expects what the first one reads; where documents start, too."""
+    losses = []
+    for size in ("1", "2"):
+        run = tmp_path / size
+        flags = [*base_flags, *start_flags, *PHD, *SCHEDULE, "--eval-micro-batch-size", size]
+        flags += ["--tensor-model-parallel-size", "2", "--reset-attention-mask", "--run-dir", str(run)]
+        world.pretrain(flags, ranks=2)
+        losses.append([line["lm loss validation"] for line in lines(run, "validation")])
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
