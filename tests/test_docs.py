@@ -35,6 +35,7 @@ OTHERS = frozenset(
         *("--data-cache-path", "--data-args-path", "--data-path", "--rerun-mode", "--error-injection-rate"),
         *("--no-check-for-nan-in-loss-and-grad", "--check-for-spiky-loss", "--context-parallel-size"),
         *("--dataloader-inter-document-masking", "--rotary-base", "--lr", "--lr-decay-iters", "--bf16"),
+        *("--skip-train", "--ckpt-format", "--ckpt-convert-format", "--ckpt-convert-save"),
     }
 )
 # What our messages format: the words of the system, of Megatron, of torch.

@@ -16,7 +16,7 @@ from megatron.training.utils import print_rank_0
 
 from phd.config import PHDConfig
 from phd.model import compat, cpu
-from phd.model.checkpoint import PHDCheckpointConfig, settle_checkpoint
+from phd.model.checkpoint import PHDCheckpointConfig, checkpoint_source, settle_checkpoint
 from phd.model.samples import refuse_samples
 from phd.model.support import refuse_unsupported, runs_phd_attention
 from phd.model.survival import RunGuard, settle_run_folder
@@ -79,17 +79,20 @@ def parse_and_validate_args() -> Namespace:
     if "RANK" not in os.environ:  # started without torchrun: a world of one, on a port of the system's choice
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     args = parse_args(add_phd_arguments)
-    refuse_unsupported(args)
-    refuse_samples(args)
-    if cpu.needed():
-        for line in cpu.switch_off(args):
-            print_rank_0(f"> {line}", args.rank)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
     args.run_folder = settle_run_folder(args)  # a str: it is saved with the arguments in every checkpoint
     settle_checkpoint(args, config)
     if args.use_checkpoint_args:
-        load_args_from_checkpoint(args)
+        load_args_from_checkpoint(args, checkpoint_source(args))
+    for name in ("num_layers", "seq_length"):  # what the checks below are about
+        if getattr(args, name) is None:
+            raise ValueError(f"--{name.replace('_', '-')} is missing: it has no default")
+    refuse_unsupported(args)
+    refuse_samples(args)
+    if cpu.needed():
+        for line in cpu.switch_off(args):
+            print_rank_0(f"> {line}", args.rank)
     config.patterns(args.num_layers)  # fits the layers, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
@@ -103,8 +106,9 @@ def parse_and_validate_args() -> Namespace:
         args.create_attention_mask_in_dataloader = False  # the rule is the mask
     try:
         validate_args(args)
-    except AssertionError as error:  # how Megatron refuses a flag
-        raise ValueError(f"Megatron refuses these flags: {error}") from error
+    except AssertionError as error:  # how Megatron refuses a flag, at times without a word
+        reason = str(error) or extract_tb(error.__traceback__)[-1].line
+        raise ValueError(f"Megatron refuses these flags: {reason}") from error
     _refuse_endless_warmup(args)
     return args
 

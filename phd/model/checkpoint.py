@@ -12,7 +12,7 @@ import zipfile
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.safe_globals import register_safe_globals
@@ -49,7 +49,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
-    """Check what --load and --pretrained-checkpoint point at, every rank for itself and with the same result.
+    """Check what Megatron will load, every rank for itself and with the same result.
 
     Where the newest checkpoint of --load is not whole, as after a kill or a full disk, the newest whole one
     takes its place, with a warning. One that was asked for by --ckpt-step is not replaced.
@@ -58,22 +58,35 @@ def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
         ValueError: there is no whole checkpoint where one was saved; or one is unsafe to read; or it is of
             another PHD variant and --override-phd-variant is not given.
     """
-    for root in (args.load, args.pretrained_checkpoint):
-        folder = chosen_folder(Path(root), args.ckpt_step) if root else None
-        if folder is None:
-            continue  # nothing there yet: the first start of a run that loads from where it saves
-        if problem := find_torn(folder):
-            whole = whole_checkpoints(folder.parent)
-            if args.ckpt_step is not None or root is args.pretrained_checkpoint or not whole:
-                raise ValueError(f"the checkpoint {folder} is damaged: {problem}. {_advice(folder, whole)}")
-            args.ckpt_step = whole[0]
-            if args.rank == 0:
-                print(
-                    f"> WARNING: the checkpoint {folder} is damaged: {problem}; "
-                    f"continuing from iteration {whole[0]}"
-                )
-            folder = iteration_folder(folder.parent, whole[0])
-        _refuse_other_variant(folder, args.override_phd_variant, config)
+    args.ckpt_step_given = args.ckpt_step is not None
+    source = checkpoint_source(args)
+    root = getattr(args, source)
+    folder = chosen_folder(Path(root), args.ckpt_step) if root else None
+    if folder is None:
+        return  # nothing there yet: the first start of a run that loads from where it saves
+    _refuse_other_format(folder)
+    if problem := find_torn(folder):
+        whole = whole_checkpoints(folder.parent)
+        if args.ckpt_step_given or source != "load" or not whole:
+            raise damaged(folder, problem, whole, source)
+        args.ckpt_step = whole[0]
+        if args.rank == 0:
+            print(
+                f"> WARNING: the checkpoint {folder} is damaged: {problem}; "
+                f"continuing from iteration {whole[0]}"
+            )
+        folder = iteration_folder(folder.parent, whole[0])
+    _refuse_other_variant(folder, args.override_phd_variant, config)
+
+
+def checkpoint_source(args: Namespace) -> Literal["load", "pretrained_checkpoint"]:
+    """The argument whose folder Megatron will load from: --pretrained-checkpoint as long as the run has no
+    checkpoint of its own, and never afterwards.
+    """
+    tracker = args.load and Path(args.load, TRACKER)
+    # One that a kill has left empty goes before the loading, if there is no whole checkpoint beside it.
+    own = tracker and tracker.is_file() and (tracker.read_text().strip() or whole_checkpoints(tracker.parent))
+    return "pretrained_checkpoint" if args.pretrained_checkpoint and not own else "load"
 
 
 def find_torn(folder: Path) -> str | None:
@@ -223,12 +236,14 @@ def chosen_folder(root: Path, step: int | None) -> Path | None:
         if not (root / TRACKER).is_file():
             return None
         text = (root / TRACKER).read_text().strip()
+        if text == "release":
+            raise ValueError(f"{root} holds a release checkpoint of Megatron: {_conversion(root)}")
         if text.isdecimal():
             step = int(text)
         elif text:
             raise ValueError(
                 f"{root / TRACKER} should hold an iteration, found {text!r}. "
-                f"{_advice(root / 'none', whole_checkpoints(root))}"
+                f"{_advice(root, whole_checkpoints(root))}"
             )
         elif whole := whole_checkpoints(root):
             step = whole[0]
@@ -237,11 +252,33 @@ def chosen_folder(root: Path, step: int | None) -> Path | None:
     return iteration_folder(root, step)
 
 
-def _advice(damaged: Path, whole: list[int]) -> str:
-    """What to do instead: the newest whole checkpoint beside the damaged one."""
-    if whole:
-        return f"The newest whole one is iteration {whole[0]}: continue from it with --ckpt-step {whole[0]}"
-    return f"There is no whole checkpoint in {damaged.parent}: remove it, or take another, to start afresh"
+def _refuse_other_format(folder: Path) -> None:
+    if any(folder.glob("mp_rank_*")) and not (folder / ".metadata").exists():
+        raise ValueError(f"{folder} is not a checkpoint in torch_dist format: {_conversion(folder.parent)}")
+
+
+def _conversion(root: Path) -> str:
+    return (
+        f"convert it with Megatron's pretrain_gpt.py, the model's flags, --load {root}, --ckpt-format torch, "
+        "--ckpt-convert-format torch_dist and --ckpt-convert-save NEW; it writes NEW/torch_dist"
+    )
+
+
+def damaged(folder: Path, problem: str, whole: list[int], source: str) -> ValueError:
+    """The error for a checkpoint that no other one replaces; ``source`` as of :func:`checkpoint_source`."""
+    return ValueError(
+        f"the checkpoint {folder} is damaged: {problem}. {_advice(folder.parent, whole, source)}"
+    )
+
+
+def _advice(root: Path, whole: list[int], source: str = "load") -> str:
+    """What to do instead: the newest whole checkpoint in the same folder."""
+    if not whole:
+        return f"There is no whole checkpoint in {root}: remove it, or take another, to start afresh"
+    found = f"The newest whole one is iteration {whole[0]}"
+    if source == "load":
+        return f"{found}: continue from it with --ckpt-step {whole[0]}"
+    return f"{found}: write {whole[0]} into {root / TRACKER}"  # --ckpt-step is for the run's own ones too
 
 
 def _refuse_other_variant(folder: Path, override: bool, config: PHDConfig) -> None:

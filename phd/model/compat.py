@@ -137,10 +137,13 @@ def _tensor_parallel_rows(copies: int) -> None:
 def observe(observer: "Observer | None") -> None:
     """Tell ``observer`` of every iteration, validation and save, and no other any more.
 
-    Megatron's loop has no hooks: it calls these four functions by these names. training_log prints its line
-    through the second, to which our metrics are appended.
+    Megatron's loop has no hooks: it calls these functions by these names. training_log prints its line
+    through print_rank_last, to which our metrics are appended.
     """
-    names = ("training_log", "print_rank_last", "evaluate_and_print_results", "save_checkpoint")
+    names = (
+        *("train", "training_log", "print_rank_last", "evaluate", "evaluate_and_print_results"),
+        "save_checkpoint",
+    )
     original = {}
     for name in names:
         function = getattr(training, name)
@@ -149,12 +152,18 @@ def observe(observer: "Observer | None") -> None:
     if observer is None:
         return
     suffix = ""
+    out_of_time = False
+
+    @functools.wraps(original["train"])
+    def train(*args: Any, **kwargs: Any) -> Any:
+        observer.loaded()
+        return original["train"](*args, **kwargs)
 
     @functools.wraps(original["training_log"])
     def training_log(loss_dict: dict, total_loss_dict: dict, learning_rate: float, iteration: int, *args: Any,
                      **kwargs: Any) -> Any:  # fmt: skip
         nonlocal suffix
-        observer.begin(iteration - 1)
+        observer.begin()
         if iteration % training.get_args().log_interval == 0:
             # The counters are raised inside training_log, so this iteration is not in them yet.
             counted = ("advanced iterations", "skipped iterations")
@@ -173,22 +182,33 @@ def observe(observer: "Observer | None") -> None:
     def print_rank_last(message: str) -> None:
         original["print_rank_last"](message + suffix)
 
+    @functools.wraps(original["evaluate"])
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        nonlocal out_of_time
+        result = original["evaluate"](*args, **kwargs)
+        out_of_time = result[2]  # of --exit-duration-in-mins: then there is no loss
+        return result
+
     @functools.wraps(original["evaluate_and_print_results"])
     def evaluate_and_print_results(prefix: str, forward_step: Any, data: Any, model: Any, iteration: int,
                                    *args: Any, **kwargs: Any) -> None:  # fmt: skip
-        observer.begin(iteration)
+        observer.begin()
         original["evaluate_and_print_results"](prefix, forward_step, data, model, iteration, *args, **kwargs)
-        observer.evaluated("test" if "test set" in prefix else "validation", iteration, model)
+        if out_of_time:
+            observer.not_evaluated(iteration)
+        else:
+            observer.evaluated("test" if "test set" in prefix else "validation", iteration, model)
 
     @functools.wraps(original["save_checkpoint"])
     def save_checkpoint(iteration: int, *args: Any, **kwargs: Any) -> None:
-        if not observer.saving(iteration):
-            return
-        original["save_checkpoint"](iteration, *args, **kwargs)
-        observer.saved()
+        save = functools.partial(original["save_checkpoint"], iteration, *args, **kwargs)
+        if kwargs.get("non_persistent_ckpt"):  # in a folder that Megatron looks after
+            save()
+        else:
+            observer.save(iteration, save)
 
-    training.training_log, training.print_rank_last = training_log, print_rank_last
-    training.evaluate_and_print_results = evaluate_and_print_results
+    training.train, training.training_log, training.print_rank_last = train, training_log, print_rank_last
+    training.evaluate, training.evaluate_and_print_results = evaluate, evaluate_and_print_results
     training.save_checkpoint = save_checkpoint
 
 

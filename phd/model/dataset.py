@@ -58,9 +58,11 @@ def build_datasets(
         defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
     )
     if not args.mock_data:
+        if config.mock:  # then Megatron would make it without being asked
+            raise ValueError("there is no data: pass --data-path, of what `phd data` made, or --mock-data")
         refuse_missing(config)
         refuse_other_tokenizer(config, args.tokenizer_model)
-        refuse_empty_splits(config, num_samples)
+        refuse_empty_splits(config, [0, *num_samples[1:]] if args.skip_train else num_samples)
     cache = Path(args.data_cache_path)
     own = args.run_folder and Path(args.run_folder) in cache.parents  # no other job writes there
     if own and args.rank == 0:
@@ -75,12 +77,16 @@ def refuse_missing(config: GPTDatasetConfig) -> None:
     """Check that every file of every data set is there, before Megatron reads the first.
 
     Raises:
-        ValueError: names the file.
+        ValueError: names the file, or the flag without which Megatron does not read an object store.
     """
     for prefix in _prefixes(config):
+        if _remote(prefix):
+            if config.object_storage_cache_path is None:
+                raise ValueError(f"{prefix} needs --object-storage-cache-path: a folder for its index files")
+            continue
         for suffix in (".idx", ".bin"):
             file = Path(f"{prefix}{suffix}")
-            if not (file.is_file() or "://" in str(prefix)):
+            if not file.is_file():
                 raise ValueError(
                     f"{file} of --data-path is missing: put it back, or make it with `phd data tokenize`"
                 )
@@ -124,24 +130,56 @@ def remove_torn_caches(folder: Path) -> None:
 
 
 def refuse_empty_splits(config: GPTDatasetConfig, num_samples: Sequence[int | None]) -> None:
-    """Check that ``--split`` leaves every data set at least one document for each split in use.
+    """Check that every data set has something for each split in use.
 
-    Megatron's builder lacks the check: it never ends where a split that is asked for is empty.
+    Megatron lacks the check: its builder never ends where a split is empty, and its loop fails at the first
+    validation where there is no such split. A test split that is not there is left out.
 
     Args:
         config: with its split matrix made.
-        num_samples: samples asked for, of train, validation and test.
+        num_samples: samples asked for, of train, validation and test; None is all that there are.
 
     Raises:
-        ValueError: names the data set, the split and how many documents there are.
+        ValueError: names the data set, the split and what there is.
     """
-    if config.blend is None or config.split_matrix is None:
-        return
-    for prefix in config.blend[0]:
-        documents = len(IndexedDataset(str(prefix)).sequence_lengths)
-        for name, wanted, bounds in zip(SPLITS, num_samples, config.split_matrix, strict=True):
-            if wanted and bounds is not None and round(bounds[0] * documents) == round(bounds[1] * documents):
+    for split, (name, wanted) in enumerate(zip(SPLITS, num_samples, strict=True)):
+        if wanted == 0:
+            continue
+        remedy = "give it more"
+        if name != "train":
+            no_more = "leave --full-validation out" if wanted is None else "pass --eval-iters 0"
+            remedy += f", or {no_more} for no such evaluation"
+        parts = list(_parts(config, split))
+        if not parts and name != "test":
+            raise ValueError(f"neither --split nor a data path of its own leaves data for {name}: {remedy}")
+        for prefix, (first, last) in parts:
+            if _remote(prefix):
+                continue
+            dataset = IndexedDataset(prefix)  # what it gives lies in its file, and goes with it
+            documents = len(dataset.sequence_lengths)
+            mine = dataset.sequence_lengths[round(first * documents) : round(last * documents)]
+            has = f"--split {config.split} leaves {prefix}" if config.split else f"{prefix} has"
+            if len(mine) == 0:
+                raise ValueError(f"{has} no document for {name} ({documents} in all): {remedy}")
+            sample = config.sequence_length + 1
+            if wanted is None and mine.sum() < sample:
                 raise ValueError(
-                    f"--split {config.split} leaves no document of {prefix} ({documents} documents) for "
-                    f"{name}: give it a larger share, or --eval-iters 0 for no evaluation"
+                    f"{has} {mine.sum()} tokens for {name}, where a sample takes {sample} (--seq-length and "
+                    f"one): {remedy}"
                 )
+
+
+def _parts(config: GPTDatasetConfig, split: int) -> Iterator[tuple[str, tuple[float, float]]]:
+    """The data sets of a split, and which part of each is its."""
+    if config.blend is not None:
+        blend, bounds = config.blend, config.split_matrix[split] if config.split_matrix else None
+    else:
+        blend, bounds = config.blend_per_split[split] if config.blend_per_split else None, (0.0, 1.0)
+    if blend is not None and bounds is not None:
+        for prefix in blend[0]:
+            yield str(prefix), bounds
+
+
+def _remote(prefix: str) -> bool:
+    """Whether it lies in an object store, which Megatron reads and we do not."""
+    return "://" in str(prefix)

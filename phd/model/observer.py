@@ -1,19 +1,22 @@
 """What happens at every iteration, validation and save of Megatron's loop besides what Megatron does."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.training import get_tensorboard_writer, get_wandb_writer
+from megatron.training.async_utils import maybe_finalize_async_save
 
 from phd.config import PHDConfig
 from phd.model import compat
 from phd.model.metrics import RunMetrics, about_run, count_parameters
 from phd.model.samples import continue_prompts
-from phd.model.survival import agree_on_checkpoint, clear_place, remove_old
+from phd.model.survival import AGAIN, agree_on_checkpoint, clear_place, remove_old, replace_checkpoint
 from phd.run.files import write_json
-from phd.run.record import Recorder
+from phd.run.record import Line, Recorder
+from phd.run.status import RunStatus
 
 RUN_FILE = "phd_run.json"
 
@@ -25,8 +28,13 @@ class Observer:
         """``args`` are Megatron's, global already."""
         self.args, self.config = args, config
         self.metrics = RunMetrics(args, config)
-        self._recorder: Recorder | None = None
+        self._about: dict[str, Any] = {}
         self._begun = False
+        self._saved = 0
+        self._loaded_samples: int | None = None
+        # Samples, tokens and FLOPs before this start, where they are not today's lengths and costs.
+        self._before: tuple[int, int, float] = (0, 0, 0.0)
+        self._recorder: Recorder | None = None
         self._wandb = get_wandb_writer()
         if args.run_folder and args.rank == args.world_size - 1:
             self._recorder = Recorder(Path(args.run_folder), get_tensorboard_writer(), self._wandb)
@@ -35,26 +43,50 @@ class Observer:
     def built(self, model_chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """The model is there and its checkpoint not loaded yet. Every rank must call it."""
         agree_on_checkpoint(self.args)
-        about = about_run(self.args, self.config, self.metrics, count_parameters(model_chunks))
+        self._about = about_run(self.args, self.config, self.metrics, count_parameters(model_chunks))
+        return model_chunks
+
+    def loaded(self) -> None:
+        """What was to load is loaded, and training begins."""
+        self._loaded_samples = self.args.consumed_train_samples
+
+    def begin(self) -> None:
+        """The first line of the record is about to come; only the first call counts.
+
+        Raises:
+            ValueError: the record that is there is damaged.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        args = self.args
+        # With --train-samples Megatron has counted the iterations by now.
+        about = self._about | {"train_iters": args.train_iters}
+        if args.run_folder and args.rank == 0:
+            RunStatus(Path(args.run_folder), Path(args.save or args.run_folder)).counted(args.train_iters)
         if self._recorder is not None:
-            write_json(Path(self.args.run_folder, RUN_FILE), about)
+            self._count_from(self._recorder.resume(args.iteration))
+            write_json(Path(args.run_folder, RUN_FILE), about)
         if self._wandb is not None:
             del about["arguments"]  # Megatron has told W&B
             self._wandb.config.update({"phd": about}, allow_val_change=True)
             for axis in ("tokens", "flops"):
                 self._wandb.define_metric(axis)
             self._wandb.define_metric("*", step_metric="tokens")
-        return model_chunks
 
-    def begin(self, iteration: int) -> None:
-        """Training goes on after ``iteration``, which a checkpoint holds; only the first call counts.
+    def _count_from(self, last: Line | None) -> None:
+        """Go on from the last line of the record where it was trained at another length or cost."""
+        samples = self._loaded_samples
+        if last is None or samples is None or last["iteration"] != self.args.iteration:
+            return
+        if (last["tokens"], last["flops"]) != self._count(samples):
+            self._before = samples, last["tokens"], last["flops"]
 
-        Raises:
-            ValueError: the record that is there is damaged.
-        """
-        if self._recorder is not None and not self._begun:
-            self._recorder.resume(iteration)
-        self._begun = True
+    def _count(self, samples: int) -> tuple[int, float]:
+        """Tokens and FLOPs after so many samples."""
+        samples_before, tokens_before, flops_before = self._before
+        tokens = (samples - samples_before) * self.args.seq_length
+        return tokens_before + tokens, flops_before + tokens * self.metrics.flops_per_token
 
     def log(self, iteration: int, seconds_per_iteration: float) -> str:
         """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line."""
@@ -76,25 +108,53 @@ class Observer:
         if kind == "validation" and self.args.sample_prompts:
             self._write("samples", iteration, samples=continue_prompts(model_chunks[0], self.args))
 
-    def saving(self, iteration: int) -> bool:
-        """Every rank is about to save; False where that would write over what it has just loaded: Megatron
-        saves at the end, also when a finished run is started again.
+    def not_evaluated(self, iteration: int) -> None:
+        """An evaluation was broken off."""
+        if self._recorder is not None:
+            self._recorder.forget()
+            print(f"> the evaluation at iteration {iteration} was broken off and is not recorded", flush=True)
+
+    def save(self, iteration: int, save: Callable[[], None]) -> None:
+        """Let Megatron save, unless that would write over what it has just loaded: it saves at the end, also
+        when a finished run is started again. Every rank must call it.
         """
-        if not self._begun and self.args.load == self.args.save and iteration == self.args.iteration:
-            return False
+        args = self.args
+        place = Path(args.save)
+        if iteration == args.iteration and args.load and Path(args.load) == place:
+            return
         if self._recorder is not None:
             self._recorder.sync()
-        if self.args.rank == 0:
-            clear_place(Path(self.args.save), iteration)
-        torch.distributed.barrier()
-        return True
+        if iteration == self._saved:
+            self._save_again(iteration, save)
+        else:
+            if args.rank == 0:
+                clear_place(place, iteration)
+            torch.distributed.barrier()
+            save()
+        self._saved = iteration
+        if args.keep_last_checkpoints and args.rank == 0:
+            remove_old(place, args.keep_last_checkpoints)
 
-    def saved(self) -> None:
-        """A save is done, or with --async-save under way."""
-        if self.args.keep_last_checkpoints and self.args.rank == 0:
-            remove_old(Path(self.args.save), self.args.keep_last_checkpoints)
+    def _save_again(self, iteration: int, save: Callable[[], None]) -> None:
+        """Megatron saves what it has saved before, when a result of the next iteration is invalid (then also
+        what it knows of that) or the batch grows. The first stays until the second is whole.
+        """
+        args = self.args
+        place = args.save
+        maybe_finalize_async_save(blocking=True)
+        args.save = str(Path(place, AGAIN))
+        if args.rank == 0:
+            clear_place(Path(args.save), iteration)
+        torch.distributed.barrier()
+        try:
+            save()
+            maybe_finalize_async_save(blocking=True)
+        finally:
+            args.save = place
+        if args.rank == 0:
+            replace_checkpoint(Path(place), iteration)
+        torch.distributed.barrier()
 
     def _write(self, kind: str, iteration: int, **more: Any) -> None:
         if self._recorder is not None:
-            tokens = self.args.consumed_train_samples * self.args.seq_length
-            self._recorder.write(kind, iteration, tokens, tokens * self.metrics.flops_per_token, **more)
+            self._recorder.write(kind, iteration, *self._count(self.args.consumed_train_samples), **more)

@@ -26,7 +26,9 @@ from megatron.core.rerun_state_machine import (
 from torch.distributed.checkpoint.api import CheckpointException
 
 from phd.model.checkpoint import (
+    checkpoint_source,
     chosen_folder,
+    damaged,
     find_damage,
     iteration_folder,
     iteration_of,
@@ -39,21 +41,39 @@ from phd.run.status import TRACKER, RunStatus, newest_checkpoint
 
 OURS = Path(__file__).parents[1]
 
+AGAIN = "again"
+"""Beside the checkpoints: where one is saved that will take the place of a whole one."""
+
 REPORT_SECONDS = 10
 """How long ranks that waited in vain listen to each other before they end."""
 
 
 def settle_run_folder(args: Namespace) -> str | None:
-    """Where the run's record goes; fills in the parts of --run-dir that were not given as flags."""
+    """Where the run's record goes; fills in the parts of --run-dir that were not given as flags. None: there
+    is no record, also because nothing is trained (--skip-train).
+
+    Raises:
+        ValueError: a flag that would begin the run anew at every start.
+    """
     if args.run_dir:
         run = Path(args.run_dir)
         args.save = args.save or str(run / "checkpoints")
-        args.load = args.load or args.save
+        if args.load and Path(args.load).resolve() != Path(args.save).resolve():
+            raise ValueError(
+                f"--run-dir {run} continues from its own checkpoints, and --load {args.load} would begin "
+                "there again at every start: pass --pretrained-checkpoint instead, for the first weights"
+            )
+        if args.finetune:
+            raise ValueError(
+                f"--finetune would set --run-dir {run} back to iteration 0 at every start: leave it out; "
+                "--pretrained-checkpoint implies it for the first start"
+            )
+        args.load = args.save
         args.save_interval = args.save_interval or 1000
-        args.tensorboard_dir = args.tensorboard_dir or str(run / "tensorboard")
+        if not args.skip_train:
+            args.tensorboard_dir = args.tensorboard_dir or str(run / "tensorboard")
         args.wandb_save_dir = args.wandb_save_dir or str(run)
-        return str(run)
-    return args.save or args.tensorboard_dir
+    return None if args.skip_train else args.run_dir or args.save or args.tensorboard_dir
 
 
 class RunGuard:
@@ -205,19 +225,27 @@ def _remedy(error: OSError) -> str:
 def agree_on_checkpoint(args: Namespace) -> None:
     """Read every byte of the checkpoint that will be loaded, each rank its share; if a checksum is wrong, all
     ranks turn to the next whole one. Called with the process group up, before Megatron loads.
+
+    Raises:
+        ValueError: there is no other, or this one was asked for.
     """
-    if args.load:
-        if args.rank == 0:
-            _mend_tracker(Path(args.load))
-        torch.distributed.barrier()
-    folder = chosen_folder(Path(args.load), args.ckpt_step) if args.load else None
+    source = checkpoint_source(args)
+    root = getattr(args, source)
+    if args.rank == 0:
+        for place in {args.load, root} - {None}:
+            _mend_tracker(Path(place))
+    torch.distributed.barrier()
+    folder = chosen_folder(Path(root), args.ckpt_step) if root else None
     while folder is not None and folder.is_dir():
         found: list[str | None] = [None] * args.world_size
         torch.distributed.all_gather_object(found, find_damage(folder, args.rank, args.world_size))
         damage = next((text for text in found if text), None)
         if damage is None:
             return
-        older = [step for step in whole_checkpoints(folder.parent) if step < iteration_of(folder)]
+        others = [step for step in whole_checkpoints(folder.parent) if step != iteration_of(folder)]
+        if args.ckpt_step_given or source != "load":
+            raise damaged(folder, damage, others, source)
+        older = [step for step in others if step < iteration_of(folder)]
         if not older:
             raise ValueError(f"the checkpoint {folder} is damaged: {damage}. There is no whole one before it")
         args.ckpt_step = older[0]
@@ -226,28 +254,42 @@ def agree_on_checkpoint(args: Namespace) -> None:
                 f"> WARNING: the checkpoint {folder} is damaged: {damage}; "
                 f"continuing from iteration {older[0]}"
             )
-        folder = chosen_folder(Path(args.load), args.ckpt_step)
+        folder = chosen_folder(Path(root), args.ckpt_step)
 
 
 def _mend_tracker(root: Path) -> None:
-    """Megatron writes the tracker file in place; a kill can leave it empty, on which Megatron gives up."""
+    """Megatron writes the tracker file in place; a kill can leave it empty, on which Megatron gives up. With
+    --ckpt-step it also gives up on anything else that is no number.
+    """
     tracker = root / TRACKER
-    if tracker.is_file() and not tracker.read_text().strip():
-        if whole := whole_checkpoints(root):
-            write_text(tracker, str(whole[0]))
-        else:
-            tracker.unlink()
+    text = tracker.read_text().strip() if tracker.is_file() else "none"
+    if text.isdecimal() or text in ("none", "release"):
+        return
+    if whole := whole_checkpoints(root):
+        write_text(tracker, str(whole[0]))
+    elif not text:
+        tracker.unlink()
 
 
 def clear_place(save: Path, iteration: int) -> None:
     """Before a save: remove what an interrupted save left at its place, which torch would write into."""
+    shutil.rmtree(save / AGAIN, ignore_errors=True)
     folder = iteration_folder(save, iteration)
     if folder.is_dir():
         _remove(folder)
 
 
+def replace_checkpoint(save: Path, iteration: int) -> None:
+    """Put the checkpoint in AGAIN in the place of the one of that iteration."""
+    place = iteration_folder(save, iteration)
+    place.rename(save / AGAIN / "replaced")
+    iteration_folder(save / AGAIN, iteration).rename(place)
+    shutil.rmtree(save / AGAIN)
+
+
 def remove_torn(save: Path) -> None:
     """Remove what interrupted saves left."""
+    shutil.rmtree(save / AGAIN, ignore_errors=True)
     for folder in saved_folders(save):
         if not (folder / ".metadata").exists():
             _remove(folder, ignore_errors=True)

@@ -59,8 +59,9 @@ class Recorder:
         self._sent = 0
         self._file: Any = None
 
-    def resume(self, iteration: int) -> None:
-        """Keep what was recorded up to ``iteration``, the checkpoint's; cut off the rest.
+    def resume(self, iteration: int) -> Line | None:
+        """Keep what was recorded up to ``iteration``, the checkpoint's; cut off the rest. Returns the last
+        line that is kept.
 
         Raises:
             ValueError: the record that is there is damaged.
@@ -80,6 +81,7 @@ class Recorder:
             print(f"> {self._path}: {missing} of the {iteration} iterations before are not recorded")
         self._file = self._path.open("a", encoding="utf-8")
         self._scalars.clear()
+        return kept[-1] if kept else None
 
     def add_scalar(self, tag: str, value: Any, step: int) -> None:
         """Megatron's call. Every loss comes twice, the second time against samples: one goes into a line."""
@@ -87,6 +89,10 @@ class Recorder:
             self._tensorboard.add_scalar(tag, value, step)
         if not tag.endswith(" vs samples"):
             self._scalars[tag] = float(value)
+
+    def forget(self) -> None:
+        """Make no line of the scalars since the last one."""
+        self._scalars.clear()
 
     def write(self, kind: str, iteration: int, tokens: int, flops: float, **more: Any) -> None:
         """Make a line of the scalars since the last one, unless this kind and iteration has one."""

@@ -47,7 +47,7 @@ class RunStatus:
         content: dict[str, Any] = {
             "state": "running",
             "reason": None,
-            "train_iters": train_iters,
+            "train_iters": train_iters or before.get("train_iters"),  # unknown yet with --train-samples
             "from": checkpoint,
             "fruitless_starts": fruitless,
             "checkpoints": self._checkpoints_from_here(),
@@ -63,6 +63,10 @@ class RunStatus:
         folder, checkpoints = self.path.parent.resolve(), self.checkpoints.resolve()
         inside = checkpoints.is_relative_to(folder)
         return str(checkpoints.relative_to(folder) if inside else checkpoints)
+
+    def counted(self, train_iters: int) -> None:
+        """Megatron has counted the iterations that --train-samples make."""
+        write_json(self.path, read_json(self.path) | {"train_iters": train_iters})
 
     def ended(self, state: str, reason: str | None = None) -> None:
         """interrupted, finished, or failed in a way that starting again would not mend. The first failure
@@ -103,7 +107,9 @@ def judge(folder: Path) -> tuple[int, str]:
     if lacking:
         raise ValueError(f"{folder / STATUS_FILE} lacks {', '.join(lacking)}: remove it")
     checkpoint = newest_checkpoint(folder / content["checkpoints"])
-    at = f"checkpoint at iteration {checkpoint} of {content['train_iters']}"
+    at = f"checkpoint at iteration {checkpoint}"
+    if content["train_iters"]:
+        at += f" of {content['train_iters']}"
     why = f": {content['reason']}" if content["reason"] else ""
     match content["state"]:
         case "finished":

@@ -36,7 +36,10 @@ REFUSED = {
         "phd_attention_backend": "reference",
     },
     "--attention-output-gate with a pruned last layer": {"attention_output_gate": True},
-    "--mtp-num-layers (multi-token prediction)": {"mtp_num_layers": 1},
+    "--num-experts with --calculate-per-token-loss for several copies": {
+        "num_experts": 4,
+        "calculate_per_token_loss": True,
+    },
     "--heterogeneous-layers-config-path": {"heterogeneous_layers_config_path": "x.json"},
     "--experimental-attention-variant": {"experimental_attention_variant": "dsa"},
     "--hybrid-layer-pattern": {"hybrid_layer_pattern": "M*"},
@@ -66,6 +69,7 @@ REFUSED = {
 }
 # Where our attention runs for a single copy: everything but what copies alone make impossible.
 COPIES_ONLY = {
+    "--num-experts with --calculate-per-token-loss for several copies",
     "--context-parallel-size with slices (--seq-length / size / 2) shorter than the window",
     "--attention-output-gate with a pruned last layer",
     "--tp-comm-overlap with a pruned last layer",
@@ -86,9 +90,31 @@ NEVER = {
     "--multiple-validation-sets with --test-data-path": {
         "multiple_validation_sets": True,
         "full_validation": True,
+        "eval_micro_batch_size": 1,
+        "valid_data_path": ["held_out"],
         "test_data_path": ["held_out"],
     },
-    "--multiple-validation-sets without --full-validation": {"multiple_validation_sets": True},
+    "--multiple-validation-sets without --full-validation": {
+        "multiple_validation_sets": True,
+        "valid_data_path": ["held_out"],
+    },
+    "--multiple-validation-sets without --valid-data-path": {
+        "multiple_validation_sets": True,
+        "full_validation": True,
+        "eval_micro_batch_size": 1,
+    },
+    "--full-validation without --multiple-validation-sets": {
+        "full_validation": True,
+        "eval_micro_batch_size": 1,
+    },
+    "--full-validation without --eval-micro-batch-size 1": {
+        "full_validation": True,
+        "multiple_validation_sets": True,
+        "valid_data_path": ["held_out"],
+    },
+    "--rampup-batch-size": {"rampup_batch_size": [2, 2, 8]},
+    "--mtp-num-layers (multi-token prediction)": {"mtp_num_layers": 1},
+    "--overlap-moe-expert-parallel-comm": {"overlap_moe_expert_parallel_comm": True},
     "--ckpt-format other than torch_dist": {"ckpt_format": "torch"},
     "--inprocess-restart": {"inprocess_restart": True},
     "--fp8-format without --transformer-impl transformer_engine on a GPU": {"fp8": "hybrid"},
@@ -273,39 +299,79 @@ def test_cpu_defaults_yield_to_the_users_flags(world):
     assert world.run(cpu_defaults) == [("gloo", "local", "transformer_engine", 3)]
 
 
-def empty_split(data: list[str], split: str) -> str:
+def refused_data(fields: dict, num_samples: list[int | None]) -> str:
+    """What start-up says to data sets that are described so."""
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
-    from megatron.core.datasets.utils import get_blend_from_list
     from megatron.core.tokenizers import MegatronTokenizer
 
-    from phd.model.dataset import refuse_empty_splits
+    from phd.model.dataset import refuse_empty_splits, refuse_missing
 
     config = GPTDatasetConfig(
         random_seed=1,
-        sequence_length=8,
-        blend=get_blend_from_list([data[data.index("--data-path") + 1]]),
-        split=split,
         tokenizer=MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=255),
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
+        **{"sequence_length": 8, **fields},
     )
     try:
-        refuse_empty_splits(config, [10, 10, 0])
+        refuse_missing(config)
+        refuse_empty_splits(config, num_samples)
     except ValueError as error:
         return str(error)
     return ""
 
 
 @pytest.mark.parametrize(
-    ("split", "message"),
-    [("90,10,0", ""), ("100,0,0", ""), ("999,1,0", "leaves no document .* for validation")],
-    ids=["whole", "unused", "empty"],
+    ("split", "num_samples", "message"),
+    [
+        ("90,10,0", [10, 10, 10], ""),
+        ("100,0,0", [10, 0, 0], ""),
+        ("100,0,0", [10, 10, 10], "leaves data for validation: .* or pass --eval-iters 0"),
+        ("999,1,0", [10, 10, 0], r"--split 999,1,0 leaves .* no document for validation \(60 in all\)"),
+    ],
+    ids=["whole", "unused", "none", "empty"],
 )
-def test_a_split_without_documents_is_refused(world, data, split, message):
-    """Megatron's dataset builder would look for tokens in it for ever."""
-    (answer,) = world.run(empty_split, data, split)
+def test_a_split_without_documents_is_refused(world, data, split, num_samples, message):
+    """Megatron's dataset builder would look for tokens in it for ever, or its loop fail at the validation."""
+    blend = ([data[data.index("--data-path") + 1]], None)
+    (answer,) = world.run(refused_data, {"blend": blend, "split": split}, num_samples)
     assert re.search(message, answer) if message else answer == ""
+
+
+def test_a_whole_validation_set_without_a_sample_is_refused(world, data):
+    """--full-validation asks for no number of samples."""
+    blend = ([data[data.index("--data-path") + 1]], None)
+    whole = [10, None, 10]
+    assert world.run(refused_data, {"blend_per_split": [blend, blend, None]}, whole) == [""]
+    fields = {"blend_per_split": [blend, blend, None], "sequence_length": 10**7}
+    (answer,) = world.run(refused_data, fields, whole)
+    assert re.search(r"has \d+ tokens for validation, where a sample takes 10000001 .*--full-valid", answer)
+    (answer,) = world.run(refused_data, {"blend_per_split": [blend, None, None]}, whole)
+    assert "leaves data for validation" in answer
+
+
+def test_data_in_an_object_store_are_megatrons_to_read(world):
+    fields: dict = {"blend": (["s3://bucket/prefix"], None), "split": "90,10,0"}
+    assert world.run(refused_data, fields | {"object_storage_cache_path": "cache"}, [10, 10, 0]) == [""]
+    (answer,) = world.run(refused_data, fields, [10, 10, 0])
+    assert answer.startswith("s3://bucket/prefix needs --object-storage-cache-path")
+
+
+def failure(flags: list[str]) -> str:
+    """How a training with these flags ends."""
+    from tests.world import run_pretrain
+
+    try:
+        return run_pretrain(flags)
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_no_data_is_not_mock_data(world):
+    """Megatron would make it without being asked, and fail over it."""
+    (end,) = world.run(failure, [flag for flag in FLAGS if flag != "--mock-data"])
+    assert "pretrain_phd.py: error: rank 0: there is no data: pass --data-path" in end
 
 
 def refused_tokenizer(prefixes: list[str], tokenizer: str) -> str:
@@ -335,7 +401,8 @@ def test_data_of_another_tokenizer_is_refused(world, tmp_path):
         assert answer.startswith(f"{prefix} was made with another tokenizer than --tokenizer-model {other}")
 
 
-def refused_warmup(flags: list[str]) -> str:
+def refused_at_start(flags: list[str]) -> str:
+    """What pretrain_phd.py says to these flags before it begins, if it refuses them."""
     from phd.model.arguments import parse_and_validate_args
 
     sys.argv = ["pretrain_phd.py", *flags]
@@ -362,8 +429,42 @@ def refused_warmup(flags: list[str]) -> str:
     ],
 )
 def test_a_warmup_longer_than_the_training_is_refused(world, flags, message):
-    (answer,) = world.run(refused_warmup, [*FLAGS, *flags.split()])
+    (answer,) = world.run(refused_at_start, [*FLAGS, *flags.split()])
     assert message in answer and bool(message) == bool(answer)
+
+
+def without(flag: str) -> list[str]:
+    at = FLAGS.index(flag)
+    return [*FLAGS[:at], *FLAGS[at + 2 :]]
+
+
+@pytest.mark.parametrize("more", ["", "--attention-pattern longgen-sink"])
+def test_no_layers(world, more):
+    answers = world.run(refused_at_start, [*without("--num-layers"), *more.split()])
+    assert answers == ["--num-layers is missing: it has no default"]
+
+
+def test_no_length(world):
+    """Where our own checks would calculate with it."""
+    flags = [*without("--seq-length"), "--phd-copies", "2", "--context-parallel-size", "2"]
+    assert world.run(refused_at_start, flags) == ["--seq-length is missing: it has no default"]
+
+
+def test_what_megatron_asserts_without_a_word(world):
+    (answer,) = world.run(refused_at_start, without("--micro-batch-size"))
+    assert answer == "Megatron refuses these flags: assert args.micro_batch_size is not None"
+    (answer,) = world.run(refused_at_start, [*FLAGS, "--save", "folder"])
+    assert answer == "Megatron refuses these flags: assert args.save_interval is not None"
+
+
+def test_a_run_folder_continues_from_its_own_checkpoints(world):
+    """A requeued job would begin again from what --load names, or at iteration 0, at every start."""
+    run = [*FLAGS, "--run-dir", "run"]
+    assert world.run(refused_at_start, [*run, "--load", "run/checkpoints/"]) == [""]
+    (answer,) = world.run(refused_at_start, [*run, "--load", "other"])
+    assert "--load other would begin there again" in answer and "pass --pretrained-checkpoint" in answer
+    (answer,) = world.run(refused_at_start, [*run, "--finetune"])
+    assert "--finetune would set --run-dir run back to iteration 0" in answer
 
 
 @pytest.mark.slow

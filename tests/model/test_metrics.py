@@ -117,7 +117,8 @@ def test_arguments_of_every_kind_are_recorded(world):
     ]
     new = {"window_size": [8, 0], "attention_backend": "flash", "exp_avg_dtype": "torch.bfloat16"}
     assert new.items() <= runs[1].arguments.items()
-    assert set(new) <= set(differences(*runs))
+    # the backend is another kernel for the same computation
+    assert {"window_size", "exp_avg_dtype"} <= set(differences(*runs))
     old = {name: value for name, value in runs[0].arguments.items() if name not in new}
     assert differences(runs[0], Namespace(arguments=old)) == []
     assert "params_dtype" not in runs[1].arguments

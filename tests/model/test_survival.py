@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from phd.run.record import METRICS_FILE
-from phd.run.status import FAILED, UNFINISHED, judge, newest_checkpoint
+from phd.run.status import FAILED, TRACKER, UNFINISHED, judge, newest_checkpoint
 from tests.model.conftest import VARIANTS
+from tests.model.test_checkpoint import damage_in
 from tests.runs import record
 from tests.starts import FreshStart, Start
 from tests.world import free_port
@@ -140,6 +141,56 @@ def test_a_damaged_checkpoint_is_passed_over(flags, undisturbed, half, damage):
     assert record(half) == record(undisturbed)
 
 
+def test_a_checkpoint_that_was_asked_for_is_not_replaced(flags, half, tmp_path):
+    """By --ckpt-step, or as the first weights: also where only a checksum is wrong, which is found later."""
+    flip(half / "checkpoints" / "iter_0000020")
+    begun = start(flags, half, "--ckpt-step", "20")
+    assert begun.end() == 1
+    advice = "The newest whole one is iteration 18: continue from it with --ckpt-step 18"
+    assert advice in begun.output() and advice in judge(half)[1]
+    begun = start(flags, tmp_path / "child", "--pretrained-checkpoint", str(half / "checkpoints"))
+    assert begun.end() == 1
+    assert f"iteration 18: write 18 into {half}/checkpoints/latest" in begun.output()
+
+
+def test_a_tracker_that_holds_something_else(flags, undisturbed, half):
+    """Megatron would end on it without an error, even where --ckpt-step tells what to load."""
+    (half / "checkpoints" / TRACKER).write_text("12x")
+    begun = start(flags, half)
+    assert begun.end() == 1 and "continue from it with --ckpt-step 20" in begun.output()
+    finish(flags, half, "--ckpt-step", "20")
+    assert record(half) == record(undisturbed)
+
+
+def test_falling_back_in_a_run_with_first_weights(flags, half, tmp_path):
+    """They are not looked for at the iteration of the run's own checkpoint."""
+    run = tmp_path / "child"
+    more = ["--pretrained-checkpoint", str(half / "checkpoints"), "--eval-interval", "100"]
+    short = ["--train-iters", "4", "--lr-decay-iters", "40"]
+    assert start(flags, run, *more, *short).end() == 0
+    whole = record(run)
+    tear(run / "checkpoints" / "iter_0000004")
+    again = start(flags, run, *more, *short)
+    assert again.end() == 0, again.output()[-3000:]
+    assert "continuing from iteration 2" in again.output()
+    assert record(run) == whole
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """All but the index caches, which may grow."""
+    files = [file for file in run.rglob("*") if file.is_file() and file.parent.name != "index-cache"]
+    return {str(file): file.read_bytes() for file in files}
+
+
+def test_an_evaluation_leaves_the_run_alone(flags, half):
+    """--skip-train: no record, no status, no lock; the run's newest checkpoint, in its folder."""
+    before = contents(half)
+    begun = start(flags, half, "--skip-train")
+    assert begun.end() == 0, begun.output()[-3000:]
+    assert "validation loss at iteration 20 on validation set" in begun.output()
+    assert contents(half) == before
+
+
 def test_all_checkpoints_damaged(flags, half):
     before = (half / METRICS_FILE).read_bytes()
     for folder in (half / "checkpoints").glob("iter_*"):
@@ -251,12 +302,100 @@ def test_nan_ends_with_megatrons_verdict(flags, tmp_path):
     run = tmp_path / "run"
     codes = [UNFINISHED]
     while codes[-1] == UNFINISHED:
-        begun = start(flags, run, "--lr", "1e30", "--clip-grad", "0")
+        begun = start(flags, run, "--lr", "1e30", "--clip-grad", "0", "--save-interval", "1")
         assert begun.end() != 0
         assert "found NaN in local" in begun.output()
         codes.append(judge(run)[0])
     assert codes == [UNFINISHED] * 4 + [FAILED]
     assert "rerun machine" in judge(run)[1]
+    # Saved in the place of the checkpoint of the same iteration, and loaded from there.
+    assert "Getting RerunStateMachine state from checkpoint" in begun.output()
+    assert not (run / "checkpoints" / "again").exists()
+
+
+def dies_saving_again(flags: list[str]) -> str:
+    """A training that dies when it saves an iteration for the second time."""
+    from unittest.mock import patch
+
+    from megatron.training import training
+
+    from tests.world import run_pretrain
+
+    original, saved = training.save_checkpoint, []
+
+    def save_checkpoint(iteration: int, *args: object, **kwargs: object) -> None:
+        if iteration in saved:
+            raise RuntimeError("died while saving")
+        saved.append(iteration)
+        original(iteration, *args, **kwargs)
+
+    with patch.object(training, "save_checkpoint", save_checkpoint):
+        try:
+            return run_pretrain(flags)
+        except RuntimeError as error:
+            return str(error)
+
+
+def test_a_whole_checkpoint_stays_until_another_is_whole(world, flags, tmp_path):
+    """When Megatron saves what it has just saved, with what it knows of an invalid result."""
+    more = ["--lr", "1e30", "--clip-grad", "0", "--save-interval", "1", "--run-dir", str(tmp_path / "run")]
+    (end,) = world.run(dies_saving_again, [*flags, *more])
+    assert end == "died while saving"
+    newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    (damage,) = world.run(damage_in, tmp_path / "run" / "checkpoints" / f"iter_{newest:07d}")
+    assert newest > 0 and damage == ""
+
+
+def out_of_time(flags: list[str]) -> str:
+    """A training whose time is up in each evaluation."""
+    from unittest.mock import patch
+
+    from megatron.training import training
+
+    from tests.world import run_pretrain
+
+    with patch.object(training, "evaluate", lambda *args, **kwargs: (None, None, True)):
+        return run_pretrain(flags)
+
+
+def test_an_evaluation_that_is_broken_off_is_not_recorded(world, flags, tmp_path):
+    """By --exit-duration-in-mins; a later start would take an empty line for one that it need not make."""
+    run = tmp_path / "run"
+    more = ["--train-iters", "2", "--eval-interval", "2", "--run-dir", str(run)]
+    (output,) = world.run(out_of_time, [*flags, *more])
+    assert "the evaluation at iteration 2 was broken off and is not recorded" in output
+    assert {line["kind"] for line in record(run)} == {"train"}
+    world.pretrain([*flags, *more])
+    assert [line["iteration"] for line in record(run) if line["kind"] == "validation"] == [2]
+
+
+def test_what_was_trained_at_another_length_stays_as_it_was(world, flags, tmp_path):
+    """In tokens and FLOPs, where a run continues as another variant with shorter sequences."""
+    run = tmp_path / "run"
+    more = ["--eval-interval", "100", "--train-iters", "4", "--save-interval", "2", "--run-dir", str(run)]
+    world.pretrain([*flags, *more, "--exit-interval", "2"])
+    before = record(run)
+    other = ["--seq-length", "20", "--phd-copies", "2", "--override-phd-variant"]
+    world.pretrain([*flags, *more, *other])
+    lines = record(run)
+    assert lines[:2] == before
+    cost = json.loads((run / "phd_run.json").read_text())["flops_per_token"]
+    assert cost != before[1]["flops"] / before[1]["tokens"]
+    trained = [(line["tokens"], line["flops"]) for line in lines if line["kind"] == "train"]
+    assert [tokens for tokens, _ in trained] == [320, 640, 800, 960]
+    assert trained[3][1] == pytest.approx(before[1]["flops"] + 320 * cost, rel=1e-12)
+
+
+def test_train_samples(world, flags, tmp_path):
+    """Megatron counts the iterations that they make when it builds the optimizer."""
+    run = tmp_path / "run"
+    samples = [*flags, "--train-samples", "32", "--eval-interval", "100", "--run-dir", str(run)]
+    while "--train-iters" in samples:
+        at = samples.index("--train-iters")
+        del samples[at : at + 2]
+    world.pretrain(samples)
+    assert judge(run)[1] == "finished; checkpoint at iteration 4 of 4"
+    assert json.loads((run / "phd_run.json").read_text())["train_iters"] == 4
 
 
 def test_looking_for_spikes_changes_nothing(flags, undisturbed, tmp_path):

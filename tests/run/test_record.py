@@ -71,6 +71,22 @@ def test_a_finished_run_that_is_started_again_repeats_nothing(tmp_path):
     assert (tmp_path / METRICS_FILE).read_bytes() == before
 
 
+def test_the_last_line_that_is_kept_tells_where_to_go_on(tmp_path):
+    train(tmp_path, 1, 7)
+    assert Recorder(tmp_path).resume(0) is None
+    train(tmp_path, 1, 7)
+    last = Recorder(tmp_path).resume(4)
+    assert (last["kind"], last["iteration"], last["tokens"]) == ("validation", 4, 256)
+
+
+def test_scalars_of_an_evaluation_that_was_broken_off_are_in_no_line(tmp_path):
+    recorder = train(tmp_path, 1, 1)
+    recorder.add_scalar("lm loss validation-a", 1.0, 1)
+    recorder.forget()
+    recorder.write("test", 1, 64, 1e3)
+    assert "lm loss test-a" not in lines(tmp_path)[-1]
+
+
 def test_wandb_gets_no_step_twice_after_two_kills(tmp_path):
     first, second, third = Wandb(), Wandb(), Wandb()
     train(tmp_path, 1, 7, first)

@@ -34,6 +34,16 @@ def test_interrupted(status, tmp_path):
     assert line.startswith("interrupted: SIGUSR1; checkpoint at iteration 40 of 100")
 
 
+def test_iterations_that_megatron_counts_later(status, tmp_path):
+    """With --train-samples; the next start does not know them at first either."""
+    status.started(None, "pretrain_phd.py")
+    assert judge(tmp_path)[1].endswith("; checkpoint at iteration 0")
+    status.counted(100)
+    assert judge(tmp_path)[1].endswith("; checkpoint at iteration 0 of 100")
+    status.started(None, "pretrain_phd.py")
+    assert judge(tmp_path)[1].endswith("; checkpoint at iteration 0 of 100")
+
+
 def test_failed_for_good(status, tmp_path):
     status.started(100, "pretrain_phd.py")
     status.ended("failed", "the disk is full")
