@@ -98,8 +98,10 @@ def _prompts(args: Namespace) -> list[str]:
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", prompts: list[str], device: Any) -> "BatchEncoding":
-    """Ids and mask, padded on the left. An empty prompt starts a document: the end of the one before."""
-    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
+    """Ids and mask, padded on the left; with BOS if the tokenizer puts it there. An empty prompt starts a
+    document: the end of the one before.
+    """
+    encoded = [tokenizer(text)["input_ids"] for text in prompts]
     ids = [x or [tokenizer.eos_token_id] for x in encoded]
     padded = tokenizer.pad({"input_ids": ids}, padding=True, padding_side="left", return_tensors="pt")
     return padded.to(device)

@@ -54,8 +54,10 @@ def load_model(
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are computed, not stored
-    return model.to(dtype or config.dtype).eval(), found
+    model.to(dtype or config.dtype)
+    # its buffers are computed, not stored, and fp32 whatever the weights are
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    return model.eval(), found
 
 
 def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":

@@ -54,12 +54,13 @@ def test_hidden_columns_of_a_prompt():
     """As many as the model's own plan runs."""
     import torch
 
+    from phd.hf.padding import UNPADDED
     from phd.hf.plan import plan_step
 
     for variant in (Variant("PHD-SWA", 2), Variant("PHD-CSWA", 2)):
         model = bench.make_model("small", variant, torch.device("cpu"), torch.float32)
         for length in (1, 31, 32, 33, 100):
-            plan = plan_step(model.config, None, 0, length, 1, None, torch.float32, torch.device("cpu"))
+            plan = plan_step(model.config, None, 0, length, 1, UNPADDED, torch.float32, torch.device("cpu"))
             assert plan.columns == variant.hidden_columns(length, 4)
 
 

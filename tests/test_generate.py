@@ -54,6 +54,26 @@ def test_several_at_once(folder, capsys):
     assert capsys.readouterr().out.count("--- ") == 3
 
 
+def test_begins_as_the_tokenizer_does(folder):
+    """With BOS where its post-processor puts one, as the evaluation; else an empty prompt follows an end."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert bos != eos
+    the = tokenizer("the", add_special_tokens=False)["input_ids"]
+    ids = generate._encode(tokenizer, ["the", ""], "cpu")["input_ids"]
+    assert ids[0].tolist() == the
+    assert ids[1, -1] == eos
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, bos)]
+    )
+    ids = generate._encode(tokenizer, ["the", ""], "cpu")["input_ids"]
+    assert ids[0].tolist() == [bos, *the]
+    assert ids[1, -1] == bos
+
+
 def test_prompt_from_a_file_and_from_stdin(folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "prompt.txt").write_text("the time")
     call(folder, "--prompt-file", tmp_path / "prompt.txt", "--max-new-tokens", 3)

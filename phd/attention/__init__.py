@@ -12,6 +12,7 @@ from torch import Tensor
 
 from phd.attention.context_parallel import ContextParallel, heads_to_positions, positions_to_heads
 from phd.attention.flash import flash_attention
+from phd.attention.flex import flex_phd_attention
 from phd.attention.layout import Layout, make_layout
 from phd.attention.pattern import Pattern
 from phd.attention.reference import masked_attention
@@ -83,19 +84,15 @@ def phd_attention(
             device=query.device,
         )
         return masked_attention(query, key, value, mask[:, :, -query.shape[2] :], scale).flatten(1, 2)
-    if backend == "flex":
-        # here, because it loads torch's compiler
-        from phd.attention.flex import flex_phd_attention
-
-        return flex_phd_attention(
-            query, key, value, window=window, chunk=chunk, document_starts=document_starts, pattern=pattern,
-            scale=scale,
-        ).flatten(1, 2)  # fmt: skip
     if layout is None:
         layout = phd_layout(
             len(query), copies=copies, window=window, chunk=chunk, document_starts=document_starts,
             context_parallel=context_parallel, device=query.device,
         )  # fmt: skip
+    if backend == "flex":
+        return flex_phd_attention(
+            query, key, value, layout=layout, window=window, chunk=chunk, pattern=pattern, scale=scale
+        ).flatten(1, 2)
     return _attend(query, key, value, layout, context_parallel, scale, pattern).flatten(1, 2)
 
 

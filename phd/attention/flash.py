@@ -10,9 +10,9 @@ Legend: s rows on this rank, b samples, K copies, m of them asking (all, or the 
 g key/value heads, d head dimension.
 """
 
-import contextlib
 import importlib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from phd.attention.pattern import Pattern
 from phd.attention.sparse import SparseOriginals
 
 
+@torch.compiler.disable  # kernels that write into views of a view: torch.compile traces no such graph
 def flash_attention(
     query: Tensor,
     key: Tensor,
@@ -154,7 +155,7 @@ class _Attention:
                 samples = slice(None) if start.shape[1] == 1 else slice(sample, sample + 1)
                 starts = start[run.rows, sample] - run.begin
                 query = self.query[run.rows, samples, self.asking]
-                make = _band_class(query.device)
+                make = _band_class(query.device.type, self.hidden, query.shape[-1])
                 band = make(query, self.hidden, starts, self.layout.window, self.scale)
                 yield number, (run.rows, samples), band
 
@@ -174,14 +175,18 @@ class _Attention:
         return slice(end - self.layout.halo, end)
 
 
-def _band_class(device: torch.device) -> Any:
-    """Triton's on CUDA. An exported model's copy of this file comes without that kernel, some machines
-    without Triton: there the band is plain matrix products.
+@lru_cache
+def _band_class(device: str, hidden: int, dim: int) -> Any:
+    """Triton's on CUDA, for as many hidden copies as fit there. An exported model's copy of this file comes
+    without that kernel, some machines without Triton: there the band is plain matrix products.
     """
-    if device.type == "cuda":
-        with contextlib.suppress(ImportError):
-            return importlib.import_module(".kernels.triton_band", __package__).TritonBand
-    return Band
+    if device != "cuda":
+        return Band
+    try:
+        kernels = importlib.import_module(".kernels.triton_band", __package__)
+    except ImportError:
+        return Band
+    return kernels.TritonBand if kernels.fits(hidden, dim) else Band
 
 
 def _of_run(halo: Tensor | None, run: int, samples: slice) -> Tensor | None:

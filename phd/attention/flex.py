@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from phd.attention.layout import Layout
 from phd.attention.pattern import Pattern
 from phd.attention.rule import can_see
 
@@ -25,9 +26,9 @@ def flex_phd_attention(
     key: Tensor,
     value: Tensor,
     *,
+    layout: Layout,
     window: int,
     chunk: int | None,
-    document_starts: Tensor | None,
     pattern: Pattern | None,
     scale: float,
 ) -> Tensor:
@@ -36,8 +37,8 @@ def flex_phd_attention(
     Args:
         query: [s, b, m, h, d]; m is K, or 1 for the last copy alone.
         key, value: [s, b, K, g, d].
+        layout: of these rows; the block mask is made once for it.
         window, chunk: W and C.
-        document_starts: [b, s] or None.
         pattern: of a sparse layer, or None.
 
     Returns:
@@ -48,30 +49,31 @@ def flex_phd_attention(
     """
     if query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad:
         raise ValueError("backend 'flex' has no backward on a CPU: use 'flash'")
-    length, samples, asking = query.shape[:3]
-    copies = key.shape[2]
-    if document_starts is None:
-        mask = _one_document_mask(length, copies, asking, window, chunk, pattern, query.device)
-    else:
-        starts = document_starts.to(query.device)
-        rule = _rule(copies, asking, window, chunk, pattern, starts)
-        mask = _block_mask(rule, samples, length, copies, asking, query.device)
+    length, asking = query.shape[0], query.shape[2]
+    mask = block_mask(layout, key.shape[2], asking, window, chunk, pattern, query.device)
     # [s, b, m, h, d] -> [b, h, s*m, d]
     tokens = (x.permute(1, 3, 0, 2, 4).flatten(2, 3) for x in (query, key, value))
-    out = _attention(query.device)(*tokens, block_mask=mask, scale=scale, enable_gqa=True)
+    out = _on(query.device, flex_attention)(*tokens, block_mask=mask, scale=scale, enable_gqa=True)
     # [b, h, s*m, d] -> [s, b, m, h, d]
     return out.unflatten(2, (length, asking)).permute(2, 0, 3, 1, 4)
 
 
-def _rule(
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a mask that an evaluation made first must serve a training's backward too
+def block_mask(
+    layout: Layout,
     copies: int,
     asking: int,
     window: int,
     chunk: int | None,
     pattern: Pattern | None,
-    starts: Tensor | None,
-) -> Callable[..., Tensor]:
-    """``can_see`` on the indices of tokens in position-major order, as FlexAttention asks it."""
+    device: torch.device,
+) -> BlockMask:
+    """The rule on the indices of tokens in position-major order, block by block; the same for all layers and
+    steps that share ``layout``.
+    """
+    # [b, s]; copied, since the layout too may have been made in an evaluation
+    starts = None if layout.document_starts is None else layout.document_starts.to(device, copy=True)
 
     def visible(sample: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         position = query // asking
@@ -86,39 +88,16 @@ def _rule(
             pattern=pattern,
         )
 
-    return visible
+    samples = None if starts is None else len(starts)
+    sizes = layout.length * asking, layout.length * copies
+    return _on(device, create_block_mask)(visible, samples, None, *sizes, device=str(device))
 
 
-def _block_mask(
-    rule: Callable[..., Tensor],
-    samples: int | None,
-    length: int,
-    copies: int,
-    asking: int,
-    device: torch.device,
-) -> BlockMask:
-    return create_block_mask(rule, samples, None, length * asking, length * copies, device=str(device))
+def _on(device: torch.device, function: Callable[..., Any]) -> Any:
+    """``function``, compiled on CUDA: as written, both make the whole (K s)^2 square."""
+    return _compiled(function) if device.type == "cuda" else function
 
 
-@lru_cache(maxsize=16)
-def _one_document_mask(
-    length: int,
-    copies: int,
-    asking: int,
-    window: int,
-    chunk: int | None,
-    pattern: Pattern | None,
-    device: torch.device,
-) -> BlockMask:
-    return _block_mask(
-        _rule(copies, asking, window, chunk, pattern, None), None, length, copies, asking, device
-    )
-
-
-@lru_cache(maxsize=1)
-def _compiled() -> Any:
-    return torch.compile(flex_attention)
-
-
-def _attention(device: torch.device) -> Any:
-    return _compiled() if device.type == "cuda" else flex_attention
+@lru_cache
+def _compiled(function: Callable[..., Any]) -> Any:
+    return torch.compile(function)

@@ -10,7 +10,7 @@ Legend: s positions of the whole sequence, s_l rows on this rank, b samples.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -77,6 +77,10 @@ class Layout:
     halo: int
     """Positions before a run whose hidden keys it needs from the rank that holds them; 0 where no band
     crosses the border between runs."""
+
+    def to(self, device: torch.device) -> "Layout":
+        """The same for rows on another device."""
+        return replace(self, start=self.start.to(device))
 
     def earlier(self, keys: tuple[Run, ...]) -> Iterator[tuple[Piece, slice]]:
         """Pieces and the rows of ``keys``, the runs of any rank, that all rows of the piece see."""

@@ -4,17 +4,31 @@ The choices of a question share their context: it is read once, for its last log
 the hidden tokens of its last chunk only), its cache is repeated, and only the choices run in full.
 """
 
+from typing import Any
+
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
+
+from phd.hf.tokenizer import puts_bos_in_front
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """((context, continuation), context ids, continuation ids)"""
 
 
 class CachedLM(HFLM):
-    """HFLM for a model and tokenizer that are loaded already."""
+    """HFLM for a model and tokenizer that are loaded already; ``settings`` are further ones of HFLM."""
+
+    def __init__(self, pretrained: Any, tokenizer: Any, **settings: Any) -> None:
+        super().__init__(
+            pretrained=pretrained,
+            tokenizer=tokenizer,
+            softmax_dtype="float32",  # logits in bf16 would be summed in bf16
+            # what stands before a text without a context; None is the harness's choice, BOS
+            prefix_token_id=None if puts_bos_in_front(tokenizer) else tokenizer.eos_token_id,
+            **settings,
+        )
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -40,16 +54,19 @@ class CachedLM(HFLM):
         return [answers[index] for index in range(len(requests))]
 
     def _batches(self, groups: dict[tuple[int, ...], list[int]]) -> list[list[tuple[list[int], list[int]]]]:
-        """Contexts with their requests, of about one length, up to ``batch_size`` requests at a time."""
+        """Contexts with their requests, of about one length, up to ``batch_size`` requests at a time; those
+        of one context in several batches if need be.
+        """
         size = self.batch_size if isinstance(self.batch_size, int) else 16
         batches: list[list[tuple[list[int], list[int]]]] = []
         room = 0
-        for context, members in sorted(groups.items(), key=lambda item: -len(item[0])):
-            if room < len(members):
-                batches.append([])
-                room = max(size, len(members))
-            batches[-1].append((list(context), members))
-            room -= len(members)
+        for context, indices in sorted(groups.items(), key=lambda item: -len(item[0])):
+            for members in (indices[first : first + size] for first in range(0, len(indices), size)):
+                if room < len(members):
+                    batches.append([])
+                    room = size
+                batches[-1].append((list(context), members))
+                room -= len(members)
         return batches
 
     @torch.inference_mode()

@@ -18,7 +18,8 @@ from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from phd.attention.pattern import Pattern
 from phd.hf.configuration import PHDLlamaConfig
-from phd.hf.rows import UNPADDED, Padding, Rows, columns_of, least_column, places, rows_for, take
+from phd.hf.padding import UNPADDED, Padding
+from phd.hf.rows import Rows, columns_of, least_column, places, rows_for, take
 
 
 class PHDDynamicLayer(DynamicLayer):
@@ -233,6 +234,11 @@ class PHDCache(Cache):
     @property
     def is_static(self) -> bool:
         return isinstance(self.phd_layers[0], PHDStaticLayer)
+
+    @property
+    def records_past(self) -> bool:
+        """Whether sparse layers keep what the next step no longer needs, for a rollback."""
+        return any(isinstance(layer, PHDSparseLayer) and layer.record_past for layer in self.phd_layers)
 
     def hidden_columns(self) -> int:
         """How many of the last columns have their hidden tokens here (growing caches)."""

@@ -11,6 +11,7 @@ MODULES = {
     "phd.hf.modeling": "modeling_phd",
     "phd.hf.attend": "phd_attend",
     "phd.hf.cache": "phd_cache",
+    "phd.hf.padding": "phd_padding",
     "phd.hf.plan": "phd_plan",
     "phd.hf.rows": "phd_rows",
     "phd.attention": "phd_attention",

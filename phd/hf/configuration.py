@@ -61,6 +61,11 @@ class PHDLlamaConfig(LlamaConfig):
             )
         if self.phd_patterns is not None:
             self._check_patterns(self.phd_patterns)
+        if self.attention_dropout and (self.phd_copies > 1 or any(self.patterns)):
+            raise ValueError(
+                f"attention_dropout must be 0 with phd_copies above 1 or sparse layers, got "
+                f"{self.attention_dropout}"
+            )
 
     def _check_patterns(self, layers: list[list[int | None] | None]) -> None:
         if len(layers) != self.num_hidden_layers:

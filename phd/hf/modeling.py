@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, LlamaModel
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.models.llama.modeling_llama import (
@@ -27,12 +27,13 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils import can_return_tuple
 
-from phd.attention import phd_attention, phd_layout
+from phd.attention import phd_attention
 from phd.attention.layout import Layout
 from phd.hf.attend import attend
 from phd.hf.cache import PHDCache
 from phd.hf.configuration import PHDLlamaConfig
-from phd.hf.plan import BLOCK, Block, Plan, plan_all, plan_static_decode, plan_step
+from phd.hf.padding import Padding, read_padding, step_padding
+from phd.hf.plan import BLOCK, Block, Plan, originals_layout, plan_all, plan_static_decode, plan_step
 from phd.hf.rows import take
 
 
@@ -60,6 +61,8 @@ class PHDLlamaAttention(LlamaAttention):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        # under autocast the projections are in half precision and the angles are not
+        query, key, value = (x.to(_compute_dtype(hidden_states)) for x in (query, key, value))
         if plan.copies_as_rows:
             out = self._all_copies(query, key, value, past_key_values, plan)
         else:
@@ -83,11 +86,7 @@ class PHDLlamaAttention(LlamaAttention):
         if cache is not None:
             if cached := cache.hidden(self.layer_idx, plan.cached, plan.ring):
                 hidden = torch.cat([cached[0], hidden[0]], dim=2), torch.cat([cached[1], hidden[1]], dim=2)
-            let_go: dict[str, Any] = {}
-            if self.pattern is not None:
-                assert plan.step is not None
-                let_go = {"first": plan.step.base, "padding": plan.step.padding}
-            everything = cache.update(*new, self.layer_idx, **let_go)
+            everything = cache.update(*new, self.layer_idx, first=plan.first, padding=plan.padding)
             if plan.columns:
                 cache.keep_hidden(self.layer_idx, *hidden, plan.keep, plan.end)
         blocks = plan.blocks if self.pattern is None else plan.sparse[self.pattern]
@@ -144,7 +143,7 @@ class PHDLlamaAttention(LlamaAttention):
         if cache is not None:
             # [b, K, g, q, d]
             keys, values = (x.unflatten(0, (-1, copies)) for x in (key, value))
-            cache.update(keys[:, 0], values[:, 0], self.layer_idx)
+            cache.update(keys[:, 0], values[:, 0], self.layer_idx, padding=plan.padding)
             # [b, g, n, H, d] -> [b, g, n*H, d]
             first = plan.originals - plan.keep
             keys, values = (x[:, 1:, :, first:].permute(0, 2, 3, 1, 4).flatten(2, 3) for x in (keys, values))
@@ -164,6 +163,7 @@ class PHDLlamaAttention(LlamaAttention):
             copies=copies,
             window=self.config.phd_window,
             chunk=self.config.phd_chunk,
+            document_starts=None if layout is None else layout.document_starts,
             pattern=self.pattern,
             layout=layout,
             softmax_scale=self.scaling,
@@ -211,8 +211,9 @@ class PHDLlamaModel(LlamaModel):
             states [b, n, h] of the last n columns, down to the first that is asked for.
 
         Raises:
-            ValueError: a cache that is not a PHDCache; hidden states or attentions are asked for; a rollback
-                of what came as embeddings.
+            ValueError: a mask or positions that are not those of one run of tokens in each row, padded on the
+                left or right; a cache that is not a PHDCache; hidden states or attentions are asked for; a
+                rollback of what came as embeddings.
         """
         _refuse_outputs(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
@@ -231,45 +232,39 @@ class PHDLlamaModel(LlamaModel):
         if not compiled:
             past = int(past)
         columns = torch.arange(count, device=device) + past
-        padding = _padding(attention_mask, position_ids, columns, len(embeddings))
-        if not compiled and padding is not None and not padding.any():
-            padding = None
-        if position_ids is None:
-            position_ids = _positions(columns, padding)
 
         copies = self.config.phd_copies
         asked = _columns_asked(logits_to_keep, count)
-        sparse = any(self.patterns)
-        prompt = not compiled and past == 0 and padding is None
-        if copies == 1 and not sparse:
+        if copies == 1 and not any(self.patterns):  # Llama, with any mask and positions
             plan = Plan(originals=count)
-        elif compiled:
-            assert cache is not None
-            padding = columns.new_zeros(len(embeddings)) if padding is None else padding
-            plan = plan_static_decode(self.config, cache, padding, embeddings.dtype)
-        elif copies > 1 and asked == count and prompt and self._takes_rows(embeddings):
-            plan = plan_all(self.config, count, device)
+            if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+                plan.padding = step_padding(attention_mask, None, columns)
         else:
-            plan = plan_step(self.config, cache, past, count, asked, padding, embeddings.dtype, device)
-            if sparse and prompt and self._takes_flash(embeddings):
-                plan.layout = phd_layout(count, copies=1, window=1, chunk=None, device=device)
+            if compiled:
+                padding = step_padding(attention_mask, position_ids, columns)
+            else:
+                padding = read_padding(attention_mask, position_ids, past, count, device)
+            plan = self._plan(embeddings, cache, past, asked, padding, compiled)
+            position_ids = None  # which say the same as the padding
+        if position_ids is None:
+            position_ids = plan.padding.positions(columns)
 
         states, positions = embeddings, position_ids
         if plan.copies_as_rows:
             states = embeddings.repeat_interleave(copies, dim=0)
+            if len(positions) > 1:
+                positions = positions.repeat_interleave(copies, dim=0)
         elif plan.columns:
             again = plan.columns - count  # columns before this step's
-            hidden, hidden_positions = embeddings[:, max(0, -again) :], position_ids[:, max(0, -again) :]
+            hidden = embeddings[:, max(0, -again) :]
             if again > 0:
                 assert cache is not None
-                old = torch.arange(past - again, past, device=device)
                 hidden = torch.cat([self.embed_tokens(cache.ids(past - again, past)), hidden], dim=1)
-                hidden_positions = torch.cat([_positions(old, padding), hidden_positions], dim=1)
+            hidden_columns = torch.arange(count - plan.columns, count, device=device) + past
             # [b, q, h] + [b, r*H, h]
             states = torch.cat([embeddings, hidden.repeat_interleave(copies - 1, dim=1)], dim=1)
-            positions = torch.cat(
-                [position_ids, hidden_positions.repeat_interleave(copies - 1, dim=1)], dim=1
-            )
+            hidden_positions = plan.padding.positions(hidden_columns)
+            positions = torch.cat([positions, hidden_positions.repeat_interleave(copies - 1, dim=1)], dim=1)
         if cache is not None:
             cache.append_ids(input_ids, past)
         causal_mask = None
@@ -300,17 +295,42 @@ class PHDLlamaModel(LlamaModel):
             states = states[:, count + copies - 2 :: copies - 1]
         return BaseModelOutputWithPast(last_hidden_state=self.norm(states[:, -asked:]), past_key_values=cache)
 
-    def _takes_rows(self, embeddings: Tensor) -> bool:
-        """Whether copies as rows of the batch serve better than blocks: long sequences, or gradients."""
-        long = embeddings.shape[1] > BLOCK or torch.is_grad_enabled()
-        return long and self._takes_flash(embeddings)
+    def _plan(
+        self,
+        embeddings: Tensor,
+        cache: PHDCache | None,
+        past: int,
+        asked: int,
+        padding: Padding,
+        compiled: bool,
+    ) -> Plan:
+        """Of ``embeddings`` [b, q, h] after ``past`` columns, for the last ``asked``."""
+        count, device, dtype = embeddings.shape[1], embeddings.device, _compute_dtype(embeddings)
+        if compiled:
+            assert cache is not None
+            return plan_static_decode(self.config, cache, padding, dtype, device)
+        takes_flash = past == 0 and self._takes_flash(device, dtype)
+        # copies as rows of the batch serve better than blocks: long sequences, or gradients
+        long = count > BLOCK or torch.is_grad_enabled()
+        if self.config.phd_copies > 1 and asked == count and takes_flash and long:
+            return plan_all(self.config, count, padding, device)
+        plan = plan_step(self.config, cache, past, count, asked, padding, dtype, device)
+        if any(self.patterns) and takes_flash:
+            plan.layout = originals_layout(count, padding, device)
+        return plan
 
-    def _takes_flash(self, embeddings: Tensor) -> bool:
+    def _takes_flash(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether ``phd_attention`` runs: torch's flash attention takes half precision alone on a GPU, the
         reference takes all.
         """
-        takes = not embeddings.is_cuda or embeddings.dtype in (torch.float16, torch.bfloat16)
+        takes = device.type != "cuda" or dtype in (torch.float16, torch.bfloat16)
         return takes or self.config._attn_implementation == "eager"
+
+
+def _compute_dtype(states: Tensor) -> torch.dtype:
+    """Of queries, keys and values."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 def _refuse_outputs(kwargs: dict[str, Any]) -> None:
@@ -331,29 +351,18 @@ def _checked_cache(cache: Cache | None) -> PHDCache | None:
     return cache
 
 
-def _padding(
-    attention_mask: Any, position_ids: Tensor | None, columns: Tensor, samples: int
-) -> Tensor | None:
-    """[b], columns before each sample's first token; None if nothing was said of it."""
-    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-        return (attention_mask.cumsum(-1) == 0).sum(-1)
-    if position_ids is not None:
-        return (columns[-1] - position_ids[:, -1]).expand(samples)
-    return None
-
-
-def _positions(columns: Tensor, padding: Tensor | None) -> Tensor:
-    """[b|1, columns]"""
-    return columns[None] if padding is None else (columns - padding[:, None]).clamp(min=0)
-
-
 def _columns_asked(logits_to_keep: int | Tensor, count: int) -> int:
     """How many of the last columns the asked-for logits span."""
     if isinstance(logits_to_keep, int):
         return min(logits_to_keep, count) or count
     if logits_to_keep.dtype == torch.bool:
         return count
-    return count - int(logits_to_keep.min())
+    return count - int(_from_the_first(logits_to_keep, count).min())
+
+
+def _from_the_first(columns: Tensor, count: int) -> Tensor:
+    """Indices, those that count from the end included."""
+    return torch.where(columns < 0, columns + count, columns)
 
 
 class PHDLlamaForCausalLM(LlamaForCausalLM):
@@ -395,6 +404,9 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
         states = outputs.last_hidden_state
         if isinstance(logits_to_keep, Tensor):
             if logits_to_keep.dtype != torch.bool:  # columns, of which the states begin with the least
+                given = inputs_embeds if input_ids is None else input_ids
+                assert given is not None
+                logits_to_keep = _from_the_first(logits_to_keep, given.shape[1])
                 logits_to_keep = logits_to_keep - logits_to_keep.min()
             states = slice_logits_to_keep(states, logits_to_keep)
         logits = self.lm_head(states)
@@ -404,6 +416,18 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def create_masks_for_generate(
+        self, *, inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Any:
+        """The hook of ``generate`` that makes masks between tokens for static caches. Ours are made from the
+        padding, which a step that may be compiled reads off the positions: its mask would grow.
+        """
+        if self.config.phd_copies == 1:
+            return create_masks_for_generate(
+                inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
+            )
+        return attention_mask if inputs_embeds.shape[1] > 1 else None
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

@@ -9,7 +9,8 @@ Legend: b samples, K copies, H = K - 1.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from phd.attention.pattern import Pattern
 from phd.attention.rule import can_see
 from phd.hf.cache import PHDCache, PHDStaticLayer
 from phd.hf.configuration import PHDLlamaConfig
-from phd.hf.rows import UNPADDED, Padding, columns_of, places, rows_for
+from phd.hf.padding import UNPADDED, Padding
+from phd.hf.rows import columns_of, places, rows_for
 
 BLOCK = 64
 """Columns whose hidden tokens are attended for at a time: bounds the masks."""
@@ -51,6 +53,13 @@ class Block:
     """sparse layers: the originals' rows that this block's ``split`` and ``originals`` count in, [n] or
     [b, n]; None for all"""
 
+    def to(self, device: torch.device) -> "Block":
+        """The same on another device."""
+        past_mask, mask, kept = (
+            None if x is None else x.to(device) for x in (self.past_mask, self.mask, self.kept)
+        )
+        return replace(self, past_mask=past_mask, mask=mask, kept=kept)
+
 
 @dataclass(kw_only=True)
 class Plan:
@@ -63,9 +72,12 @@ class Plan:
     cached: int = 0
     """columns before these whose hidden keys are read from the cache"""
     keep: int = 0
-    """the last columns whose hidden keys the next step needs"""
+    """the last columns whose hidden keys the next step may need"""
     end: int | Tensor = 0
     """columns after this step"""
+    first: int | None = None
+    """sparse layers: first column of which queries run, if not the first new one"""
+    padding: Padding = UNPADDED
     blocks: Sequence[Block] = ()
     decode: bool = False
     """one block of all copies; otherwise originals attend on their own, as in a vanilla model"""
@@ -80,6 +92,26 @@ class Plan:
     sparse: dict[Pattern, list[Block]] = field(default_factory=dict)
     """``blocks`` as they are on sparse layers"""
     _originals: dict[Pattern, list[Block]] = field(default_factory=dict)
+    _moved: dict[torch.device, "Plan"] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str | int, **_: Any) -> "Plan":
+        """The same on another device, once for all layers there. accelerate asks it of what a layer is called
+        with, before a layer on another GPU runs.
+        """
+        device = torch.device(device)
+        if device not in self._moved:
+            self._moved[device] = replace(
+                self,
+                end=self.end.to(device) if isinstance(self.end, Tensor) else self.end,
+                padding=self.padding.to(device),
+                blocks=[block.to(device) for block in self.blocks],
+                layout=None if self.layout is None else self.layout.to(device),
+                step=None if self.step is None else self.step.to(device),
+                sparse={pattern: [x.to(device) for x in blocks] for pattern, blocks in self.sparse.items()},
+                _originals={},
+                _moved={},
+            )
+        return self._moved[device]
 
     def original_blocks(self, pattern: Pattern) -> list[Block]:
         """Blocks of the new columns' originals on a sparse layer; made once for all layers alike."""
@@ -105,6 +137,10 @@ class Step:
     padding: Padding
     dtype: torch.dtype
     device: torch.device
+
+    def to(self, device: torch.device) -> "Step":
+        """The same on another device."""
+        return replace(self, padding=self.padding.to(device), device=device)
 
     @property
     def base(self) -> int:
@@ -192,14 +228,15 @@ class Step:
         return _rule_mask(self.config, query, key, self.padding.columns, self.dtype, pattern)
 
 
-def plan_all(config: PHDLlamaConfig, originals: int, device: torch.device | None = None) -> Plan:
-    """Plan every copy of the sequences' first ``originals`` columns, unpadded."""
-    keep = originals - _band_start(config, originals, (0,))
+def plan_all(config: PHDLlamaConfig, originals: int, padding: Padding, device: torch.device) -> Plan:
+    """Plan every copy of the sequences' first ``originals`` columns."""
+    keep = originals - _band_start(config, originals, padding.distinct)
     layout = phd_layout(
         originals,
         copies=config.phd_copies,
         window=config.phd_window,
         chunk=config.phd_chunk,
+        document_starts=padding.document_starts(originals),
         device=device,
     )
     return Plan(
@@ -207,9 +244,16 @@ def plan_all(config: PHDLlamaConfig, originals: int, device: torch.device | None
         columns=originals,
         keep=keep,
         end=originals,
+        padding=padding,
         copies_as_rows=True,
         layout=layout,
     )
+
+
+def originals_layout(originals: int, padding: Padding, device: torch.device) -> Layout:
+    """The ``layout`` of a plan whose sparse layers run the originals of a prompt by ``phd_attention``."""
+    starts = padding.document_starts(originals)
+    return phd_layout(originals, copies=1, window=1, chunk=None, document_starts=starts, device=device)
 
 
 def plan_step(
@@ -218,7 +262,7 @@ def plan_step(
     past: int,
     originals: int,
     logits: int,
-    padding: Tensor | None,
+    padding: Padding,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Plan:
@@ -228,22 +272,26 @@ def plan_step(
         past: columns in the cache.
         originals: q, new columns.
         logits: how many of the last columns are asked for.
-        padding: [b], columns before each sample's first token; None for none at all.
+        padding: columns before each sample's first token.
         dtype: of the masks.
 
     Raises:
         ValueError: after a rollback, a sparse layer no longer has what hidden tokens see.
     """
-    end = past + originals
-    pads = (0,) if padding is None else tuple(sorted(set(padding.tolist())))
-    first, cached = _first_hidden(config, cache, past, end, logits, pads)
+    end = following = past + originals
+    if cache is not None and cache.records_past:
+        # After a rollback sparse layers hold what this step sees, too little to bring hidden tokens back: so
+        # these are kept too, all but a prompt's, whose originals are all there.
+        logits = originals if past else logits
+        following = end - logits
+    first, cached = _first_hidden(config, cache, past, end, logits, padding.distinct)
     step = Step(
         config=config,
         past=past,
         end=end,
         first=first,
         cached=cached,
-        padding=UNPADDED if padding is None else Padding(padding, pads),
+        padding=padding,
         dtype=dtype,
         device=device,
     )
@@ -255,8 +303,10 @@ def plan_step(
         originals=originals,
         columns=end - first,
         cached=cached,
-        keep=end - _band_start(config, end, pads),
+        keep=end - _band_start(config, following, padding.distinct),
         end=end,
+        first=step.base,
+        padding=padding,
         blocks=[*step.hidden_blocks(None, decode=decode)] if None in patterns else [],
         decode=decode,
         step=step,
@@ -286,19 +336,22 @@ def _first_hidden(
     return first, 0
 
 
-def plan_static_decode(config: PHDLlamaConfig, cache: PHDCache, padding: Tensor, dtype: torch.dtype) -> Plan:
+def plan_static_decode(
+    config: PHDLlamaConfig, cache: PHDCache, padding: Padding, dtype: torch.dtype, device: torch.device
+) -> Plan:
     """Plan one column after a static cache with the same tensors' shapes at every length: for torch.compile.
     The cache's buffers are read whole, and masked.
     """
     layer = cache.phd_layers[0]
     assert isinstance(layer, PHDStaticLayer)
-    device = padding.device
     past = cache.get_seq_length()
     width, ring = config.phd_copies - 1, config.phd_window - 1
     copies = torch.arange(config.phd_copies, device=device)
     query = torch.zeros_like(copies) + past, copies
     columns = torch.arange(layer.max_cache_len, device=device)
-    seen = (columns < past) & (columns >= padding[:, None])
+    seen = (columns < past)[None]
+    if padding.columns is not None:
+        seen = seen & (columns >= padding.columns[:, None])
     past_mask = _additive(seen[:, None, None], dtype).expand(-1, -1, config.phd_copies, -1)
     # what lies in the ring: the largest column before ``past`` that goes there; none yet if negative
     slots = torch.arange(ring, device=device)
@@ -313,7 +366,7 @@ def plan_static_decode(config: PHDLlamaConfig, cache: PHDCache, padding: Tensor,
         past_mask=past_mask,
         originals=slice(0, 1),
         hidden=slice(0, (ring + 1) * width),
-        mask=_rule_mask(config, query, key, padding.clamp(min=0), dtype),
+        mask=_rule_mask(config, query, key, padding.columns, dtype),
     )
     return Plan(
         originals=1,
@@ -321,6 +374,7 @@ def plan_static_decode(config: PHDLlamaConfig, cache: PHDCache, padding: Tensor,
         cached=ring,
         keep=1,
         end=past + 1,
+        padding=padding,
         blocks=[block],
         decode=True,
         ring=True,

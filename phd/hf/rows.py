@@ -14,19 +14,7 @@ import torch
 from torch import Tensor
 
 from phd.attention.pattern import Pattern
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Columns before each sample's first token."""
-
-    columns: Tensor | None = None
-    """[b]; None for none at all"""
-    distinct: tuple[int, ...] = (0,)
-    """the different numbers in it, on the host"""
-
-
-UNPADDED = Padding()
+from phd.hf.padding import Padding
 
 
 @dataclass(frozen=True)

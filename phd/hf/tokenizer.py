@@ -49,6 +49,14 @@ def load_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def puts_bos_in_front(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself begins a text with BOS. Where it does not, a text begins after the end of
+    another, as in training, and BOS is a token that the model may never have seen.
+    """
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+
+
 def from_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
     """The same pieces, scores and rules in Hugging Face's format. Control tokens spelt out in a text are
     text, as they are to SentencePiece.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from phd.attention import naive_attention, phd_attention
+from phd.attention import full, naive_attention, phd_attention
 
 
 def allocations(length, function=phd_attention, **arguments):
@@ -53,6 +53,39 @@ def test_strided_inputs_and_gradients():
         results = [out, *torch.autograd.grad(out.sum(), inputs)]
         expected = expected or results
         assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3)], ids=["heads-first", "rows-first"])
+def test_any_layout_of_the_kernels_output(order, monkeypatch):
+    """cuDNN gives its output the query's order of dimensions; the band then writes into it."""
+    inputs = [torch.randn(23, 4, n, 6, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
+    kernel = full.attention_forward
+
+    def results():
+        out = phd_attention(*inputs, copies=2, window=4, chunk=8)
+        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    def forward(*arguments, **settings):
+        out, lse = kernel(*arguments, **settings)
+        return out.permute(order).contiguous().permute(order), lse
+
+    expected = results()
+    monkeypatch.setattr(full, "attention_forward", forward)
+    torch.testing.assert_close(results(), expected)
+
+
+def test_a_compiled_training_step():
+    """torch.compile leaves the attention out of its graphs."""
+    inputs = [torch.randn(23, 4, n, 6, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
+
+    def step(*inputs):
+        return phd_attention(*(x * 2 for x in inputs), copies=2, window=4, chunk=8).square()
+
+    expected = step(*inputs)
+    torch._dynamo.reset()
+    out = torch.compile(step, backend="aot_eager")(*inputs)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), inputs) for x in (out, expected)))
 
 
 def test_second_derivative_is_refused():

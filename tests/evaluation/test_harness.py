@@ -1,5 +1,6 @@
 """Log-likelihoods from cached contexts are those of the whole sequences."""
 
+import copy
 import random
 
 import pytest
@@ -61,6 +62,47 @@ def test_same_as_whole_sequences(variant, make_model, tokenizer, monkeypatch):
         assert greedy == is_greedy
     assert any(greedy for _, greedy in answers)
     assert sum(k.get("logits_to_keep") == 1 for k in contexts) == 3  # each context is read once
+
+
+def test_half_precision_is_summed_in_full(make_model, tokenizer):
+    """A long continuation goes the harness's own way; in bf16 its sum would be off by one and more."""
+    model = make_model("PHD-2", name="bf16", initializer_range=0.02).bfloat16()
+    draw = random.Random(0)
+    continuation = [draw.randrange(1, VOCABULARY) for _ in range(200)]
+    with torch.no_grad():
+        logits = model(torch.tensor([[4, *continuation[:-1]]]), use_cache=False).logits[0]
+    scores = logits.double().log_softmax(-1).gather(-1, torch.tensor(continuation)[:, None])
+    lm = CachedLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=256)
+    ((score, _),) = lm._loglikelihood_tokens([(("", ""), [4], continuation)], disable_tqdm=True)
+    assert score == pytest.approx(float(scores.sum()), abs=1e-2)
+
+
+def test_what_stands_before_a_text(make_model, tokenizer):
+    """The end of another, as in training, unless the tokenizer itself begins texts with BOS."""
+    from tokenizers.processors import TemplateProcessing
+
+    arguments = {"pretrained": make_model("PHD-2"), "batch_size": 1, "max_length": 64}
+    assert CachedLM(tokenizer=tokenizer, **arguments).prefix_token_id == tokenizer.eos_token_id
+    other = copy.deepcopy(tokenizer)
+    other.bos_token = "t2"
+    assert CachedLM(tokenizer=other, **arguments).prefix_token_id == tokenizer.eos_token_id
+    other.backend_tokenizer.post_processor = TemplateProcessing(single="t2 $A", special_tokens=[("t2", 2)])
+    assert CachedLM(tokenizer=other, **arguments).prefix_token_id == 2
+
+
+def test_no_batch_is_larger_than_asked(make_model, tokenizer, monkeypatch):
+    """Many choices of one context are several batches."""
+    model = make_model("PHD-CSWA-3-5-12")
+    context = [draw % 90 + 1 for draw in range(0, 340, 17)]
+    questions = [(context, [choice, choice + 1]) for choice in range(1, 8)]
+    lm = CachedLM(pretrained=model, tokenizer=tokenizer, batch_size=3, max_length=64)
+    sizes = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda ids, **k: sizes.append(len(ids)) or forward(ids, **k))
+    answers = lm._loglikelihood_tokens([(("", ""), *question) for question in questions], disable_tqdm=True)
+    assert sizes == [1, 3, 1, 3, 1, 1]
+    for question, (score, _) in zip(questions, answers, strict=True):
+        assert score == pytest.approx(expected(model, *question)[0], rel=1e-4)
 
 
 def test_rolling_perplexity(make_model, tokenizer):

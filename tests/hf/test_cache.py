@@ -111,11 +111,12 @@ def test_reset(make_model, ids):
 def test_keys_outside_the_window_change_nothing(make_model, ids):
     """In one attention call: new numbers in hidden keys that the rule hides, and in those it does not."""
     from phd.hf.attend import attend
+    from phd.hf.padding import UNPADDED
     from phd.hf.plan import plan_step
 
     model = make_model("PHD-CSWA-3-5-12")
     cache = model(ids[:, :30]).past_key_values
-    plan = plan_step(model.config, cache, 0, 30, 30, None, torch.float32, ids.device)
+    plan = plan_step(model.config, cache, 0, 30, 30, UNPADDED, torch.float32, ids.device)
     (block,) = plan.blocks
     torch.manual_seed(0)
     rows = block.rows.stop - block.rows.start

@@ -9,7 +9,8 @@ import torch
 
 from phd.attention.pattern import Pattern
 from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM, kv_bytes
-from phd.hf.rows import Padding, Rows, columns_of, least_column, rows_for
+from phd.hf.padding import Padding
+from phd.hf.rows import Rows, columns_of, least_column, rows_for
 from tests.models import SHAPE, VARIANTS, reference_logits
 
 SINK, STRIDE, BOTH = [4, 1, 2, None], [4, 0, 1, 3], [4, 1, 2, 3]
@@ -326,11 +327,47 @@ def test_generate(model, ids):
     assert torch.equal(model.generate(prompt, **beams), model.generate(prompt, use_cache=False, **beams))
 
 
-def test_assisted_generation_rolls_back(make, ids):
-    model = make("vanilla", HYBRIDS["sink"])
-    prompt = ids[:1, :17]
-    assisted = model.generate(prompt, assistant_model=make("vanilla", None), **GREEDY)
-    assert torch.equal(assisted, model.generate(prompt, **GREEDY))
+@pytest.mark.parametrize("variant", KINDS)
+@pytest.mark.parametrize("hybrid", ["sink", "mixed"])
+def test_assisted_generation_rolls_back(make, ids, variant, hybrid):
+    """Hidden tokens too."""
+    model = make(variant, HYBRIDS[hybrid])
+    prompt = ids[:1, :6].repeat(1, 5)  # so that what was said before is guessed at
+    expected = model.generate(prompt, **GREEDY)
+    assisted = model.generate(prompt, assistant_model=make(variant, None), **GREEDY)
+    assert torch.equal(assisted, expected)
+    assert torch.equal(model.generate(prompt, prompt_lookup_num_tokens=3, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("variant", KINDS)
+@pytest.mark.parametrize("pads", [(0, 0), (0, 3)])
+@pytest.mark.parametrize("asked", [1, 4, 0])
+def test_recorded_steps_roll_back_exactly(make, ids, variant, pads, asked):
+    """By any number of columns, whichever logits were asked for: hidden tokens that only led up to those are
+    not exact, and are made anew.
+    """
+    model = make(variant, HYBRIDS["mixed"])
+    expected = [reference_logits(model, ids[i : i + 1, : 50 - pad])[0] for i, pad in enumerate(pads)]
+    padded = torch.stack([ids[i].roll(pad) for i, pad in enumerate(pads)])
+    mask = torch.stack([torch.arange(50) >= pad for pad in pads]).long()
+
+    def step(first, end, cache):
+        given = {"attention_mask": mask[:, :end], "past_key_values": cache}
+        logits = model(padded[:, first:end], logits_to_keep=asked, **given).logits
+        for row, wanted, pad in zip(logits, expected, pads, strict=True):
+            count = min(len(row), end - pad)
+            assert_close(row[-count:], wanted[: end - pad][-count:])
+
+    with torch.no_grad():
+        for back in (1, 2, 5, 6):
+            cache = PHDCache(model.config)
+            cache.activate_past_recording()
+            step(0, 30, cache)
+            cache.crop(-back)
+            step(30 - back, 36, cache)
+            cache.crop(-back)
+            for column in range(36 - back, 42):
+                step(column, column + 1, cache)
 
 
 def test_static_caches_are_refused(make, ids):
@@ -353,6 +390,14 @@ def test_static_caches_are_refused(make, ids):
 def test_configurations_that_cannot_be(layers, message):
     with pytest.raises(Exception, match=message):  # validation wraps it in a class of its own
         PHDLlamaConfig(**SHAPE, phd_patterns=layers)
+
+
+@pytest.mark.parametrize("settings", [{"phd_copies": 2}, {"phd_patterns": HYBRIDS["sink"]}])
+def test_attention_dropout_is_refused(settings):
+    """Hidden tokens and sparse layers have none: as in training."""
+    with pytest.raises(Exception, match="attention_dropout must be 0 with phd_copies above 1 or sparse"):
+        PHDLlamaConfig(**SHAPE, attention_dropout=0.1, **settings)
+    assert PHDLlamaConfig(**SHAPE, attention_dropout=0.1).attention_dropout == 0.1
 
 
 def test_configuration_there_and_back(tmp_path):

@@ -1,9 +1,13 @@
 """Every way through the model gives the logits of the dense rule: prompts, steps, padding, gradients."""
 
+from dataclasses import fields, is_dataclass
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
+from tests.hf.test_padding import left_padded
 from tests.models import VARIANTS, assert_close, reference_logits
 
 
@@ -69,32 +73,15 @@ def test_continuing_a_cached_prompt(model, expected, ids, step):
     assert_close(torch.cat(logits, dim=1), expected)
 
 
-@pytest.mark.parametrize("padding", [1, 6, 13])
-def test_left_padding(model, expected, ids, padding):
-    """The second sample is shorter; chunks follow its own positions."""
-    padded = torch.stack([ids[0], ids[1].roll(padding)])
-    padded[1, :padding] = 0
-    mask = torch.ones_like(padded)
-    mask[1, :padding] = 0
-    with torch.no_grad():
-        logits = model(padded, attention_mask=mask, use_cache=False).logits
-        assert_close(logits[0], expected[0])
-        assert_close(logits[1, padding:], expected[1, :-padding])
-        for length in range(padding + 1, 40, 5):
-            output = model(padded[:, :length], attention_mask=mask[:, :length], logits_to_keep=1)
-            for position in range(length, length + 14):
-                assert_close(output.logits[0, -1], expected[0, position - 1])
-                assert_close(output.logits[1, -1], expected[1, position - 1 - padding])
-                step = padded[:, position : position + 1]
-                cache = output.past_key_values
-                output = model(step, attention_mask=mask[:, : position + 1], past_key_values=cache)
-
-
-@pytest.mark.parametrize("keep", [3, torch.tensor([21, 25, 29])], ids=["int", "tensor"])
+@pytest.mark.parametrize(
+    "keep",
+    [3, torch.tensor([21, 25, 29]), torch.tensor([-1]), torch.tensor([-3, 24])],
+    ids=["int", "tensor", "last", "from-both-ends"],
+)
 def test_logits_to_keep(model, expected, ids, keep):
     with torch.no_grad():
         logits = model(ids[:, :30], logits_to_keep=keep).logits
-    columns = [27, 28, 29] if isinstance(keep, int) else keep
+    columns = [27, 28, 29] if isinstance(keep, int) else keep % 30
     assert_close(logits, expected[:, columns])
 
 
@@ -114,6 +101,19 @@ def test_rolled_back_hidden_tokens_come_back(model, expected, ids):
                 assert_close(output.logits[:, 0], expected[:, position])
 
 
+def test_rolled_back_batches_take_positions(model, expected, ids):
+    """As generate passes them, a row for each sample."""
+    with torch.no_grad():
+        for change in (lambda cache: cache.crop(-3), lambda cache: cache.drop_hidden()):
+            cache = model(ids[:, :20], logits_to_keep=1).past_key_values
+            change(cache)
+            first = cache.get_seq_length()
+            output = model(
+                ids[:, first:24], past_key_values=cache, position_ids=torch.arange(first, 24).expand(2, -1)
+            )
+            assert_close(output.logits, expected[:, first:24])
+
+
 def test_embeddings_instead_of_ids(make_model, ids):
     model = make_model("PHD-CSWA-3-5-12")
     expected = reference_logits(model, ids)
@@ -127,8 +127,6 @@ def test_embeddings_instead_of_ids(make_model, ids):
 
 
 def test_static_cache(model, expected, ids):
-    from phd.hf import PHDCache
-
     with torch.no_grad():
         for length in (1, 4, 11, 12, 13, 33):
             cache = PHDCache(model.config, max_cache_len=ids.shape[1])
@@ -202,8 +200,84 @@ def test_half_precision(make_model, ids, dtype):
         model.float()
 
 
+@pytest.mark.parametrize("variant", ["vanilla", "PHD-CSWA-3-5-12"])
+@pytest.mark.parametrize("layers", [None, [[4, 1, 2, None], None, [4, 0, 1, 3]]], ids=["full", "hybrid"])
+def test_autocast(variant, layers, make_model, ids):
+    """Rotary angles stay in fp32 there, which made queries and keys so too."""
+    model = make_model(variant, name="autocast", initializer_range=0.1)
+    if layers:
+        hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**model.config.to_dict() | {"phd_patterns": layers}))
+        hybrid.load_state_dict(model.state_dict())
+        model = hybrid.eval()
+    padded, mask = left_padded(ids, 6)
+    labels = padded.masked_fill(mask == 0, -100)
+    for settings in ({}, {"attention_mask": mask}):
+        exact = model(padded, labels=labels, **settings).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(padded, labels=labels, **settings).loss
+        loss.backward()
+        assert abs(loss - exact) < exact * torch.finfo(torch.bfloat16).eps
+    expected = reference_logits(model, ids)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(ids[:, :17], logits_to_keep=1)
+        for position in range(17, 27):
+            torch.testing.assert_close(
+                output.logits[:, 0].float(), expected[:, position - 1], rtol=0.1, atol=0.1
+            )
+            output = model(ids[:, position : position + 1], past_key_values=output.past_key_values)
+    model.zero_grad()
+
+
+def test_layers_on_several_devices(make_model, ids, monkeypatch):
+    """What a layer is called with goes to its device by accelerate's own rule, once for all layers there."""
+    from accelerate.utils import send_to_device  # type: ignore[import-untyped]
+
+    from phd.hf import modeling
+
+    model = make_model("PHD-CSWA-3-5-12")
+    settings = dict(model.config.to_dict(), phd_patterns=[[4, 1, 2, None], None, [4, 0, 1, 3]])
+    hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**settings)).eval()
+    padded, mask = left_padded(ids, 6)
+    plans = []
+    layer = modeling.PHDLlamaDecoderLayer.forward
+
+    def forward(self, *arguments, plan, **settings):
+        plans.append(plan)
+        return layer(self, *arguments, plan=plan, **settings)
+
+    monkeypatch.setattr(modeling.PHDLlamaDecoderLayer, "forward", forward)
+    static = PHDCache(model.config, max_cache_len=40)
+    with torch.no_grad():
+        model(padded, attention_mask=mask)
+        hybrid(padded, attention_mask=mask)
+        output = hybrid(padded[:, :20], attention_mask=mask[:, :20], logits_to_keep=1)
+        hybrid(padded[:, 20:23], attention_mask=mask[:, :23], past_key_values=output.past_key_values)
+        for columns in (slice(0, 20), slice(20, 21)):
+            model(padded[:, columns], attention_mask=mask[:, : columns.stop], past_key_values=static)
+
+    def tensors(x):
+        """All in a plan but what is for the host."""
+        if isinstance(x, torch.Tensor):
+            yield x
+        elif isinstance(x, dict | list | tuple):
+            for part in x.values() if isinstance(x, dict) else x:
+                yield from tensors(part)
+        elif is_dataclass(x):
+            for field in fields(x):
+                if field.name not in ("document_starts", "config", "_moved"):
+                    yield from tensors(getattr(x, field.name))
+
+    for plan in plans:
+        moved = send_to_device({"plan": plan}, "meta")["plan"]
+        assert send_to_device(plan, "meta") is moved
+        assert len([*tensors(plan)]) > 0
+        assert {x.device.type for x in tensors(moved)} == {"meta"}
+        assert moved.step is None or moved.step.device.type == "meta"
+        assert not moved._originals  # made anew there
+
+
 def test_layers_on_disk(make_model, ids, tmp_path):
-    """device_map: accelerate moves what a layer is called with, plan and cache included."""
+    """device_map: accelerate loads a layer when it is called."""
     from transformers import AutoModelForCausalLM
 
     model = make_model("PHD-CSWA-3-5-12")

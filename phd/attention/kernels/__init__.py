@@ -37,7 +37,7 @@ def attention_forward(
         causal: without a mask, whether row i sees keys up to i, or all.
 
     Returns:
-        output [n, h, s, d], contiguous as [n, s, h, d], and log-sum-exp [n, h, s] in fp32 (fp64 for fp64).
+        output [n, h, s, d] with d contiguous, and log-sum-exp [n, h, s] in fp32 (fp64 for fp64).
     """
     forward = _cuda_forward if query.is_cuda else _cpu_forward
     return forward(query, key, value, scale, mask, causal)

@@ -47,8 +47,7 @@ def forward(
         out, lse, *_ = _flash_forward(query, key, value, 0.0, causal, scale=scale)
         return out, lse
     out, lse, *_ = _cudnn_forward(query, key, value, None, True, 0.0, causal, scale=scale)
-    # laid out as the query is; a copy only where that is not as [n, s, h, d]
-    return out.transpose(1, 2).contiguous().transpose(1, 2), lse.squeeze(-1)
+    return out, lse.squeeze(-1)
 
 
 def backward(
