@@ -15,7 +15,7 @@
 #   WANDB_PROJECT    logs to W&B if set
 
 # shellcheck disable=SC2034 # read by those who source this file
-read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKENIZER
+read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKENIZER, PYTHON
   ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   local size=$1 variant=$2 sizes
   sizes=$(cd "$ROOT/examples/sizes" && echo *.sh)
@@ -41,15 +41,17 @@ read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKEN
   RUNS=$(realpath -m "${RUNS:-$ROOT/runs/$size}")
   DATA_PREFIX=$(realpath -m "$DATA_PREFIX")
   TOKENIZER_MODEL=$(realpath -m "$TOKENIZER_MODEL")
-  if [[ $TOKENIZER_MODEL == */tokenizer.json ]]; then # Megatron takes its folder
-    TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "${TOKENIZER_MODEL%/*}")
-  elif [ -d "$TOKENIZER_MODEL" ]; then
-    TOKENIZER=(--tokenizer-type HuggingFaceTokenizer --tokenizer-model "$TOKENIZER_MODEL")
-  else
-    TOKENIZER=(--tokenizer-type SentencePieceTokenizer --tokenizer-model "$TOKENIZER_MODEL")
-  fi
-  if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(realpath -ms "$PYTHON"); fi # -s: an environment's is a link
+  local type=SentencePieceTokenizer
+  local tokenizer=${TOKENIZER_MODEL%/tokenizer.json} # Megatron takes its folder
+  if [[ -d $tokenizer || $tokenizer != "$TOKENIZER_MODEL" ]]; then type=HuggingFaceTokenizer; fi
+  TOKENIZER=(--tokenizer-type "$type" --tokenizer-model "$tokenizer")
+  PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
+  if [[ $PYTHON == */* ]]; then PYTHON=$(realpath -ms "$PYTHON"); fi # -s: an environment's is a link
   RUN=$RUNS/$variant-seed$SEED
+}
+
+finished() { # RUN -> whether it is; says how it stands
+  (cd "$ROOT" && "$PYTHON" -m phd.cli status "$1")
 }
 
 fail() {

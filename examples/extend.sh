@@ -23,17 +23,13 @@ shift 3
 : "${FROM:?the checkpoints of the model to extend}"
 PATTERN=${ATTENTION_PATTERN:-longgen-sink} TOKENS=${STAGE_TOKENS:-5000000000} BATCH=${BATCH_TOKENS:-4194304}
 
-phd_status() { # RUN -> whether it is finished
-  (cd "$ROOT" && "${PYTHON:-$ROOT/.venv/bin/python}" -m phd.cli status "$1")
-}
-
 for length in $LENGTHS; do
   [ $((BATCH % length)) = 0 ] || fail "BATCH_TOKENS $BATCH is no multiple of the length $length"
 done
 for length in $LENGTHS; do
   export RUNS="$ALL/${PATTERN//[*,]/-}-$length"
   run=$RUNS/$VARIANT-seed$SEED
-  if [ -d "$run" ] && phd_status "$run"; then
+  if [ -d "$run" ] && finished "$run"; then
     echo "extend.sh: $length tokens are done"
   else
     "$ROOT/examples/pretrain.sh" "$SIZE" "$VARIANT" --pretrained-checkpoint "$FROM" --override-phd-variant \
@@ -41,7 +37,7 @@ for length in $LENGTHS; do
       --micro-batch-size 1 --global-batch-size $((BATCH / length)) --train-iters $((TOKENS / BATCH)) \
       --lr 2e-5 --min-lr 2e-5 --lr-decay-style constant --lr-warmup-iters 0 "$@"
     # saved after a signal or --exit-duration-in-mins, it ends with 0 too
-    phd_status "$run" || fail "$length tokens are not done: start it again to go on"
+    finished "$run" || fail "$length tokens are not done: start it again to go on"
   fi
   FROM=$run/checkpoints
 done

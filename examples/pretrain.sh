@@ -33,7 +33,7 @@ FLAGS=(
 # Without it the ranks of a restart read in torchrun's store where those before them listened (torch 2.13).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # torchrun hands on the signals that it is told of, and gives the ranks this long to save.
-exec "${PYTHON:-$ROOT/.venv/bin/python}" -m torch.distributed.run \
+exec "$PYTHON" -m torch.distributed.run \
   --nnodes "${NNODES:-1}" --nproc-per-node "${NPROC_PER_NODE:-$((LOCAL_GPUS > 0 ? LOCAL_GPUS : 1))}" \
   --rdzv-backend c10d --rdzv-endpoint "${RDZV_ENDPOINT:-127.0.0.1:0}" --rdzv-id "${RDZV_ID:-$NAME-seed$SEED}" \
   --max-restarts "${MAX_RESTARTS:-3}" \

@@ -88,5 +88,12 @@ def reference_logits(model, ids: torch.Tensor) -> torch.Tensor:
         model.set_attn_implementation(implementation)
 
 
+def left_padded(ids: torch.Tensor, padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The second sample is shorter; and the mask."""
+    padded, mask = torch.stack([ids[0], ids[1].roll(padding)]), torch.ones_like(ids)
+    padded[1, :padding] = mask[1, :padding] = 0
+    return padded, mask
+
+
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=3e-5)

@@ -26,7 +26,7 @@ if [ -d "$RUN/code" ]; then
     echo "$RUN is queued already, as job $queued" >&2
     echo "$queued"
     exit
-  elif (cd "$RUN/code" && "${PYTHON:-$ROOT/.venv/bin/python}" -m phd.cli status "$RUN") >&2; then
+  elif finished "$RUN" >&2; then
     exit
   fi
   echo "$RUN is there already: its own snapshot of code and command continues it, without the flags and variables" \
@@ -46,7 +46,7 @@ else
       [ -z "${!name:-}" ] || printf 'export %s=%q\n' "$name" "${!name}"
     done
     # shellcheck disable=SC2016 # to be expanded by the job
-    printf 'export PYTHON=${PYTHON:-%q}\n' "${PYTHON:-$ROOT/.venv/bin/python}"
+    printf 'export PYTHON=${PYTHON:-%q}\n' "$PYTHON"
     printf 'exec %q %s\n' "$RUN/code/examples/pretrain.sh" "$(printf '%q ' "$@")"
   } >"$RUN/launch.sh"
   mv "$snapshot" "$RUN/code"

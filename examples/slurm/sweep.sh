@@ -18,7 +18,6 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=../common.sh
 source "$HERE/../common.sh"
 for variant in "$@"; do read_settings "$size" "$variant"; done # a wrong name, before anything is queued
-phd=${PYTHON:-$ROOT/.venv/bin/python}
 
 after() { # NAME DEPENDENCY COMMAND... -> a job of one task, with the code of RUN's snapshot; prints its id
   local name=$1 dependency=$2
@@ -37,12 +36,12 @@ for seed in ${SEEDS:-1}; do
     job=$(SEED=$seed "$HERE/submit.sh" "$size" "$variant" ${TRAIN_FLAGS:-}) # none for a finished run
     # shellcheck disable=SC2016 # for the job's bash; an export that was queued again may be there already
     export_job=$(after "$size-$variant-seed$seed-export" "${job:+afterok:$job,}" \
-      bash -c '[ -d "$2" ] || exec "$0" -m phd.cli export "$1" "$2"' "$phd" "$RUN/checkpoints" "$RUN/model")
+      bash -c '[ -d "$2" ] || exec "$0" -m phd.cli export "$1" "$2"' "$PYTHON" "$RUN/checkpoints" "$RUN/model")
     line="$variant seed $seed: train ${job:-finished}, export $export_job"
     if [ -n "${EVAL_CORPUS:-}${EVAL_TASKS:-}" ]; then
       if [ -n "${EVAL_CORPUS:-}" ]; then what=(--corpus "$(realpath -m "$EVAL_CORPUS")"); else what=(--tasks "$EVAL_TASKS"); fi
       line+=", eval $(after "$size-$variant-seed$seed-eval" "afterok:$export_job," \
-        "$phd" -m phd.cli eval "$RUN/model" "${what[@]}" --output "$RUN/eval.json")"
+        "$PYTHON" -m phd.cli eval "$RUN/model" "${what[@]}" --output "$RUN/eval.json")"
     fi
     echo "$line"
     [ -z "$job" ] || trained+=("$job")
@@ -50,4 +49,4 @@ for seed in ${SEEDS:-1}; do
   done
 done
 list=$(IFS=:; echo "${trained[*]}")
-echo "compare: $(after compare "${list:+afterany:$list,}" "$phd" -m phd.cli compare "${runs[@]}" --output "$RUNS/comparison")"
+echo "compare: $(after compare "${list:+afterany:$list,}" "$PYTHON" -m phd.cli compare "${runs[@]}" --output "$RUNS/comparison")"

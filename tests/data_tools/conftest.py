@@ -3,10 +3,13 @@
 import argparse
 import base64
 import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
+from data_tools import cards
 from data_tools.tokenize import tokenize
 from data_tools.train import train_tokenizer
 
@@ -80,6 +83,25 @@ def hard_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = list(HARD.values()) * 6
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
+
+
+@pytest.fixture
+def stopped_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
+    """Within it, Ctrl-C comes before a file of that name is put in place."""
+    rename = cards.rename
+
+    @contextmanager
+    def stopped(name: str) -> Iterator[None]:
+        def stop(path: Path, target: Path) -> None:
+            if target.name == name:
+                raise KeyboardInterrupt
+            rename(path, target)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(cards, "rename", stop)
+            yield
+
+    return stopped
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from data_tools import cards
 from data_tools import merge as module
 from data_tools.indexed import open_indexed
 from data_tools.merge import is_units_folder, merge_data_sets, merge_units
@@ -101,18 +100,9 @@ def test_files_of_another_tool_are_kept(two, tmp_path):
     assert (tmp_path / "out.bin").read_bytes() == b"precious"
 
 
-def test_stopped_before_its_card_a_merge_is_done_again(two, tmp_path, monkeypatch):
-    rename = cards.rename
-
-    def stop(path, target):
-        if target.suffix == ".json":
-            raise KeyboardInterrupt
-        rename(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cards, "rename", stop)
-        with pytest.raises(KeyboardInterrupt):
-            merge_data_sets(two, tmp_path / "out")
+def test_stopped_before_its_card_a_merge_is_done_again(two, tmp_path, stopped_before):
+    with stopped_before("out.json"):
+        merge_data_sets(two, tmp_path / "out")
     assert (tmp_path / "out.idx").exists() and not (tmp_path / "out.json").exists()
     merge_data_sets(two, tmp_path / "out")
     verify(tmp_path / "out")

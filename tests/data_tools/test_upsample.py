@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from data_tools import cards
 from data_tools import upsample as module
 from data_tools.indexed import open_indexed, write_index
 from data_tools.upsample import upsample
@@ -98,18 +97,9 @@ def test_files_of_another_tool_are_kept(domains, tmp_path):
     assert (tmp_path / "out" / "code-short.idx").read_bytes() == b"precious"
 
 
-def test_stopped_before_a_card_it_goes_on(domains, tmp_path, monkeypatch):
-    rename = cards.rename
-
-    def stop(path, target):
-        if target.name == "web-short.json":
-            raise KeyboardInterrupt
-        rename(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cards, "rename", stop)
-        with pytest.raises(KeyboardInterrupt):
-            upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
+def test_stopped_before_a_card_it_goes_on(domains, tmp_path, stopped_before):
+    with stopped_before("web-short.json"):
+        upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
     upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7)
     verify(tmp_path / "out" / "web-short")
 

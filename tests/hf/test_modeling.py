@@ -7,18 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
-from tests.hf.test_padding import left_padded
-from tests.models import VARIANTS, assert_close, reference_logits
-
-
-@pytest.fixture(params=VARIANTS)
-def model(request, make_model):
-    return make_model(request.param)
-
-
-@pytest.fixture
-def expected(model, ids):
-    return reference_logits(model, ids)
+from tests.models import VARIANTS, assert_close, left_padded, reference_logits
 
 
 def test_k_1_is_llama(make_model, ids):

@@ -5,24 +5,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from phd.hf import PHDCache
-from tests.models import VARIANTS, assert_close, reference_logits
-
-
-@pytest.fixture(params=VARIANTS)
-def model(request, make_model):
-    return make_model(request.param)
-
-
-@pytest.fixture
-def expected(model, ids):
-    return reference_logits(model, ids)
-
-
-def left_padded(ids, padding):
-    """The second sample is shorter; and the mask."""
-    padded, mask = torch.stack([ids[0], ids[1].roll(padding)]), torch.ones_like(ids)
-    padded[1, :padding] = mask[1, :padding] = 0
-    return padded, mask
+from tests.models import assert_close, left_padded
 
 
 @pytest.mark.parametrize("padding", [1, 6, 13])
