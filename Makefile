@@ -3,6 +3,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# Test processes side by side; each may start four ranks. Idle ones take tests from the other's end.
+WORKERS ?= 2
 # `make setup PYTHON=...` names the interpreter; otherwise tools/find_python.sh looks for one.
 export PYTHON
 
@@ -42,7 +44,7 @@ longgen: $(READY)
 	$(PY) -m examples.longgen.run
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 gpu-check: $(READY)
 	$(PY) benchmarks/gpu_check.py

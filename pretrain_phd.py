@@ -41,6 +41,7 @@ from phd.model.dataset import build_datasets
 from phd.model.documents import document_params, document_starts, documents_masked
 from phd.model.metrics import describe
 from phd.model.observer import Observer
+from phd.run.output import outlive_readers
 
 SPIKY_LOSS_FACTOR = 10  # times the largest loss so far, for --check-for-spiky-loss
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
@@ -184,4 +185,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     main()

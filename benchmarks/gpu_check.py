@@ -43,7 +43,7 @@ PIECES = {
     "training": 0.24,
     "curves": 0.12,
     "optimizers": 0.03,
-    "latency": 0.08,
+    "latency": 0.10,
     "longgen": 0.10,
 }
 """Shares of the budget, by weight."""
@@ -57,7 +57,7 @@ BAD = ("failed", "timed out")
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=110)
     begin = time.monotonic()
     pieces: dict[str, Result] = {}
     report = {

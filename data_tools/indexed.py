@@ -12,7 +12,7 @@ A document that ``phd data`` writes is one sequence, so d = n + 1.
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,18 +87,37 @@ def _every_sequence(count: int) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class Indexed:
-    """An opened PREFIX.bin/.idx whose sizes are right; arrays are memory maps."""
+    """A PREFIX.bin/.idx whose sizes are right.
+
+    Its arrays are memory maps, made when they are asked for: each keeps a file open, and a corpus has more
+    units than a process may have open files (1024 on many machines).
+    """
 
     prefix: Path
     dtype: np.dtype
-    lengths: np.ndarray  # int32 [sequences]
-    offsets: np.ndarray  # int64 [sequences], bytes
-    document_indices: np.ndarray  # int64 [documents + 1]
+    sequences: int
+    documents: int
     tokens: int
 
     @property
-    def documents(self) -> int:
-        return len(self.document_indices) - 1
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int32 [sequences]."""
+        return self._map(np.int32, self.sequences, HEADER.size)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each sequence begins in the .bin, in bytes, int64 [sequences]."""
+        return self._map(np.int64, self.sequences, HEADER.size + 4 * self.sequences)
+
+    @property
+    def document_indices(self) -> np.ndarray:
+        """The first sequence of each document, and the end of the last, int64 [documents + 1]."""
+        return self._map(np.int64, self.documents + 1, HEADER.size + 12 * self.sequences)
+
+    def _map(self, dtype: type, count: int, offset: int) -> np.ndarray:
+        if not count:
+            return np.zeros(0, dtype)
+        return np.memmap(append_suffix(self.prefix, ".idx"), dtype, "r", offset=offset, shape=(count,))
 
     def read(self, sequence: int, length: int | None = None) -> np.ndarray:
         """The first ``length`` ids of a sequence (all by default)."""
@@ -114,8 +133,9 @@ class Indexed:
 
     def length_blocks(self) -> Iterator[np.ndarray]:
         """The sequence lengths, ``BLOCK`` at a time."""
-        for start in range(0, len(self.lengths), BLOCK):
-            yield self.lengths[start : start + BLOCK]
+        lengths = self.lengths
+        for start in range(0, self.sequences, BLOCK):
+            yield lengths[start : start + BLOCK]
 
 
 def open_indexed(prefix: Path) -> Indexed:
@@ -140,18 +160,10 @@ def open_indexed(prefix: Path) -> Indexed:
         )
     dtype = np.dtype(DTYPES[code])
     _check_size(idx_file, HEADER.size + 12 * sequences + 8 * documents)
-    lengths = _map(idx_file, np.int32, sequences, HEADER.size)
-    offsets = _map(idx_file, np.int64, sequences, HEADER.size + 4 * sequences)
-    indices = _map(idx_file, np.int64, documents, HEADER.size + 12 * sequences)
-    tokens = int(lengths.sum(dtype=np.int64))
-    _check_size(bin_file, tokens * dtype.itemsize)
-    return Indexed(prefix, dtype, lengths, offsets, indices, tokens)
-
-
-def _map(file: Path, dtype: type, count: int, offset: int) -> np.ndarray:
-    if not count:
-        return np.zeros(0, dtype)
-    return np.memmap(file, dtype, "r", offset=offset, shape=(count,))
+    opened = Indexed(prefix, dtype, sequences, documents - 1, 0)
+    opened = replace(opened, tokens=int(opened.lengths.sum(dtype=np.int64)))
+    _check_size(bin_file, opened.tokens * dtype.itemsize)
+    return opened
 
 
 def _check_size(file: Path, expected: int) -> None:

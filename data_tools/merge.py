@@ -244,7 +244,7 @@ def _document_ends(parts: Sequence[Part]) -> Iterator[np.ndarray]:
         ends = part.indexed.document_indices
         for start in range(1, len(ends), BLOCK):
             yield ends[start : start + BLOCK] + sequences
-        sequences += len(part.indexed.lengths)
+        sequences += part.indexed.sequences
 
 
 def _rejects_of_units(parts: Sequence[Part]) -> Iterator[bytes]:

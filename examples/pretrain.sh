@@ -32,10 +32,16 @@ FLAGS=(
 )
 # Without it the ranks of a restart read in torchrun's store where those before them listened (torch 2.13).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# torchrun hands on the signals that it is told of, and gives the ranks this long to save.
+# Ranks find each other by the node's name, which on a laptop may lead nowhere: they would wait for minutes.
+NODE=()
+[ "${NNODES:-1}" != 1 ] || NODE=(--local-addr 127.0.0.1)
+# torchrun hands on the signals that it is told of, and gives the ranks this long to save. It would even listen to a
+# hangup that nohup has it ignore.
+SIGNALS=SIGTERM,SIGINT,SIGQUIT,SIGUSR1
+[ -n "$(trap -p HUP)" ] || SIGNALS+=,SIGHUP
 exec "$PYTHON" -m torch.distributed.run \
   --nnodes "${NNODES:-1}" --nproc-per-node "${NPROC_PER_NODE:-$((LOCAL_GPUS > 0 ? LOCAL_GPUS : 1))}" \
   --rdzv-backend c10d --rdzv-endpoint "${RDZV_ENDPOINT:-127.0.0.1:0}" --rdzv-id "${RDZV_ID:-$NAME-seed$SEED}" \
-  --max-restarts "${MAX_RESTARTS:-3}" \
-  --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout "${SHUTDOWN_TIMEOUT:-120}" \
+  "${NODE[@]}" --max-restarts "${MAX_RESTARTS:-3}" \
+  --signals-to-handle "$SIGNALS" --shutdown-timeout "${SHUTDOWN_TIMEOUT:-120}" \
   "$ROOT/pretrain_phd.py" "${MODEL[@]}" "${TRAINING[@]}" "${FLAGS[@]}" "${PHD_FLAGS[@]}" "$@"

@@ -74,6 +74,7 @@ def pretrain(run: Path, iterations: int, flags: Sequence[str]) -> None:
     log = run / "log.txt"
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("--local-addr", "127.0.0.1"),  # a laptop's own name may lead nowhere, and it would wait for minutes
         *(str(ROOT / "pretrain_phd.py"), *ARCHITECTURE.split(), *flags),
         *("--log-interval", "1", "--run-dir", str(run), "--train-iters", str(iterations)),
     ]

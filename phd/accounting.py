@@ -83,6 +83,7 @@ def flops_per_token(
     vocab_size: int,
     seq_length: int,
     gated_linear_unit: bool,
+    attention_output_gate: bool = False,
     copies: int = 1,
     window: int = 1,
     chunk: int | None = None,
@@ -102,6 +103,7 @@ def flops_per_token(
         vocab_size: rows of the output layer, padding included.
         seq_length: positions per sample.
         gated_linear_unit: True for SwiGLU and its like, whose first MLP layer is twice as wide.
+        attention_output_gate: True where the first projection makes a gate for each element of the heads too.
         patterns: of each layer; None where all are full attention.
         prune_last_layer: in the last layer the copies but the last have queries, keys and values alone.
         mlp_products: multiply-adds of one row in the MLP of each layer (:func:`expert_products`); None where
@@ -111,7 +113,8 @@ def flops_per_token(
         ValueError: see :func:`visible_pairs`; or there is not one pattern for each layer.
     """
     query_size = num_attention_heads * kv_channels
-    projection = hidden_size * (query_size + 2 * num_query_groups * kv_channels)
+    gate_size = query_size if attention_output_gate else 0
+    projection = hidden_size * (query_size + gate_size + 2 * num_query_groups * kv_channels)
     if mlp_products is None:
         mlp_products = [dense_products(hidden_size, ffn_hidden_size, gated_linear_unit)] * num_layers
 
@@ -150,6 +153,7 @@ def expert_products(
     num_experts: int,
     topk: int,
     shared_ffn_hidden_size: int = 0,
+    shared_gate: bool = False,
     latent_size: int | None = None,
 ) -> int:
     """Multiply-adds of one row in a mixture of experts: the router, the experts chosen, the shared ones.
@@ -158,11 +162,12 @@ def expert_products(
         ffn_hidden_size: of one expert.
         topk: experts that a row is sent to.
         shared_ffn_hidden_size: of all shared experts together.
+        shared_gate: True where a row's share of the shared experts is learned, a number for each.
         latent_size: what rows are projected to on their way to the experts chosen, and back from.
     """
     chosen = topk * dense_products(latent_size or hidden_size, ffn_hidden_size, gated_linear_unit)
     shared = dense_products(hidden_size, shared_ffn_hidden_size, gated_linear_unit)
-    return hidden_size * (num_experts + 2 * (latent_size or 0)) + chosen + shared
+    return hidden_size * (num_experts + shared_gate + 2 * (latent_size or 0)) + chosen + shared
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,21 @@
 
 Vanilla, naive repetition, PHD-SWA and PHD-CSWA, and LongGen's hybrids of K = 1, random weights, one sample,
 in one run: rounds in turns, so that what disturbs one disturbs all. Vanilla is K = 1 of the same code.
+Attention never takes cuDNN (phd/timing.py says why).
 """
 
 import argparse
-import gc
 import json
 import os
 import platform
 import shlex
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from phd.accounting import visible_pairs
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from phd.attention.pattern import LayerPatterns
-    from phd.hf import PHDCache
+    from phd.hf import PHDCache, PHDLlamaConfig
 
 Model = Any
 """A PHDLlamaForCausalLM; transformers' own annotations do not pass mypy."""
@@ -75,12 +74,28 @@ class Variant:
         return min(length, layers * (WINDOW - 1) + 1) if self.style == "PHD-SWA" else 0
 
 
+VANILLA = Variant("vanilla", 1)
+
+
+def chosen(args: Namespace, copies: list[int], length: int) -> list[Variant]:
+    """Vanilla, and what the command line asks for after so many tokens."""
+    variants = [Variant(style, 1) for style in HYBRIDS]
+    variants += [Variant(style, count) for count in copies for style in STYLES]
+    # a prompt of K tokens for each is read K times as slowly, and its attention K x K times
+    fits = [v for v in variants if v.style != "naive" or v.copies * length <= args.naive_tokens]
+    return [VANILLA, *(v for v in fits if v.style in args.styles)]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`phd bench` has one subcommand so far."""
     commands = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     summary = "time to read a prompt and time of a step against K (the paper's Figure 9)"
     latency = commands.add_parser("latency", help=summary, description=__doc__)
     latency.add_argument("--shape", choices=SHAPES, help="default: small on a CPU, 550m on a GPU")
+    latency.add_argument(
+        "--styles", nargs="+", choices=[*STYLES, *HYBRIDS], default=[*STYLES, *HYBRIDS], metavar="STYLE",
+        help=f"beside vanilla; default: {' '.join((*STYLES, *HYBRIDS))}",
+    )  # fmt: skip
     latency.add_argument("--prompts", type=int, nargs="+", default=[2048, 8192], help="lengths, in tokens")
     latency.add_argument("--prefill-copies", type=int, nargs="+", default=[2, 4, 8, 16], metavar="K")
     latency.add_argument("--decode-copies", type=int, nargs="+", default=[2, 4, 8, 16, 64, 256], metavar="K")
@@ -97,16 +112,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Measure, print two tables, write JSON and plot."""
+    import torch
+
+    from phd.timing import steady
+
     counts = {name: [getattr(args, name)] for name in ("rounds", "steps", "context")}
     counts |= {name: getattr(args, name) for name in ("prompts", "prefill_copies", "decode_copies")}
     for name, values in counts.items():
         if min(values) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {min(values)}")
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with steady(device):
+        base, report = prepare(args, device)
+        report["prefill"] = [row for length in args.prompts for row in prefill(base, length, args)]
+        report["decode"] = decode(base, args, report, graphed=False)
+        if device.type == "cuda":
+            report["decode"] += decode(base, args, report, graphed=True)
+    print_tables(report)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        plot(report, args.output.with_suffix(".png"))
+        print(f"Written to {args.output} and {args.output.with_suffix('.png')}")
+    return 0
+
+
+def prepare(args: Namespace, device: "torch.device") -> tuple[Model, dict[str, Any]]:
+    """The vanilla model, whose weights all variants share, and what the report says before the numbers."""
     import torch
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     shape = args.shape or ("small" if device.type == "cpu" else "550m")
     report: dict[str, Any] = {
@@ -123,19 +159,10 @@ def run(args: Namespace) -> int:
         },
         "shape": {"name": shape, **SHAPES[shape]},
         "dtype": str(dtype),
+        "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
         **machine_limits(device, dtype),
     }
-    base = make_model(shape, Variant("vanilla", 1), device, dtype)
-    with torch.inference_mode():
-        report["prefill"] = [row for length in args.prompts for row in prefill(base, length, args)]
-        report["decode"] = decode(base, args, report)
-    print_tables(report)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        plot(report, args.output.with_suffix(".png"))
-        print(f"Written to {args.output} and {args.output.with_suffix('.png')}")
-    return 0
+    return make_model(shape, VANILLA, device, dtype), report
 
 
 def make_model(
@@ -144,80 +171,78 @@ def make_model(
     """Random weights, or those of ``like``: all variants share them."""
     import torch
 
-    from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
-    from phd.hf.configuration import stored_patterns
+    from phd.hf import PHDLlamaForCausalLM
 
-    style = variant.style
-    patterns = variant.patterns(SHAPES[shape]["num_hidden_layers"])
-    config = PHDLlamaConfig(
-        **SHAPES[shape],
-        max_position_embeddings=1 << 20,
-        phd_copies=variant.copies if style in ("PHD-SWA", "PHD-CSWA") else 1,
-        phd_window=WINDOW,
-        phd_chunk=CHUNK if style == "PHD-CSWA" else None,
-        phd_patterns=stored_patterns(patterns),
-        tie_word_embeddings=True,
-    )
+    config = model_config(shape, variant)
     if like is None:
-        torch.manual_seed(0)
-        with device:
-            model: Model = PHDLlamaForCausalLM(config)
-        return model.to(dtype).eval()
+        return random_model(config, device, dtype)
     with torch.device("meta"):
-        model = PHDLlamaForCausalLM(config)
+        model: Model = PHDLlamaForCausalLM(config)
     model.load_state_dict(like.state_dict(), assign=True)
     model.tie_weights()
     model.model.rotary_emb = like.model.rotary_emb
     return model.eval()
 
 
+def model_config(shape: str, variant: Variant) -> "PHDLlamaConfig":
+    from phd.hf import PHDLlamaConfig
+    from phd.hf.configuration import stored_patterns
+
+    style = variant.style
+    return PHDLlamaConfig(
+        **SHAPES[shape],
+        max_position_embeddings=1 << 20,
+        phd_copies=variant.copies if style in ("PHD-SWA", "PHD-CSWA") else 1,
+        phd_window=WINDOW,
+        phd_chunk=CHUNK if style == "PHD-CSWA" else None,
+        phd_patterns=stored_patterns(variant.patterns(SHAPES[shape]["num_hidden_layers"])),
+        tie_word_embeddings=True,
+    )
+
+
+def random_model(config: "PHDLlamaConfig", device: "torch.device", dtype: "torch.dtype") -> Model:
+    """The same weights at every call, in eval mode."""
+    import torch
+
+    from phd.hf import PHDLlamaForCausalLM
+
+    torch.manual_seed(0)
+    with device:
+        model: Model = PHDLlamaForCausalLM(config)
+        model.to(dtype)
+        # its buffers are computed, and fp32 whatever the weights are
+        model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    return model.eval()
+
+
+def shape_of(base: Model) -> str:
+    return next(name for name, shape in SHAPES.items() if shape["hidden_size"] == base.config.hidden_size)
+
+
 def of(base: Model, variant: Variant) -> Model:
     """``base``'s weights as ``variant``."""
-    name = next(n for n, s in SHAPES.items() if s["hidden_size"] == base.config.hidden_size)
-    return make_model(name, variant, base.device, base.dtype, like=base)
+    return make_model(shape_of(base), variant, base.device, base.dtype, like=base)
 
 
 def machine_limits(device: "torch.device", dtype: "torch.dtype") -> dict[str, float]:
     """What this machine reaches: a large matrix product, and reading memory that no cache holds."""
     import torch
 
-    size = 2048 if device.type == "cpu" else 8192
+    from phd.timing import in_turns
+
+    # a GPU reads 268 MB in less time than it takes to launch and wait
+    size, count = (2048, 1 << 28) if device.type == "cpu" else (8192, 1 << 31)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    big = torch.ones((1 << 28) // dtype.itemsize, device=device, dtype=dtype)
-    product = min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(5))
-    read = min(seconds(lambda: big.sum(), device) for _ in range(5))
-    return {"flop_per_second": 2 * size**3 / product, "bytes_per_second": big.nbytes / read}
-
-
-def seconds(function: Callable[[], Any], device: "torch.device") -> float:
-    """Wall time of a call, its work on the device included."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
-
-
-def in_turns(calls: dict[Variant, Callable[[], Any]], rounds: int, device: "torch.device") -> dict:
-    """Seconds of each call in each round, after one that does not count."""
-    times: dict[Variant, list[float]] = {variant: [] for variant in calls}
-    for call in calls.values():
-        call()
-    for _ in range(rounds):
-        for variant, call in calls.items():
-            gc.collect()
-            times[variant].append(seconds(call, device))
-    return times
+    big = torch.ones(count // dtype.itemsize, device=device, dtype=dtype)
+    calls = {"product": lambda: torch.mm(a, b, out=out), "read": lambda: big.sum()}
+    best = {name: min(times) for name, times in in_turns(calls, 5, device).items()}
+    return {"flop_per_second": 2 * size**3 / best["product"], "bytes_per_second": big.nbytes / best["read"]}
 
 
 def to_rows(times: dict[Variant, list[float]], **common: Any) -> list[dict[str, Any]]:
     """Times and the median over the rounds of their ratio to vanilla's."""
-    vanilla = times[Variant("vanilla", 1)]
+    vanilla = times[VANILLA]
     return [
         {
             "variant": variant.name,
@@ -235,16 +260,16 @@ def prefill(base: Model, length: int, args: Namespace) -> list[dict[str, Any]]:
     """Time from a prompt to the logits of its last token and a cache that is ready for the next."""
     import torch
 
+    from phd.timing import in_turns
+
     ids = torch.randint(0, base.config.vocab_size, (1, length), device=base.device)
-    variants = [Variant(style, 1) for style in ("vanilla", *HYBRIDS)]
-    variants += [Variant(style, copies) for copies in args.prefill_copies for style in STYLES]
-    # a prompt of K tokens for each is read K times as slowly, and its attention K x K times
-    variants = [v for v in variants if v.style != "naive" or v.copies * length <= args.naive_tokens]
+    variants = chosen(args, args.prefill_copies, length)
     calls = {variant: _prompt(of(base, variant), ids, variant) for variant in variants}
-    rows = to_rows(in_turns(calls, args.rounds, base.device), prompt=length)
+    with torch.inference_mode():
+        rows = to_rows(in_turns(calls, args.rounds, base.device, repeats=1), prompt=length)
     for row, variant in zip(rows, variants, strict=True):
         hidden = variant.hidden_columns(length, base.config.num_hidden_layers)
-        flop = _prompt_flop(base, length, variant, hidden) / _prompt_flop(base, length, variants[0], 0)
+        flop = _prompt_flop(base, length, variant, hidden) / _prompt_flop(base, length, VANILLA, 0)
         if variant.style in HYBRIDS:
             floor = flop
         else:
@@ -273,50 +298,73 @@ def _prompt(model: Model, ids: "torch.Tensor", variant: Variant) -> Callable[[],
     return lambda: model(ids, logits_to_keep=1, use_cache=True)
 
 
-def decode(base: Model, args: Namespace, report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Time of one step after a context: as generate calls it, and on a GPU also as a CUDA graph."""
-    variants = [Variant(style, 1) for style in ("vanilla", *HYBRIDS)]
-    variants += [Variant(style, copies) for copies in args.decode_copies for style in STYLES]
-    variants = [v for v in variants if v.style != "naive" or v.copies * args.context <= args.naive_tokens]
-    rows = _decode(base, variants, args, graphed=False)
-    if base.device.type == "cuda":
-        static = [v for v in variants if v.style not in ("naive", *HYBRIDS)]
-        rows += _decode(base, static, args, graphed=True)
-    weights = sum(x.nbytes for x in base.parameters())
-    products = sum(x.numel() for name, x in base.named_parameters() if x.dim() == 2 and "embed" not in name)
-    config, head = base.config, base.config.vocab_size * base.config.hidden_size
-    for row in rows:
-        variant = Variant(row["style"], row["copies"])
-        tokens = row["copies"] * args.context if row["style"] == "naive" else args.context
-        keys = sum(
-            tokens if pattern is None else pattern.kept_positions(tokens - 1)
-            for pattern in variant.patterns(config.num_hidden_layers)
-        )
-        width = config.num_attention_heads * config.head_dim
-        flop = 2 * (row["copies"] * products + head) + 4 * row["copies"] * width * keys
-        moved = weights + row["kv_bytes"]
-        floor = max(flop / report["flop_per_second"], moved / report["bytes_per_second"])
-        row |= {"floor_seconds": floor, "times_floor": median(row["seconds"]) / floor}
+def decode(base: Model, args: Namespace, report: dict[str, Any], *, graphed: bool) -> list[dict[str, Any]]:
+    """Time of one step after a context: as generate calls it, or as a CUDA graph, which needs a static cache.
+
+    Args:
+        report: has ``machine_limits``.
+    """
+    import torch
+
+    from phd.timing import in_turns
+
+    calls, sizes = {}, {}
+    variants = chosen(args, args.decode_copies, args.context)
+    with torch.inference_mode():
+        for variant in variants:
+            if graphed and variant.style in ("naive", *HYBRIDS):
+                continue
+            model = of(base, variant)
+            repeats = variant.copies if variant.style == "naive" else 1
+            room = args.context + args.steps * (args.rounds + 4)
+            cache = filled_cache(model, args.context * repeats, room if graphed else None)
+            sizes[variant] = cache.nbytes()
+            step = _graph(model, cache) if graphed else _step(model, cache, repeats)
+            calls[variant] = _several(step, args.steps)
+        times = in_turns(calls, args.rounds, base.device, repeats=1)
+    a_step = {variant: [value / args.steps for value in values] for variant, values in times.items()}
+    floors = {variant: step_floor(base, variant, args.context, report) for variant in calls}
+    rows = to_rows(a_step, context=args.context, graphed=graphed)
+    for row, variant in zip(rows, calls, strict=True):
+        floor = floors[variant]
+        row |= {"kv_bytes": sizes[variant], "floor_seconds": floor, "floor_ratio": floor / floors[VANILLA]}
+        row["times_floor"] = median(row["seconds"]) / floor
     return rows
 
 
-def _decode(base: Model, variants: list[Variant], args: Namespace, *, graphed: bool) -> list[dict[str, Any]]:
-    calls, caches = {}, {}
-    for variant in variants:
-        model = of(base, variant)
-        repeats = variant.copies if variant.style == "naive" else 1
-        room = args.context + args.steps * (args.rounds + 4)
-        cache = filled_cache(model, args.context * repeats, room * repeats if graphed else None)
-        caches[variant] = cache
-        step = _graph(model, cache) if graphed else _step(model, cache, repeats)
-        calls[variant] = _several(step, args.steps)
-    sizes = {variant: cache.nbytes() for variant, cache in caches.items()}
-    times = {
-        variant: [value / args.steps for value in values]
-        for variant, values in in_turns(calls, args.rounds, base.device).items()
-    }
-    rows = to_rows(times, context=args.context, graphed=graphed)
-    return [row | {"kv_bytes": size} for row, size in zip(rows, sizes.values(), strict=True)]
+def step_floor(base: Model, variant: Variant, context: int, report: dict[str, Any]) -> float:
+    """Seconds that computing or reading take, whichever is longer. The mean over a chunk from ``context`` on,
+    in which PHD-CSWA's hidden keys grow from none to a window and drop to none.
+    """
+    from phd.hf.cache import kv_bytes
+
+    config = model_config(shape_of(base), variant)
+    weights = sum(x.nbytes for x in base.parameters())
+    tokens = variant.copies if variant.style == "naive" else 1
+    return fmean(
+        max(
+            _step_flop(base, variant, position) / report["flop_per_second"],
+            (weights + kv_bytes(config, position * tokens, element_size=base.dtype.itemsize))
+            / report["bytes_per_second"],
+        )
+        for position in range(context, context + CHUNK)
+    )
+
+
+def _step_flop(base: Model, variant: Variant, position: int) -> int:
+    """Multiplications and additions of a step at a position, attention as the rule has it."""
+    config, copies = base.config, variant.copies
+    rule: dict[str, Any] = {"copies": copies, "naive": variant.style == "naive"}
+    if variant.style in ("PHD-SWA", "PHD-CSWA"):
+        rule |= {"window": WINDOW, "chunk": CHUNK if variant.style == "PHD-CSWA" else None}
+    pairs = sum(
+        visible_pairs(position + 1, pattern=pattern, **rule)
+        - visible_pairs(position, pattern=pattern, **rule)
+        for pattern in variant.patterns(config.num_hidden_layers)
+    )
+    products = sum(x.numel() for name, x in base.named_parameters() if x.dim() == 2 and "embed" not in name)
+    head, width = config.vocab_size * config.hidden_size, config.num_attention_heads * config.head_dim
+    return 2 * (copies * products + head) + 4 * width * pairs
 
 
 def _several(step: Callable[[], Any], count: int) -> Callable[[], None]:
@@ -363,7 +411,7 @@ def _graph(model: Model, cache: "PHDCache") -> Callable[[], Any]:
     import torch
 
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # of the current device: ``steady`` makes it the model's
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):

@@ -2,6 +2,10 @@
 
 import argparse
 import importlib
+import io
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -61,6 +65,9 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; bad input is one line on stderr and status 2."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale may lack letters of a text, or of a path
     parser = argparse.ArgumentParser(prog="phd", description=__doc__)
     parser.add_argument("--version", action="version", version=f"phd {version('pretrain-phd')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -70,13 +77,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             add(subparser)
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 128 + signal.SIGPIPE
         print(f"phd {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"phd {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is the output that broke, as by `| head`, and not a pipe to a process of ours."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it would break again at the exit
+    return True
 
 
 if __name__ == "__main__":

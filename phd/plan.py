@@ -338,8 +338,13 @@ def _run_local(args: Namespace, on: str) -> None:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Leave the environment and the command line as they were."""
+    """Hide the GPUs, and leave the environment and the command line as they were.
+
+    On a GPU Megatron makes the weights there, also fake ones, and what meets them is on the CPU; without one
+    phd.model, imported in here, prepares torch so that both are.
+    """
     environment, argv = dict(os.environ), sys.argv
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         yield
     finally:

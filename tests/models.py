@@ -48,6 +48,8 @@ def make_model() -> Callable:
             for name, value in settings.items():
                 setattr(config, name, value)
             models[key] = PHDLlamaForCausalLM(config).eval()
+            with torch.no_grad():  # text of its own has no padding in it
+                models[key].lm_head.weight[0] = 0
         return models[key]
 
     return make

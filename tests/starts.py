@@ -23,7 +23,8 @@ TIMEOUT_S = 300
 class Start:
     """One start of pretrain_phd.py with one rank; its output goes to ``log``.
 
-    Asynchronous saves start processes that import the main module again: they take a :class:`FreshStart`.
+    Asynchronous saves start processes that import the main module again, and a DataLoader forks its workers:
+    they take a :class:`FreshStart`.
     """
 
     def __init__(self, flags: list[str], log: Path, **environment: str) -> None:
@@ -46,6 +47,18 @@ class Start:
     def send(self, number: signal.Signals) -> None:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
+
+    def children(self) -> list[int]:
+        """The processes that it has started, and theirs."""
+        found = _children(self._process.pid)
+        for pid in found:
+            found += _children(pid)
+        return found
+
+    def kill_wandb(self) -> None:
+        """SIGKILL to W&B's own process."""
+        (core,) = _children(self._process.pid, "wandb-core")
+        os.kill(core, signal.SIGKILL)
 
     def end(self) -> int:
         """Its exit code, negative for a signal. What a kill has orphaned is killed too."""
@@ -74,6 +87,23 @@ class FreshStart(Start):
                 command, stdout=output, stderr=output, env=os.environ | environment, start_new_session=True
             )
         self._process = _Joinable(popen)
+
+    def kill_saver(self) -> None:
+        """SIGKILL to the process that saves asynchronously, the only child of the fork server."""
+        (server,) = _children(self._process.pid, "multiprocessing.forkserver")
+        (saver,) = _children(server)
+        os.kill(saver, signal.SIGKILL)
+
+    def kill_worker(self) -> None:
+        """SIGKILL to a worker of a DataLoader."""
+        os.kill(_children(self._process.pid)[0], signal.SIGKILL)
+
+
+def _children(pid: int, command: str = "") -> list[int]:
+    listed = subprocess.run(
+        ["pgrep", "--parent", str(pid), "--full", command], capture_output=True, text=True
+    )
+    return [int(line) for line in listed.stdout.split()]
 
 
 class _Joinable:

@@ -4,8 +4,10 @@ import json
 from argparse import ArgumentParser
 
 import pytest
+import torch
 
 from phd import bench
+from phd.attention.rule import can_see
 from phd.bench import CHUNK, WINDOW, Variant
 
 
@@ -33,12 +35,57 @@ def test_runs_and_says_what_it_measured(tmp_path, capsys):
     assert all(row["floor_seconds"] > 0 for row in report["decode"])
     assert file.with_suffix(".png").stat().st_size > 10_000
     assert "times its floor" in capsys.readouterr().out
+    assert report["cudnn_attention"] is False and torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_styles_and_long_naive_prompts_are_left_out():
+    parser = ArgumentParser()
+    bench.add_arguments(parser)
+    args = parser.parse_args(["latency", "--styles", "naive", "PHD-CSWA", "--naive-tokens", "100"])
+    names = [variant.name for variant in bench.chosen(args, [2, 4], 50)]
+    assert names == ["vanilla", "naive-2", "PHD-CSWA-2-16-32", "PHD-CSWA-4-16-32"]
+
+
+def test_angles_stay_in_fp32():
+    model = bench.make_model("small", bench.VANILLA, torch.device("cpu"), torch.bfloat16)
+    like = bench.of(model, Variant("PHD-CSWA", 2))
+    assert model.dtype == like.dtype == torch.bfloat16
+    for rotary in (model.model.rotary_emb, like.model.rotary_emb):
+        assert rotary.inv_freq.dtype == rotary.original_inv_freq.dtype == torch.float32
+        assert torch.equal(rotary.inv_freq, type(rotary)(model.config).inv_freq)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return bench.make_model("small", bench.VANILLA, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("variant", [Variant("vanilla", 1), Variant("PHD-SWA", 3), Variant("PHD-CSWA", 3)])
+@pytest.mark.parametrize("position", [64, 70, 90])
+def test_flop_of_a_step_count_hidden_keys(variant, position, base):
+    """4 layers of 768: a product and a sum of 768 for each key that one of the K queries sees."""
+    copies = torch.arange(variant.copies)
+    key = torch.arange(position + 1).repeat_interleave(variant.copies), copies.repeat(position + 1)
+    window, chunk = (1, None) if variant.style == "vanilla" else (WINDOW, None)
+    chunk = CHUNK if variant.style == "PHD-CSWA" else chunk
+    pairs = can_see(torch.tensor(position), copies[:, None], *key, window=window, chunk=chunk).sum().item()
+    products = 768 * (2 * 768 + 2 * 256 + 3 * 2048)
+    flop = 2 * (variant.copies * 4 * products + 8192 * 768) + 4 * 4 * 768 * pairs
+    assert bench._step_flop(base, variant, position) == flop
+
+
+def test_floor_of_a_step_reads_what_is_cached(base):
+    """W-1 columns of hidden tokens, 0 to 15 in a chunk and then 15; whatever a static buffer has room for."""
+    weights = sum(x.nbytes for x in base.parameters())
+    limits = {"flop_per_second": float("inf"), "bytes_per_second": 1.0}
+    entry = 4 * 2 * 256 * 4  # layers, key and value, groups, fp32
+    for style, columns in (("PHD-SWA", 15), ("PHD-CSWA", (sum(range(16)) + 16 * 15) / 32)):
+        floor = bench.step_floor(base, Variant(style, 3), 2048, limits)
+        assert floor == pytest.approx(weights + entry * (2048 + 15.5 + 2 * columns), rel=1e-12)
 
 
 def test_hybrids_by_what_their_layers_keep():
     """Of four layers the first and the last are sparse; 31 local blocks before the next token, and a sink."""
-    import torch
-
     models = {
         style: bench.make_model("small", Variant(style, 1), torch.device("cpu"), torch.float32)
         for style in ("vanilla", *bench.HYBRIDS)
@@ -52,15 +99,14 @@ def test_hybrids_by_what_their_layers_keep():
 
 def test_hidden_columns_of_a_prompt():
     """As many as the model's own plan runs."""
-    import torch
-
     from phd.hf.padding import UNPADDED
-    from phd.hf.plan import plan_step
 
     for variant in (Variant("PHD-SWA", 2), Variant("PHD-CSWA", 2)):
         model = bench.make_model("small", variant, torch.device("cpu"), torch.float32)
         for length in (1, 31, 32, 33, 100):
-            plan = plan_step(model.config, None, 0, length, 1, UNPADDED, torch.float32, torch.device("cpu"))
+            embeddings = torch.zeros(1, length, 768)
+            with torch.no_grad():
+                plan = model.model._plan(embeddings, None, 0, 1, UNPADDED, compiled=False)
             assert plan.columns == variant.hidden_columns(length, 4)
 
 

@@ -1,4 +1,8 @@
 import argparse
+import contextlib
+import errno
+import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -7,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from phd import cli
+from phd.run.status import UNFINISHED, RunStatus
 
 
 def test_version(capsys):
@@ -70,3 +75,38 @@ def test_errors_become_exit_status(error, status, line, monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "compare", ("", lambda parser: parser.set_defaults(run=fail)))
     assert cli.main(["compare"]) == status
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_enough(unbuffered, tmp_path):
+    """As head: no message, and the exit status of a process that SIGPIPE ends."""
+    RunStatus(tmp_path, tmp_path).started(100, "pretrain_phd.py")
+    command = [Path(sys.executable).with_name("phd"), "status", tmp_path]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_broken_pipe_to_another_process(monkeypatch, tmp_path):
+    def fail(args: argparse.Namespace) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setitem(cli.COMMANDS, "compare", ("", lambda parser: parser.set_defaults(run=fail)))
+    with (tmp_path / "output").open("w") as output, contextlib.redirect_stdout(output):
+        assert cli.main(["compare"]) == 2
+
+
+def test_letters_that_the_locale_lacks(tmp_path):
+    folder = tmp_path / "söder"
+    folder.mkdir()
+    RunStatus(folder, folder).started(100, "pretrain_phd.py")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("phd"), "status", folder],
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (UNFINISHED, "")
+    assert r"s\xf6der: running" in done.stdout

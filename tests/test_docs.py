@@ -24,7 +24,7 @@ OTHERS = frozenset(
         # sbatch, scancel, srun
         *("--signal", "--requeue", "--gres", "--exclude", "--exclusive", "--dependency"),
         # torchrun
-        *("--max-restarts", "--signals-to-handle", "--shutdown-timeout", "--rdzv-id"),
+        *("--max-restarts", "--signals-to-handle", "--shutdown-timeout", "--rdzv-id", "--local-addr"),
         # pip
         *("--no-deps", "--no-index", "--target"),
         # docker, tensorboard, wandb
@@ -33,9 +33,11 @@ OTHERS = frozenset(
         *("--save", "--load", "--save-interval", "--train-iters", "--ckpt-step", "--finetune"),
         *("--pretrained-checkpoint", "--override-opt-param-scheduler", "--distributed-timeout-minutes"),
         *("--data-cache-path", "--data-args-path", "--data-path", "--rerun-mode", "--error-injection-rate"),
-        *("--no-check-for-nan-in-loss-and-grad", "--check-for-spiky-loss", "--context-parallel-size"),
+        *("--async-save", "--no-check-for-nan-in-loss-and-grad"),
+        *("--num-workers", "--check-for-spiky-loss", "--context-parallel-size"),
         *("--dataloader-inter-document-masking", "--rotary-base", "--lr", "--lr-decay-iters", "--bf16"),
         *("--skip-train", "--ckpt-format", "--ckpt-convert-format", "--ckpt-convert-save"),
+        *("--micro-batch-size", "--recompute-granularity", "--recompute-method", "--recompute-num-layers"),
     }
 )
 # What our messages format: the words of the system, of Megatron, of torch.

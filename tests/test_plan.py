@@ -1,7 +1,10 @@
 """`phd plan` against what the allocator really gave to a training run."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from tests.world import megatron_globals, run_pretrain
+from tests.world import ROOT, megatron_globals, run_pretrain
 
 # large enough that the model, not the program around it, is what is measured
 MODEL = shlex.split("""
@@ -97,6 +100,27 @@ def test_memory_is_what_the_allocator_gave(case, world):
     stages = plan["stages"]
     measured = [peaks[stage["stage"] * ranks // len(stages)] for stage in stages]
     assert [stage["total"] for stage in stages] == [pytest.approx(peak, rel=0.1) for peak in measured]
+
+
+ASKED = """
+import os, sys, torch
+asked = set()
+torch.cuda.is_available = lambda: bool(asked.add(os.environ.get("CUDA_VISIBLE_DEVICES")))
+torch.cuda._lazy_init = torch.cuda.device_count = torch.cuda.is_available
+from phd.plan import make_plan
+make_plan(sys.argv[1:])
+print(asked, os.environ.get("CUDA_VISIBLE_DEVICES"))
+"""
+
+
+@pytest.mark.slow
+def test_gpus_are_hidden_before_torch_asks_for_one():
+    """Else Megatron makes fake weights there, and what meets them is on the CPU."""
+    command = [sys.executable, "-c", ASKED, *MODEL, "--num-layers", "1", "--phd-copies", "2"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=480)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "{''} 0\n"
 
 
 def test_parameters_do_not_depend_on_the_layout(world):

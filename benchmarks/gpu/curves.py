@@ -7,9 +7,10 @@ seeds. The text is Python's standard library, tokenized here.
 import shlex
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from benchmarks.gpu.piece import Result, call, keep, main, say
+from benchmarks.gpu.piece import Result, call, keep, main, say, time_left
 from benchmarks.gpu.timing import device_of
 from benchmarks.gpu.trainings import HAVE_ENGINE, RECIPES, example_flags, train
 from examples.demo.corpus import write_corpus
@@ -32,21 +33,30 @@ def run(dry: bool) -> Result:
     if HAVE_ENGINE and not dry:
         runs["FP8 delayed, seed 1"] = ["--seed", "1", *RECIPES["delayed"].split()]
     curves: dict[str, list[float]] = {}
+    left_out: dict[str, str] = {}
+    longest = 0.0
     with tempfile.TemporaryDirectory() as folder:
         data = tokenized(Path(folder))
         for name, more in runs.items():
+            if curves and time_left() < longest:  # it would be stopped, and the curves not be compared
+                left_out[name] = f"no time left: another run took {longest:.0f} s"
+                continue
             say(name)
+            begin = time.monotonic()
             _, lines = train([*flags, *data, *more])
+            longest = max(longest, time.monotonic() - begin)
             curves[name] = [line["lm loss"] for line in lines]
             keep(curves=curves)
     first, *others = (smoothed(curve, 2 if dry else SMOOTH) for curve in curves.values())
     differences = {
         f"{name} to bf16, seed 1": largest(first, other)
-        for name, other in zip([*runs][1:], others, strict=True)
+        for name, other in zip([*curves][1:], others, strict=True)
     }
-    return {"flags": shlex.join(flags), "curves": curves, "largest_difference": differences} | (
-        {} if HAVE_ENGINE else {"fp8": "no package transformer_engine"}
-    )
+    if not HAVE_ENGINE:
+        left_out["FP8"] = "no package transformer_engine"
+    return {
+        "flags": shlex.join(flags), "curves": curves, "largest_difference": differences, "left_out": left_out
+    }  # fmt: skip
 
 
 def tokenized(folder: Path) -> list[str]:

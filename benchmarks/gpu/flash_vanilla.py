@@ -4,8 +4,6 @@ Without Transformer Engine Megatron has only attention that writes out all score
 compare with. At K = 1 ours is one causal flash call.
 """
 
-import sys
-
 import pretrain_phd  # first: it prepares torch for Megatron on a machine without a GPU
 
 # isort: split
@@ -13,6 +11,5 @@ import pretrain_phd  # first: it prepares torch for Megatron on a machine withou
 from phd.model import transformer_config
 
 if __name__ == "__main__":
-    sys.argv.append("--no-create-attention-mask-in-dataloader")
     transformer_config.needs_phd_attention = lambda *args: True
     pretrain_phd.main()

@@ -1,20 +1,23 @@
 """`phd bench latency`: reading a prompt, and a step, eager and as a CUDA graph; the 550M's shape."""
 
 import argparse
-import json
-import tempfile
-from pathlib import Path
 
-from benchmarks.gpu.piece import Result, main
+from benchmarks.gpu.piece import Result, keep, main, say, target
 from benchmarks.gpu.timing import device_of
 from phd import bench
+from phd.timing import steady
 
-# Few enough to end in a minute; all of the figure is `phd bench latency --output FILE`.
+# What the targets need; all of the figure is `phd bench latency --output FILE`.
 FULL = (
-    "--shape 550m --prompts 2048 8192 --prefill-copies 2 4 --decode-copies 2 4 16 --rounds 5 "
-    "--naive-tokens 8192"
+    "--shape 550m --prompts 2048 8192 --prefill-copies 2 16 --decode-copies 2 16 64 256 --rounds 5 "
+    "--styles naive PHD-CSWA --naive-tokens 4096"
 )
-DRY = "--shape small --prompts 64 --prefill-copies 2 --decode-copies 2 --context 40 --rounds 1 --steps 1"
+DRY = (
+    "--shape small --prompts 64 --prefill-copies 2 --decode-copies 2 --context 40 --rounds 1 --steps 1 "
+    "--styles naive PHD-CSWA"
+)
+WIDEST = 64
+"""K up to which a step is to cost as much as vanilla's: it reads the same weights."""
 
 
 def run(dry: bool) -> Result:
@@ -22,14 +25,52 @@ def run(dry: bool) -> Result:
     device = device_of(dry)
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "latency.json")
-        words = f"latency {DRY if dry else FULL} --device {device} --output".split()
-        bench.run(parser.parse_args([*words, str(file)]))
-        report: Result = json.loads(file.read_text("utf-8"))
-    return {"arguments": " ".join(words[:-1])} | {
-        key: report[key] for key in ("shape", "dtype", "prefill", "decode")
-    }
+    words = f"latency {DRY if dry else FULL} --device {device}".split()
+    args = parser.parse_args(words)
+    prefill: list[Result] = []
+    decode: list[Result] = []
+    failed = None
+    with steady(device):
+        say("model")
+        base, report = bench.prepare(args, device)
+        about = {key: value for key, value in report.items() if key not in ("command", "started", "machine")}
+        keep(arguments=" ".join(words), **about)
+        # the graphs first, as targets go by them
+        for graphed in (True, False) if device.type == "cuda" else (False,):
+            say(f"steps{', CUDA graphs' if graphed else ''}")
+            try:
+                decode += bench.decode(base, args, report, graphed=graphed)
+            except RuntimeError as error:  # what cannot be captured: the rest still runs
+                failed = error
+            keep(decode=decode, targets=targets(prefill, decode))
+        for length in args.prompts:
+            say(f"a prompt of {length} tokens")
+            prefill += bench.prefill(base, length, args)
+            keep(prefill=prefill, targets=targets(prefill, decode))
+    if failed:
+        raise failed
+    return {}
+
+
+def targets(prefill: list[Result], decode: list[Result]) -> list[Result]:
+    """Of PHD-CSWA. Reading a prompt is to cost what its rows do, and a step what vanilla's does while that is
+    bound by reading weights, then what its FLOPs do.
+    """
+    found = []
+    for row in prefill:
+        if row["style"] == "PHD-CSWA":
+            what = f"prompt of {row['prompt']}, K = {row['copies']}: PHD / (vanilla x rows)"
+            found.append(target(what, row["times_floor"], at_most=1.05))
+    for row in decode:
+        if row["style"] != "PHD-CSWA" or not row["graphed"]:
+            continue
+        what = f"graphed step, K = {row['copies']}: PHD / vanilla"
+        if row["copies"] <= WIDEST:
+            line = target(what, row["ratio"], at_most=1.05)
+        else:
+            line = target(f"{what}, over the roofline's", row["ratio"] / row["floor_ratio"], at_most=1.15)
+        found.append(line | {"times_roofline": row["times_floor"]})
+    return found
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.piece import Result, keep, main, say, time_left
-from benchmarks.gpu.timing import device_of, in_turns, peak_bytes
+from benchmarks.gpu.timing import device_of, peak_bytes
 from phd.attention.full import FullOriginals
 from phd.attention.kernels import attention_backward, attention_forward
 from phd.attention.layout import one_document_layout
+from phd.timing import in_turns
 
 LEAST_SECONDS = 6.0
 """Of a size: cuDNN plans each of the three ways, forward and backward."""
@@ -76,8 +77,10 @@ def expanded(query: Tensor, key: Tensor, value: Tensor, grad: Tensor) -> Outcome
     query, key, value, grad = (x.unsqueeze(1) for x in (query, key, value, grad))
     originals = FullOriginals(query, key, value, layout, scale, None)
     out, lse = originals.forward()
-    grad_query, (grad_key, grad_value) = originals.backward(grad, out, lse)
-    return out.squeeze(1), grad_query.squeeze(1), grad_key.squeeze(1), grad_value.squeeze(1)
+    grad_query, parts = originals.backward(grad, out, lse)
+    # one of each copy
+    grad_key, grad_value = (part.squeeze(1).unflatten(1, (-1, key.shape[2])).sum(1) for part in parts)
+    return out.squeeze(1), grad_query.squeeze(1), grad_key, grad_value
 
 
 def regrouped(query: Tensor, key: Tensor, value: Tensor, grad: Tensor) -> Outcome:

@@ -5,7 +5,8 @@ import statistics
 import torch
 
 from benchmarks.gpu.piece import Result, main
-from benchmarks.gpu.timing import device_of, in_turns
+from benchmarks.gpu.timing import device_of
+from phd.timing import in_turns
 
 
 def run(dry: bool) -> Result:

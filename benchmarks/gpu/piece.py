@@ -20,7 +20,17 @@ from typing import Any
 from phd.run.files import write_json
 
 ROOT = Path(__file__).parents[2]
-OURS = ("phd", "data_tools", "benchmarks", "examples", "tests", "tools", "pretrain_phd")
+PACKAGES = frozenset(
+    {
+        *("megatron", "transformers", "huggingface_hub", "tokenizers", "safetensors", "sentencepiece"),
+        *("gigatoken", "tiktoken", "pyarrow", "tensorboard", "wandb", "wandb_workspaces", "matplotlib"),
+        *("plotly", "scipy", "lm_eval", "pytest", "triton"),
+        *("transformer_engine", "apex", "flash_attn", "flash_attn_interface"),
+    }
+)
+"""What a machine for measuring may lack. Any other module that is missing is a fault, such as a kernel that
+Megatron imports without looking whether it is there.
+"""
 TAIL = 3000
 """Characters of a failed program's output that are kept."""
 
@@ -104,10 +114,12 @@ def call(command: list[str], **environment: str) -> str:
 
 
 def missing_package(output: str) -> str | None:
-    """The package, not one of ours, whose absence ended a program that printed this."""
-    names = re.findall(r"ModuleNotFoundError: No module named '([\w.]+)'", output)
-    foreign = [name for name in names if name.partition(".")[0] not in OURS]
-    return foreign[-1] if foreign else None
+    """The one of PACKAGES whose absence ended a program that printed this: what its last error names."""
+    # a line of a traceback, or of pytest's, or of a rank's
+    line = r"^(?:E +|\[rank\d+\]: )?([\w.]*(?:Error|Exception)(?:: .*)?)$"
+    errors = re.findall(line, output, re.MULTILINE)
+    named = re.match(r"ModuleNotFoundError: No module named '([\w.]+)'", errors[-1]) if errors else None
+    return named[1] if named and named[1].partition(".")[0] in PACKAGES else None
 
 
 def target(what: str, value: float, *, at_most: float | None = None, at_least: float | None = None) -> Result:

@@ -13,6 +13,8 @@ echo "== $(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} 
 trap 'echo "== $(date "+%F %T") SIGTERM: waiting for the ranks to save"' TERM
 starts() { cat "$RUN/starts.jsonl" 2>/dev/null | wc -l; }
 before=$(starts)
+missed=$RUN/missed # how many jobs in a row did not get as far as a start
+[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || rm -f "$missed"
 srun --kill-on-bad-exit=1 bash "$RUN/launch.sh" &
 srun_pid=$!
 while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
@@ -20,9 +22,14 @@ while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
 verdict=$(cd "$RUN/code" && "$PYTHON" -m phd.cli status "$RUN")
 code=$?
 echo "$verdict"
-if [ "$code" -eq 75 ] && [ "$(starts)" -eq "$before" ]; then
-  echo "== it did not get as far as its start (the reason is above): not queueing again"
-  exit 1
+if [ "$(starts)" -gt "$before" ]; then
+  rm -f "$missed"
+elif [ "$code" -eq 75 ]; then # this command got further before: a node or the network may have a bad moment
+  echo x >>"$missed"
+  if [ "$(wc -l <"$missed")" -ge 3 ]; then
+    echo "== it did not get as far as its start three times in a row (the reason is above): not queueing again"
+    exit 1
+  fi
 fi
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
 if [ "$code" -eq 75 ] && [[ ! $state =~ CANCELLED|COMPLETING ]]; then

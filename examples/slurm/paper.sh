@@ -3,7 +3,7 @@
 #
 #   DATA_PREFIX=/data/web TOKENIZER_MODEL=/data/tok.model NNODES=4 examples/slurm/paper.sh table1
 #
-# The variables are sweep.sh's. A run that several experiments share is trained once.
+# The variables are sweep.sh's. A run that several experiments share is trained once; each has a comparison of its name.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 case ${1:-} in
@@ -19,4 +19,4 @@ case ${1:-} in
     exit 2
     ;;
 esac
-exec "$HERE/sweep.sh" "${sweep[@]}"
+COMPARISON=$1 exec "$HERE/sweep.sh" "${sweep[@]}"

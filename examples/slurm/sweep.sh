@@ -7,6 +7,7 @@
 # The first variant is the baseline. Variables: submit.sh's, and
 #   SEEDS ("1")    EVAL_CORPUS (text for `phd eval --corpus`) or EVAL_TASKS (such as phd_paper): no evaluation without
 #   TRAIN_FLAGS    more flags of every training
+#   COMPARISON ("comparison")  name of the comparison's files beside the runs: another for another sweep of this size
 #   AFTER_SBATCH   more options of sbatch for export, evaluation and comparison, which run on one node
 # A job whose training fails for good takes those that wait for it along; the comparison takes what there is. A run that
 # is finished or queued, of another sweep for example, is not queued again.
@@ -49,4 +50,6 @@ for seed in ${SEEDS:-1}; do
   done
 done
 list=$(IFS=:; echo "${trained[*]}")
-echo "compare: $(after compare "${list:+afterany:$list,}" "$PYTHON" -m phd.cli compare "${runs[@]}" --output "$RUNS/comparison")"
+comparison=${COMPARISON:-comparison}
+echo "$RUNS/$comparison.html: $(after "$size-$comparison" "${list:+afterany:$list,}" \
+  "$PYTHON" -m phd.cli compare "${runs[@]}" --output "$RUNS/$comparison")"

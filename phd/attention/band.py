@@ -31,7 +31,8 @@ class Band:
     Args:
         query: [s, b, m, h, d], hidden copies K-m..K-1; gives the shapes, dtype and device.
         hidden: K - 1, the number of hidden copies among the keys.
-        start: [s], first row whose hidden keys each row's hidden queries see; down to -(W - 1).
+        start: [s], first row whose hidden keys each row's hidden queries see; down to -(W - 1). Never
+            goes down from row to row.
         window: W, the longest reach of ``start`` (positions, the own one included).
         scale: softmax scale.
     """
@@ -96,24 +97,25 @@ class Band:
         out: Tensor,
         lse: Tensor,
         grad_query: Tensor,
+        grad_keys: Tensor,
         halo: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        grad_halo: Tensor | None = None,
+    ) -> None:
         """Gradients that flow through the hidden keys.
 
         Args:
             grad_out, query, key, value, halo: as in ``merge``.
             out, lse: merged, as ``merge`` left them.
             grad_query: [s, b, m, h, d]; added to.
-
-        Returns:
-            gradients of the hidden keys and values, [W-1 + s, b, K-1, g, d] each, those of the halo first.
+            grad_keys: [2, s, b, K-1, g, d], of the hidden keys and values; written.
+            grad_halo: [2, W-1, b, K-1, g, d]; written. Given if the halo is.
         """
         keys = self._pack_keys(key, None if halo is None else halo[0])
         values = self._pack_keys(value, None if halo is None else halo[1])
-        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
+        grads = torch.zeros_like(keys), torch.zeros_like(values)
         heads = query.shape[3]
         for part in self._slices():
-            grad_rows, grad_key_windows, grad_value_windows = attention_backward(
+            grad_rows, *grad_windows = attention_backward(
                 self._pack(grad_out, part),
                 self._pack(query, part),
                 self._windows(keys, part),
@@ -125,9 +127,13 @@ class Band:
             )
             rows = grad_query[part]
             rows += self._unpack(grad_rows, heads)[: part.stop - part.start]
-            self._add_windows(grad_keys, grad_key_windows, part)
-            self._add_windows(grad_values, grad_value_windows, part)
-        return self._unpack_keys(grad_keys, key), self._unpack_keys(grad_values, value)
+            for grad, windows in zip(grads, grad_windows, strict=True):
+                self._add_windows(grad, windows, part)
+        for kind, grad in enumerate(grads):
+            rows = self._unpack_keys(grad, key)
+            grad_keys[kind] = rows[self.halo :]
+            if grad_halo is not None:
+                grad_halo[kind] = rows[: self.halo]
 
     def _slices(self) -> Iterator[slice]:
         """Ranges of positions, whole blocks but for the last."""

@@ -125,25 +125,28 @@ class _Attention:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of query, key and value, from what ``forward`` returned."""
         grad_query, grad_originals = self.originals.backward(grad_out, out, lse)
+        # [s, b, n*g, d] -> [s, b, n, g, d]
+        parts = [grad.unflatten(2, (-1, self.key.shape[3])) for grad in grad_originals]
+        if not self.hidden:  # one copy has one part: nothing to add up, nothing to put beside it
+            grad_key, grad_value = (part.to(self.key.dtype) for part in parts)
+            return grad_query, grad_key, grad_value
+        # every kernel writes into its place here
         grad_keys = self.key.new_empty((2, *self.key.shape))
-        grad_keys[:, :, :, 0] = grad_originals
-        if self.hidden:
-            grad_hidden = grad_keys[:, :, :, 1:]
-            grad_halo = None if halo is None else torch.zeros_like(halo)
-            for run, (rows, samples), band in self._bands():
-                where = rows, samples, self.asking
-                parts = band.backward(
-                    grad_out[where], self.query[where], *self._hidden_keys(rows, samples), out[where],
-                    lse[where], grad_query[where], _of_run(halo, run, samples),
-                )  # fmt: skip
-                for kind, part in enumerate(parts):
-                    grad_hidden[kind, rows, samples] = part[self.layout.window - 1 :]
-                    if grad_halo is not None:
-                        grad_halo[run, kind, :, samples] = part[: self.layout.window - 1]
-            if grad_halo is not None:
-                assert self.parallel is not None
-                for run, grad_tail in enumerate(self.parallel.tails(grad_halo)):
-                    grad_hidden[:, self._tail(run)] += grad_tail
+        for grad, part in zip(grad_keys, parts, strict=True):
+            _add_up(part, grad[:, :, 0])
+        grad_hidden = grad_keys[:, :, :, 1:]
+        grad_halo = None if halo is None else torch.empty_like(halo)
+        for run, (rows, samples), band in self._bands():
+            where = rows, samples, self.asking
+            band.backward(
+                grad_out[where], self.query[where], *self._hidden_keys(rows, samples), out[where],
+                lse[where], grad_query[where], grad_hidden[:, rows, samples],
+                _of_run(halo, run, samples), _of_run(grad_halo, run, samples),
+            )  # fmt: skip
+        if grad_halo is not None:
+            assert self.parallel is not None
+            for run, grad_tail in enumerate(self.parallel.tails(grad_halo)):
+                grad_hidden[:, self._tail(run)] += grad_tail
         grad_key, grad_value = grad_keys.unbind()
         return grad_query, grad_key, grad_value
 
@@ -153,7 +156,9 @@ class _Attention:
         for number, run in enumerate(self.layout.runs):
             for sample in range(start.shape[1]):
                 samples = slice(None) if start.shape[1] == 1 else slice(sample, sample + 1)
-                starts = start[run.rows, sample] - run.begin
+                starts = start[run.rows, sample]
+                if run.begin:
+                    starts = starts - run.begin
                 query = self.query[run.rows, samples, self.asking]
                 make = _band_class(query.device.type, self.hidden, query.shape[-1])
                 band = make(query, self.hidden, starts, self.layout.window, self.scale)
@@ -191,3 +196,11 @@ def _band_class(device: str, hidden: int, dim: int) -> Any:
 
 def _of_run(halo: Tensor | None, run: int, samples: slice) -> Tensor | None:
     return None if halo is None else halo[run][:, :, samples]
+
+
+def _add_up(parts: Tensor, total: Tensor) -> None:
+    """Sum of [s, b, n, g, d] over its n parts, written into [s, b, g, d]."""
+    if parts.shape[2] == 1:
+        total.copy_(parts.squeeze(2))
+    else:
+        torch.sum(parts, 2, out=total)

@@ -53,14 +53,16 @@ class FullOriginals:
             self._add_earlier(out, lse, self._runs_of(rank), key, value)
         return out, lse
 
-    def backward(self, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the query and of key and value, [2, s, b, g, d]; ``out`` and ``lse`` may be those of a
-        softmax over more keys.
+    def backward(self, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Gradients of the query and of key and value, [s, b, n*g, d] each, in n parts that are yet to be
+        added up: the kernels give one for each copy asking, and who has a place for the sum saves a copy.
+        ``out`` and ``lse`` may be those of a softmax over more keys.
         """
         given = grad_out, out, lse
         grad_query, *grads = self._documents_backward(*given)
-        grad_originals = torch.stack(grads)
         if self.parallel is not None:
+            groups = self.key.shape[2]
+            grad_originals = torch.stack([_sum_parts(grad, groups) for grad in grads])
 
             def share(runs: tuple[Run, ...], keys: Tensor) -> Tensor:
                 """Add to grad_query; return the gradients of these keys and values."""
@@ -71,7 +73,8 @@ class FullOriginals:
             grad_originals += self.parallel.sum_from_others(
                 originals, lambda rank, keys: share(self._runs_of(rank), keys)
             )
-        return grad_query, grad_originals
+            return grad_query, grad_originals.unbind()
+        return grad_query, tuple(grads)
 
     def _documents(self) -> tuple[Tensor, Tensor]:
         """Each document's part of each run, causally over itself."""
@@ -139,8 +142,8 @@ class FullOriginals:
                 lse[where], self.scale, causal=False,
             )  # fmt: skip
             grad_query[where] += grad_rows
-            grads[0][keys] += grad_key
-            grads[1][keys] += grad_value
+            grads[0][keys] += _sum_parts(grad_key, originals.shape[3])
+            grads[1][keys] += _sum_parts(grad_value, originals.shape[3])
         return grads
 
     def _runs_of(self, rank: int) -> tuple[Run, ...]:
@@ -169,7 +172,7 @@ def _causal_or_full_backward(
     *,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query [s, b, m, h, d], key and value [t, b, g, d]."""
+    """Gradients of query [s, b, m, h, d], and of key and value as each copy reads them [t, b, m*g, d]."""
     samples, copies = query.shape[1:3]
     folded = attention_backward(
         _fold(grad_out),
@@ -182,8 +185,12 @@ def _causal_or_full_backward(
         causal=causal,
     )
     grad_query, grad_key, grad_value = (_unfold(x, samples, copies) for x in folded)
-    # every copy reads the original keys
-    return grad_query, grad_key.sum(2), grad_value.sum(2)
+    return grad_query, grad_key.flatten(2, 3), grad_value.flatten(2, 3)
+
+
+def _sum_parts(grad: Tensor, groups: int) -> Tensor:
+    """[t, b, n*g, d] -> [t, b, g, d]."""
+    return grad.unflatten(2, (-1, groups)).sum(2)
 
 
 def _pack_keys(rows: Tensor) -> Tensor:

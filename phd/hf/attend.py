@@ -3,7 +3,11 @@
 The cache's keys are read where they lie, not copied: two softmaxes merged by their log-sum-exp.
 
 Legend: b samples, h query heads, g key/value heads, s rows, t keys, d head dimension.
+On CUDA without gradients one kernel of our own takes the place of this, ``attend_rows``.
 """
+
+import importlib
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +17,14 @@ from phd.attention.kernels import attention_forward
 
 Part = tuple[Tensor, Tensor, Tensor | None]
 """keys [b, g, t, d], values [b, g, t, d], mask [b|1, 1, s, t] to add to the scores (None: all seen)"""
+
+attend_rows: Callable[..., Tensor] | None
+"""That of ``phd.attention.kernels.triton_rows``. An exported model's copy of this file comes without it, some
+machines without Triton."""
+try:
+    attend_rows = importlib.import_module("..attention.kernels.triton_rows", __package__).attend_rows
+except ImportError:
+    attend_rows = None
 
 
 def attend(query: Tensor, past: Part, near: Part, scale: float) -> Tensor:

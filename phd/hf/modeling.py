@@ -22,6 +22,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
     eager_attention_forward,
 )
@@ -29,7 +32,7 @@ from transformers.utils import can_return_tuple
 
 from phd.attention import phd_attention
 from phd.attention.layout import Layout
-from phd.hf.attend import attend
+from phd.hf.attend import attend, attend_rows
 from phd.hf.cache import PHDCache
 from phd.hf.configuration import PHDLlamaConfig
 from phd.hf.padding import Padding, read_padding, step_padding
@@ -83,11 +86,15 @@ class PHDLlamaAttention(LlamaAttention):
         new = key[:, :, : plan.originals], value[:, :, : plan.originals]
         hidden = key[:, :, plan.originals :], value[:, :, plan.originals :]
         everything = new
+        ring = None
         if cache is not None:
-            if cached := cache.hidden(self.layer_idx, plan.cached, plan.ring):
+            cached = cache.hidden(self.layer_idx, plan.cached, plan.ring)
+            if plan.fused and plan.ring:
+                ring = cached
+            elif cached:
                 hidden = torch.cat([cached[0], hidden[0]], dim=2), torch.cat([cached[1], hidden[1]], dim=2)
             everything = cache.update(*new, self.layer_idx, first=plan.first, padding=plan.padding)
-            if plan.columns:
+            if plan.columns and ring is None:
                 cache.keep_hidden(self.layer_idx, *hidden, plan.keep, plan.end)
         blocks = plan.blocks if self.pattern is None else plan.sparse[self.pattern]
         parts = []
@@ -109,9 +116,39 @@ class PHDLlamaAttention(LlamaAttention):
             parts.append(self._phd_attention(*prompt, copies=1, layout=plan.layout).transpose(0, 1))
         else:
             blocks = [*plan.original_blocks(self.pattern), *blocks]
+        if plan.fused and plan.columns and self.pattern is None:
+            parts.append(self._attend_rows(query, everything, hidden, ring, plan))
         for block in blocks:
             parts.append(self._attend(query, everything, new, hidden, block))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _attend_rows(
+        self,
+        query: Tensor,
+        originals: tuple[Tensor, Tensor],
+        hidden: tuple[Tensor, Tensor],
+        ring: tuple[Tensor, Tensor] | None,
+        plan: Plan,
+    ) -> Tensor:
+        """[b, rows, a, d]; takes the step's hidden tokens into the ring."""
+        assert attend_rows is not None
+        if ring is None:
+            ring = hidden[0][:, :, :0], hidden[1][:, :, :0]
+        on_device = isinstance(plan.end, Tensor)
+        return attend_rows(
+            query if plan.decode else query[:, :, plan.originals :],
+            *originals,
+            *hidden,
+            *ring,
+            plan.end if on_device else None,
+            plan.padding.columns,
+            length=0 if on_device else plan.end,
+            columns=plan.columns,
+            copies=self.config.phd_copies,
+            window=self.config.phd_window,
+            chunk=self.config.phd_chunk,
+            scale=self.scaling,
+        )
 
     def _attend(
         self,
@@ -175,8 +212,13 @@ class PHDLlamaDecoderLayer(LlamaDecoderLayer):
     """Llama's layer with the attention of PHD."""
 
     def __init__(self, config: PHDLlamaConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
+        # The grandparent's: Llama's own would make an attention to be replaced. So in both classes below.
+        super(LlamaDecoderLayer, self).__init__()
+        self.hidden_size = config.hidden_size
         self.self_attn = PHDLlamaAttention(config, layer_idx)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class PHDLlamaModel(LlamaModel):
@@ -187,11 +229,17 @@ class PHDLlamaModel(LlamaModel):
     _no_split_modules = ["PHDLlamaDecoderLayer"]
 
     def __init__(self, config: PHDLlamaConfig) -> None:
-        super().__init__(config)
+        super(LlamaModel, self).__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
         self.patterns = config.patterns
+        self.embed_tokens = torch.nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = torch.nn.ModuleList(
             PHDLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.gradient_checkpointing = False
         self.post_init()
 
     def forward(
@@ -235,7 +283,9 @@ class PHDLlamaModel(LlamaModel):
 
         copies = self.config.phd_copies
         asked = _columns_asked(logits_to_keep, count)
-        if copies == 1 and not any(self.patterns):  # Llama, with any mask and positions
+        vanilla = copies == 1 and not any(self.patterns)
+        if vanilla and not (compiled and attention_mask is None and self._fuses(embeddings)):
+            # Llama, with any mask and positions
             plan = Plan(originals=count)
             if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
                 plan.padding = step_padding(attention_mask, None, columns)
@@ -254,6 +304,8 @@ class PHDLlamaModel(LlamaModel):
             states = embeddings.repeat_interleave(copies, dim=0)
             if len(positions) > 1:
                 positions = positions.repeat_interleave(copies, dim=0)
+        elif plan.decode:
+            states = embeddings.expand(-1, copies, -1)
         elif plan.columns:
             again = plan.columns - count  # columns before this step's
             hidden = embeddings[:, max(0, -again) :]
@@ -306,18 +358,26 @@ class PHDLlamaModel(LlamaModel):
     ) -> Plan:
         """Of ``embeddings`` [b, q, h] after ``past`` columns, for the last ``asked``."""
         count, device, dtype = embeddings.shape[1], embeddings.device, _compute_dtype(embeddings)
+        fused = self._fuses(embeddings)
         if compiled:
             assert cache is not None
-            return plan_static_decode(self.config, cache, padding, dtype, device)
+            return plan_static_decode(self.config, cache, padding, dtype, device, fused)
         takes_flash = past == 0 and self._takes_flash(device, dtype)
         # copies as rows of the batch serve better than blocks: long sequences, or gradients
         long = count > BLOCK or torch.is_grad_enabled()
         if self.config.phd_copies > 1 and asked == count and takes_flash and long:
             return plan_all(self.config, count, padding, device)
-        plan = plan_step(self.config, cache, past, count, asked, padding, dtype, device)
+        plan = plan_step(self.config, cache, past, count, asked, padding, dtype, device, fused)
         if any(self.patterns) and takes_flash:
             plan.layout = originals_layout(count, padding, device)
         return plan
+
+    def _fuses(self, embeddings: Tensor) -> bool:
+        """Whether hidden tokens, and all copies of a step, attend by the kernel, which has no gradients and
+        no fp64.
+        """
+        takes = embeddings.dtype != torch.float64 and self.config._attn_implementation != "eager"
+        return takes and embeddings.is_cuda and attend_rows is not None and not torch.is_grad_enabled()
 
     def _takes_flash(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether ``phd_attention`` runs: torch's flash attention takes half precision alone on a GPU, the
@@ -373,8 +433,10 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
     _no_split_modules = ["PHDLlamaDecoderLayer"]
 
     def __init__(self, config: PHDLlamaConfig) -> None:
-        super().__init__(config)
+        super(LlamaForCausalLM, self).__init__(config)
         self.model = PHDLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple

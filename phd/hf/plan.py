@@ -80,9 +80,13 @@ class Plan:
     padding: Padding = UNPADDED
     blocks: Sequence[Block] = ()
     decode: bool = False
-    """one block of all copies; otherwise originals attend on their own, as in a vanilla model"""
+    """all copies of the one new column at once; otherwise originals attend on their own, as in a vanilla
+    model
+    """
     ring: bool = False
     """the cached hidden keys are a static cache's whole ring, in its order"""
+    fused: bool = False
+    """``phd.attention.kernels.triton_rows`` runs in place of blocks, but on sparse layers"""
     copies_as_rows: bool = False
     """every copy of every column from the first on, as rows of the batch: no blocks"""
     layout: Layout | None = None
@@ -265,6 +269,7 @@ def plan_step(
     padding: Padding,
     dtype: torch.dtype,
     device: torch.device,
+    fused: bool,
 ) -> Plan:
     """Plan a step that reads sizes on the host.
 
@@ -274,6 +279,7 @@ def plan_step(
         logits: how many of the last columns are asked for.
         padding: columns before each sample's first token.
         dtype: of the masks.
+        fused: whether hidden tokens attend by the kernel that needs none.
 
     Raises:
         ValueError: after a rollback, a sparse layer no longer has what hidden tokens see.
@@ -299,6 +305,7 @@ def plan_step(
         cache.check_reach(step.base)
     decode = originals == 1 and first == past
     patterns = config.patterns
+    in_blocks = None in patterns and not fused
     return Plan(
         originals=originals,
         columns=end - first,
@@ -307,8 +314,9 @@ def plan_step(
         end=end,
         first=step.base,
         padding=padding,
-        blocks=[*step.hidden_blocks(None, decode=decode)] if None in patterns else [],
+        blocks=[*step.hidden_blocks(None, decode=decode)] if in_blocks else [],
         decode=decode,
+        fused=fused,
         step=step,
         sparse={
             pattern: [*step.hidden_blocks(pattern, decode=decode)]
@@ -337,14 +345,44 @@ def _first_hidden(
 
 
 def plan_static_decode(
-    config: PHDLlamaConfig, cache: PHDCache, padding: Padding, dtype: torch.dtype, device: torch.device
+    config: PHDLlamaConfig,
+    cache: PHDCache,
+    padding: Padding,
+    dtype: torch.dtype,
+    device: torch.device,
+    fused: bool,
 ) -> Plan:
-    """Plan one column after a static cache with the same tensors' shapes at every length: for torch.compile.
-    The cache's buffers are read whole, and masked.
+    """Plan one column after a static cache with the same tensors' shapes at every length: for torch.compile
+    and CUDA graphs. Unless ``fused``, the cache's buffers are read whole, and masked.
     """
+    past, ring = cache.get_seq_length(), config.phd_window - 1
+    plan = Plan(
+        originals=1,
+        columns=1,
+        cached=ring,
+        keep=1,
+        end=past + 1,
+        padding=padding,
+        decode=True,
+        ring=True,
+        fused=fused,
+    )
+    if not fused:
+        plan.blocks = [_static_block(config, cache, past, padding, dtype, device)]
+    return plan
+
+
+def _static_block(
+    config: PHDLlamaConfig,
+    cache: PHDCache,
+    past: int | Tensor,
+    padding: Padding,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Block:
+    """All copies of column ``past``, over the whole of a static cache's buffers."""
     layer = cache.phd_layers[0]
     assert isinstance(layer, PHDStaticLayer)
-    past = cache.get_seq_length()
     width, ring = config.phd_copies - 1, config.phd_window - 1
     copies = torch.arange(config.phd_copies, device=device)
     query = torch.zeros_like(copies) + past, copies
@@ -360,24 +398,13 @@ def plan_static_decode(
     hidden = torch.cat([slots, own]).repeat_interleave(width)
     hidden_copies = torch.arange(1, width + 1, device=device).repeat(ring + 1)
     key = torch.cat([own, hidden]), torch.cat([torch.zeros_like(own), hidden_copies])
-    block = Block(
+    return Block(
         rows=slice(0, config.phd_copies),
         split=None,
         past_mask=past_mask,
         originals=slice(0, 1),
         hidden=slice(0, (ring + 1) * width),
         mask=_rule_mask(config, query, key, padding.columns, dtype),
-    )
-    return Plan(
-        originals=1,
-        columns=1,
-        cached=ring,
-        keep=1,
-        end=past + 1,
-        padding=padding,
-        blocks=[block],
-        decode=True,
-        ring=True,
     )
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import sys
+import tempfile
 from argparse import ArgumentParser, Namespace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +18,9 @@ from megatron.training.utils import print_rank_0
 
 from phd.config import PHDConfig
 from phd.model import compat, cpu
-from phd.model.checkpoint import PHDCheckpointConfig, checkpoint_source, settle_checkpoint
+from phd.model.checkpoint import PHDCheckpointConfig, checkpoint_source, mend_tracker, settle_checkpoint
 from phd.model.samples import refuse_samples
-from phd.model.support import refuse_unsupported, runs_phd_attention
+from phd.model.support import refuse_unsupported
 from phd.model.survival import RunGuard, settle_run_folder
 from phd.run.config import RunConfig
 from phd.run.wandb import name_run
@@ -30,22 +32,40 @@ WITHOUT_TRANSFORMER_ENGINE = {
     "transformer_impl": "local",
     "no_persist_layer_norm": True,
     "apply_rope_fusion": False,
-    "gradient_accumulation_fusion": find_spec("fused_weight_gradient_mlp_cuda") is not None,
 }
+# Defaults that end the training where the module of the kernel is missing. With Transformer Engine too: the
+# output layer is Megatron's own, and takes apex's kernel for its gradient.
+APEX_KERNELS = {
+    "gradient_accumulation_fusion": "fused_weight_gradient_mlp_cuda",
+    "masked_softmax_fusion": "scaled_masked_softmax_cuda",
+}
+
+LONGEST_TEMPORARY_FOLDER = (107 if sys.platform == "linux" else 103) - len("/pymp-12345678/listener-12345678")
+"""In bytes: what the kernel allows a socket, less what Python adds."""
 
 
 def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
-    """Add the PHD flags; without a CUDA device, or without Transformer Engine, also change the defaults that
-    cannot run.
+    """Add the PHD flags; change the defaults that cannot run without a CUDA device, Transformer Engine or
+    apex, and those that serve nobody here.
     """
     ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer and LongGen")
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
-    parser.set_defaults(exit_signal_handler=True)
+    parser.set_defaults(
+        exit_signal_handler=True,
+        # Nothing reads it: causal attention, ours and Megatron's, makes its own, and documents come as
+        # positions. It would be s*s bytes a sample.
+        create_attention_mask_in_dataloader=False,
+        # The other is an optional package; Megatron refuses its older versions, and it saves without what
+        # phd/model/compat.py mends.
+        async_strategy="mcore",
+    )
     if cpu.needed():
         parser.set_defaults(**cpu.CPU_DEFAULTS)
-    elif find_spec("transformer_engine") is None:
-        parser.set_defaults(**WITHOUT_TRANSFORMER_ENGINE)
+    else:
+        parser.set_defaults(**{name: find_spec(module) is not None for name, module in APEX_KERNELS.items()})
+        if find_spec("transformer_engine") is None:
+            parser.set_defaults(**WITHOUT_TRANSFORMER_ENGINE)
     _mend_help(parser)
     return parser
 
@@ -84,10 +104,15 @@ def parse_and_validate_args() -> Namespace:
     args.run_folder = settle_run_folder(args)  # a str: it is saved with the arguments in every checkpoint
     settle_checkpoint(args, config)
     if args.use_checkpoint_args:
-        load_args_from_checkpoint(args, checkpoint_source(args))
+        source = checkpoint_source(args)
+        if getattr(args, source):
+            mend_tracker(Path(getattr(args, source)))  # each rank: they do not know each other yet
+        load_args_from_checkpoint(args, source)
     for name in ("num_layers", "seq_length"):  # what the checks below are about
         if getattr(args, name) is None:
             raise ValueError(f"--{name.replace('_', '-')} is missing: it has no default")
+    if args.eval_interval is None:  # Megatron divides by it, with --eval-iters 0 too
+        args.eval_interval = 1000
     refuse_unsupported(args)
     refuse_samples(args)
     if cpu.needed():
@@ -96,14 +121,10 @@ def parse_and_validate_args() -> Namespace:
     config.patterns(args.num_layers)  # fits the layers, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
-        if cpu.needed() or find_spec("nvidia_resiliency_ext") is None:
-            args.async_strategy = "mcore"
     args.wandb_exp_name = args.wandb_exp_name or config.variant
     if args.data_cache_path is None:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
         args.data_cache_path = str(Path(args.run_dir or args.save or _user_cache(), "index-cache"))
-    if runs_phd_attention(args):
-        args.create_attention_mask_in_dataloader = False  # the rule is the mask
     try:
         validate_args(args)
     except AssertionError as error:  # how Megatron refuses a flag, at times without a word
@@ -133,8 +154,16 @@ def make_global(args: Namespace) -> RunGuard:
     W&B if the flags ask for them, and listen to signals.
 
     Raises:
-        ValueError: another job holds the run folder, or it cannot be written; the tokenizer does not load.
+        ValueError: a flag is missing that only a training needs; TMPDIR is too long for the processes that
+            this one starts; another job holds the run folder, or it cannot be written; the tokenizer does
+            not load.
     """
+    if args.train_iters is None and args.train_samples is None:
+        raise ValueError("pass --train-iters or --train-samples: neither has a default")
+    if args.lr is None and not args.skip_train:
+        raise ValueError("--lr is missing: it has no default")
+    if args.num_workers or args.async_save:
+        refuse_long_temporary_folder()
     guard = RunGuard(args, Path(args.run_folder) if args.run_folder else None)
     if args.run_folder and args.wandb_project and args.rank == args.world_size - 1:
         name_run(Path(args.run_folder))
@@ -155,6 +184,21 @@ def make_global(args: Namespace) -> RunGuard:
         raise ValueError(refusal) from error
     compat.stop_on_signals(args.async_save)
     return guard
+
+
+def refuse_long_temporary_folder() -> None:
+    """Check that the sockets to the workers of a DataLoader and to the saver have room for their names. The
+    workers' errors would be lost, and the training would wait for them for ever.
+
+    Raises:
+        ValueError: they have not.
+    """
+    folder = tempfile.gettempdir()
+    if (length := len(os.fsencode(folder))) > LONGEST_TEMPORARY_FOLDER:
+        raise ValueError(
+            f"the temporary folder {folder} has a name of {length} bytes, and sockets in it are possible up "
+            f"to {LONGEST_TEMPORARY_FOLDER}: set TMPDIR to a shorter one, such as TMPDIR=/tmp"
+        )
 
 
 def parse_for_tool() -> Namespace:

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from phd.attention.pattern import describe_patterns
 from phd.config import PHDConfig, trained_variant
+from phd.run.files import write_text
 from phd.run.status import TRACKER
 
 # All that Megatron's torch_dist metadata is made of; anything else in it is not ours to execute.
@@ -83,9 +84,10 @@ def checkpoint_source(args: Namespace) -> Literal["load", "pretrained_checkpoint
     """The argument whose folder Megatron will load from: --pretrained-checkpoint as long as the run has no
     checkpoint of its own, and never afterwards.
     """
-    tracker = args.load and Path(args.load, TRACKER)
-    # One that a kill has left empty goes before the loading, if there is no whole checkpoint beside it.
-    own = tracker and tracker.is_file() and (tracker.read_text().strip() or whole_checkpoints(tracker.parent))
+    load = args.load and Path(args.load)
+    # A tracker that a kill has left empty, or somebody lost, is mended before the loading, if there is a
+    # whole checkpoint beside it.
+    own = load and (_tracker_text(load) or whole_checkpoints(load))
     return "pretrained_checkpoint" if args.pretrained_checkpoint and not own else "load"
 
 
@@ -229,13 +231,11 @@ class CheckpointTensors:
 
 
 def chosen_folder(root: Path, step: int | None) -> Path | None:
-    """The folder that Megatron will load: --ckpt-step, else what the tracker file names; where a kill left
-    the tracker empty, the newest whole one.
+    """The folder that Megatron will load: --ckpt-step, else what the tracker file names; where that is empty,
+    as a kill leaves it, or gone, the newest whole one.
     """
     if step is None:
-        if not (root / TRACKER).is_file():
-            return None
-        text = (root / TRACKER).read_text().strip()
+        text = _tracker_text(root)
         if text == "release":
             raise ValueError(f"{root} holds a release checkpoint of Megatron: {_conversion(root)}")
         if text.isdecimal():
@@ -250,6 +250,26 @@ def chosen_folder(root: Path, step: int | None) -> Path | None:
         else:
             return None
     return iteration_folder(root, step)
+
+
+def _tracker_text(root: Path) -> str:
+    tracker = root / TRACKER
+    return tracker.read_text().strip() if tracker.is_file() else ""
+
+
+def mend_tracker(root: Path) -> None:
+    """Megatron writes the tracker file in place; a kill can leave it empty, on which Megatron gives up. With
+    --ckpt-step it also gives up on anything else that is no number. Without the file it begins anew, beside
+    the checkpoints that are there.
+    """
+    tracker = root / TRACKER
+    text = _tracker_text(root)
+    if text.isdecimal() or text == "release":
+        return
+    if whole := whole_checkpoints(root):
+        write_text(tracker, str(whole[0]))
+    elif not text:
+        tracker.unlink(missing_ok=True)
 
 
 def _refuse_other_format(folder: Path) -> None:

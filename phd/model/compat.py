@@ -3,12 +3,15 @@
 The rest of the project uses what Megatron offers: config subclass, builder, layer spec, flag factory.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
+import queue
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +21,24 @@ import torch
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core import pipeline_parallel
 from megatron.core.datasets import utils as dataset_utils
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import clip_grads, distrib_optimizer
 from megatron.core.tensor_parallel import random as tensor_parallel_random
 from megatron.core.transformer.moe import token_dispatcher
-from megatron.training import dist_signal_handler, get_timers, global_vars, initialize, training
+from megatron.training import (
+    dist_signal_handler,
+    get_args,
+    get_timers,
+    global_vars,
+    initialize,
+    training,
+    wandb_utils,
+)
 
-from phd.model import cpu
+from phd.model import cpu, saver
 
 if TYPE_CHECKING:
     from phd.model.observer import Observer
@@ -53,7 +66,8 @@ def served_by(args: Any) -> dict[str, str]:
     functions = {"Adam": megatron_optimizer.Adam, "clipping": clip_grads.l2_norm_impl}
     served = {}
     for what, function in functions.items():
-        package = function.__module__.split(".")[0].removesuffix("_torch")
+        # a compiled function may have no module
+        package = (function.__module__ or "").split(".")[0].removesuffix("_torch")
         served[what] = names.get(package, "torch")
     accumulation = "torch"
     if args.gradient_accumulation_fusion:
@@ -84,6 +98,8 @@ def apply(copies: int, observer: "Observer | None" = None) -> None:
     observe(observer)
     _load_fp32_shards()
     setattr(FileSystemWriterAsync, "preload_tensors", staticmethod(_stage))  # noqa: B010
+    filesystem_async.get_write_results_queue = _results_queue
+    _watch_saver()
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _torch_adam_step()
     if cpu.needed():
@@ -219,6 +235,8 @@ def set_writers(recorder: Any) -> None:
     global_vars._GLOBAL_TENSORBOARD_WRITER = recorder
     if global_vars._GLOBAL_WANDB_WRITER is not None:
         global_vars._GLOBAL_WANDB_WRITER = _WandbWithoutLog(global_vars._GLOBAL_WANDB_WRITER)
+        if not hasattr(wandb_utils.on_save_checkpoint_success, "__wrapped__"):
+            wandb_utils.on_save_checkpoint_success = _or_warn(wandb_utils.on_save_checkpoint_success)
 
 
 class _WandbWithoutLog:
@@ -230,6 +248,22 @@ class _WandbWithoutLog:
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         return None
+
+    def finish(self) -> None:
+        _or_warn(self._wandb.finish)()
+
+
+def _or_warn(call: Callable[..., Any]) -> Callable[..., None]:
+    """W&B is a view of the record: when its own process has died, the training and its saves go on."""
+
+    @functools.wraps(call)
+    def warned(*args: Any, **kwargs: Any) -> None:
+        try:
+            call(*args, **kwargs)
+        except Exception as error:
+            print(f"> WARNING: W&B: {call.__name__}: {type(error).__name__}: {error}")
+
+    return warned
 
 
 def stop_on_signals(async_save: bool) -> None:
@@ -250,27 +284,33 @@ class _ExitSignals(dist_signal_handler.DistributedSignalHandler):
         self.name: str | None = None
         self._signal_received = False
         self._pid = os.getpid()  # processes forked for saving inherit the handler, and must live on to save
-        signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        signals = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+            signals.append(signal.SIGHUP)
         if async_save:
             # It needs these two processes of Python. SLURM signals every process of a job, and they would
             # die of it; what is started while a signal is ignored goes on ignoring it.
             for number in signals:
                 signal.signal(number, signal.SIG_IGN)
             multiprocessing.resource_tracker.ensure_running()
-            # Its children hold what it has imported: Megatron, without 10 s each, and the stand-ins for CUDA.
-            multiprocessing.set_forkserver_preload(["phd.model.compat"])
+            # Its children hold what it has imported. On a CPU they need the stand-ins for CUDA. On a GPU the
+            # fork server must not even ask whether there is one: that initialises CUDA, which no child could
+            # use then. (Without a list it would import the program itself, which asks.)
+            multiprocessing.set_forkserver_preload(["phd.model.compat" if cpu.needed() else "torch"])
             multiprocessing.forkserver.ensure_running()
         for number in signals:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: Any) -> None:
+        saver.check()
         # A terminal's ^C reaches torchrun's ranks twice, once through torchrun, which kills what lingers.
         if number == signal.SIGINT and self._signal_received and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
         if not self._signal_received:
             self.name = signal.Signals(number).name
         if not self._signal_received and os.getpid() == self._pid:
-            os.write(1, f"> {self.name}: saving and ending after this iteration\n".encode())
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                os.write(1, f"> {self.name}: saving and ending after this iteration\n".encode())
         self._signal_received = True
 
     def signals_received(self) -> list[int]:
@@ -335,6 +375,53 @@ def _stage(write_buckets: list[Any], non_blocking: bool = True) -> list[Any]:
             for file, key, (data, tensors) in write_buckets
         ]
     return _preload_tensors(write_buckets, non_blocking)
+
+
+_shared_results_queue = filesystem_async.get_write_results_queue
+_own_results_queue: queue.Queue[Any] = queue.Queue()
+
+
+def _results_queue(*args: Any, **kwargs: Any) -> Any:
+    """Megatron's lives in a process of its own, which imports the program again: at its first save every rank
+    would wait for that. Where the rank writes by itself, threads of one process use the queue.
+    """
+    return _shared_results_queue(*args, **kwargs) if get_args().async_save else _own_results_queue
+
+
+def _save_loop(*args: Any) -> None:
+    """What the process that saves asynchronously runs."""
+    saver.end_with_parent()
+    PersistentAsyncCaller.async_loop(*args)  # there nobody has called apply(): it is Megatron's
+
+
+def _watch_saver() -> None:
+    """Megatron waits for the process that saves asynchronously without asking whether it lives; and that one
+    waits for more to save, as does the manager of its results, without asking whether the rank lives.
+    """
+    caller: Any = PersistentAsyncCaller
+    if hasattr(caller.close, "__wrapped__"):
+        return
+    original_start, original_close = caller._get_process.__func__, caller.close
+
+    @functools.wraps(original_start)
+    def start(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        before = cls._persistent_process
+        process = original_start(cls, *args, **kwargs)
+        if process is not before:
+            saver.watch(process)
+            for asked in (cls._persistent_queue, cls._persistent_preload_q):
+                asked.cancel_join_thread()  # or this process could not end while nobody reads them
+        return process
+
+    @functools.wraps(original_close)
+    def close(self: Any, abort: bool = False) -> None:
+        saver.let_go()
+        original_close(self, abort or (self.process is not None and not self.process.is_alive()))
+
+    caller._get_process, caller.close = classmethod(start), close
+    caller.async_loop = staticmethod(_save_loop)
+    # The manager is forked, as the workers of a DataLoader are.
+    multiprocessing.util.register_after_fork(caller, lambda _: saver.end_with_parent())
 
 
 def _no_cuda() -> None:

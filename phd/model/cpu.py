@@ -29,7 +29,6 @@ CPU_DEFAULTS: dict[str, Any] = {
     "bias_swiglu_fusion": False,
     "bias_gelu_fusion": False,
     "bias_dropout_fusion": False,
-    "create_attention_mask_in_dataloader": False,
     "num_workers": 0,
 }
 
@@ -38,6 +37,7 @@ _GPU_ONLY: tuple[tuple[str, str, Any, str], ...] = (
     ("--cuda-graph-impl", "cuda_graph_impl", "none", "there is nothing to capture"),
     ("--optimizer-cuda-graph", "optimizer_cuda_graph", False, "there is nothing to capture"),
     ("--tp-comm-overlap", "tp_comm_overlap", False, "Transformer Engine would overlap it"),
+    ("--async-strategy nvrx", "async_strategy", "mcore", "Megatron's own saves too"),
 )
 
 _FACTORIES = (

@@ -1,6 +1,9 @@
 """Megatron's GPT data sets as the flags describe them."""
 
+import contextlib
 import hashlib
+import resource
+import struct
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,12 +13,17 @@ import numpy as np
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
-from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from phd.run.files import read_json
+from phd.run.files import read_json, write_json
 
 SPLITS = ("train", "validation", "test")
+
+INDEX_HEADER = struct.Struct("<9sQBQQ")  # of an .idx: magic, version, code of the ids, sequences, documents
+
+SIZES_FILE = "data.json"
+"""In a run's own index cache: the bytes of the data that it was made for."""
 
 
 def build_datasets(
@@ -30,7 +38,8 @@ def build_datasets(
         is_built_on_rank: whether this rank needs them; asked in a process group only.
 
     Raises:
-        ValueError: see ``refuse_missing``, ``refuse_other_tokenizer``, ``refuse_empty_splits``.
+        ValueError: see ``refuse_missing``, ``refuse_torn``, ``refuse_other_tokenizer``,
+            ``refuse_empty_splits``.
     """
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(
@@ -61,16 +70,29 @@ def build_datasets(
         if config.mock:  # then Megatron would make it without being asked
             raise ValueError("there is no data: pass --data-path, of what `phd data` made, or --mock-data")
         refuse_missing(config)
+        sizes = refuse_torn(config)
         refuse_other_tokenizer(config, args.tokenizer_model)
         refuse_empty_splits(config, [0, *num_samples[1:]] if args.skip_train else num_samples)
     cache = Path(args.data_cache_path)
     own = args.run_folder and Path(args.run_folder) in cache.parents  # no other job writes there
     if own and args.rank == 0:
         remove_torn_caches(cache)
+        if not args.mock_data:
+            remove_caches_of_other_data(cache, sizes)
+    allow_open_files()
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     kind = MockGPTDataset if args.mock_data else GPTDataset
     return tuple(BlendedMegatronDatasetBuilder(kind, num_samples, is_built_on_rank, config).build())
+
+
+def allow_open_files() -> None:
+    """Raise the limit of open files to what the machine allows: it is 1024 at first on many, and each data
+    set of a blend keeps three open, its .idx and its .bin for training and for validation.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS allows less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def refuse_missing(config: GPTDatasetConfig) -> None:
@@ -90,6 +112,48 @@ def refuse_missing(config: GPTDatasetConfig) -> None:
                 raise ValueError(
                     f"{file} of --data-path is missing: put it back, or make it with `phd data tokenize`"
                 )
+
+
+def refuse_torn(config: GPTDatasetConfig) -> dict[str, list[int]]:
+    """Check that every file has the bytes of which its index tells. Megatron maps them into memory: it would
+    end in numpy's words, which name no file, or by SIGBUS without a word.
+
+    Returns:
+        for every data set the bytes of its .idx and of its .bin.
+
+    Raises:
+        ValueError: names the file.
+    """
+    sizes = {}
+    for prefix in _prefixes(config):
+        if _remote(prefix):
+            continue
+        index, content = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+        has = [index.stat().st_size, content.stat().st_size]
+        if has[0] < INDEX_HEADER.size:
+            raise ValueError(_torn(index, has[0], INDEX_HEADER.size))
+        with index.open("rb") as file:
+            _, _, code, sequences, documents = INDEX_HEADER.unpack(file.read(INDEX_HEADER.size))
+            needs = INDEX_HEADER.size + 12 * sequences + 8 * documents
+            if has[0] < needs:
+                raise ValueError(_torn(index, has[0], needs))
+            if sequences:  # the last one's length and offset
+                file.seek(INDEX_HEADER.size + 4 * (sequences - 1))
+                (length,) = struct.unpack("<i", file.read(4))
+                file.seek(INDEX_HEADER.size + 12 * sequences - 8)
+                (offset,) = struct.unpack("<q", file.read(8))
+                needs = offset + length * DType.size(code)
+                if has[1] < needs:
+                    raise ValueError(_torn(content, has[1], needs))
+        sizes[str(Path(prefix).resolve())] = has
+    return sizes
+
+
+def _torn(file: Path, has: int, needs: int) -> str:
+    return (
+        f"{file} of --data-path ends after {has} of {needs} bytes: it was cut short, or its .idx or .bin "
+        "replaced: copy both again, or make them with `phd data tokenize`"
+    )
 
 
 def refuse_other_tokenizer(config: GPTDatasetConfig, tokenizer_model: str | None) -> None:
@@ -127,6 +191,27 @@ def remove_torn_caches(folder: Path) -> None:
             np.load(file, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError):
             file.unlink()
+
+
+def remove_caches_of_other_data(folder: Path, sizes: dict[str, list[int]]) -> None:
+    """Remove the run's index caches if its data have been replaced since the last start: Megatron knows them
+    by their path alone, and would look for the old documents in the new files.
+
+    Args:
+        folder: of the caches; sizes are remembered there.
+        sizes: of the files of every data set, as :func:`refuse_torn` returns them.
+    """
+    before = read_json(folder / SIZES_FILE)
+    replaced = [prefix for prefix, has in sizes.items() if before.get(prefix, has) != has]
+    for prefix in replaced:
+        print(
+            f"> WARNING: {prefix} was replaced since the last start of this run (.idx, .bin: {sizes[prefix]} "
+            f"bytes, were {before[prefix]}): training goes on with the new data"
+        )
+    for file in folder.glob("*.npy") if replaced else ():
+        file.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SIZES_FILE, before | sizes)
 
 
 def refuse_empty_splits(config: GPTDatasetConfig, num_samples: Sequence[int | None]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from megatron.core import parallel_state
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import (
     LayerNormImpl,
     TransformerBlockSubmodules,
@@ -24,16 +25,21 @@ def phd_layer_spec(
     """Megatron's own layer spec for this config, with our module in the slots that need one:
     ``core_attention`` where ``PHDTransformerConfig.phd_attention`` says so, and the layer around it where
     CUDA graphs capture layers, the norms for sequence parallelism without Transformer Engine, and the last
-    layer's residual connection.
+    layer's residual connection; and with torch's norm behind the layers where apex's cannot stand.
     """
     spec = default_layer_spec(config, vp_stage)
     transformer = config.transformer
-    local_norms = transformer.sequence_parallel and transformer.transformer_impl == "local"
-    if not transformer.phd_attention and not local_norms:
+    local = transformer.transformer_impl == "local"
+    local_norms = transformer.sequence_parallel and local
+    # In the layers Megatron sees to it. Behind them it takes apex's where there is one, which is a LayerNorm.
+    torch_norm = transformer.normalization != "LayerNorm" and local
+    if not transformer.phd_attention and not local_norms and not torch_norm:
         return spec
     if not isinstance(spec, TransformerBlockSubmodules):
         layers = [spec] * get_num_layers_to_build(transformer, vp_stage)
         spec = TransformerBlockSubmodules(layer_specs=layers, layer_norm=LayerNormImpl)
+    if torch_norm:
+        spec = replace(spec, layer_norm=WrappedTorchNorm)
 
     if transformer.phd_attention:
         spec = _each_layer(spec, _with_phd_attention)

@@ -50,6 +50,7 @@ def training_flops(args: Namespace, config: PHDConfig) -> float:
         vocab_size=args.padded_vocab_size,
         seq_length=args.seq_length,
         gated_linear_unit=_gated(args),
+        attention_output_gate=args.attention_output_gate,
         copies=config.phd_copies,
         window=config.phd_window,
         chunk=config.chunk,
@@ -77,6 +78,7 @@ def _mlp_products(args: Namespace) -> list[int]:
         num_experts=args.num_experts,
         topk=args.moe_router_topk,
         shared_ffn_hidden_size=args.moe_shared_expert_intermediate_size or 0,
+        shared_gate=args.moe_shared_expert_gate,
         latent_size=args.moe_latent_size,
     )
     return [experts if sparse else dense for sparse in frequency]

@@ -116,12 +116,17 @@ class Observer:
 
     def save(self, iteration: int, save: Callable[[], None]) -> None:
         """Let Megatron save, unless that would write over what it has just loaded: it saves at the end, also
-        when a finished run is started again. Every rank must call it.
+        when a finished run is started again. An asynchronous save waits for the one before.
+
+        Every rank must call it.
         """
         args = self.args
         place = Path(args.save)
         if iteration == args.iteration and args.load and Path(args.load) == place:
             return
+        # Megatron only warns that one is still being written: on a slow disk each would keep its copy of the
+        # model in memory, and a disk that gets full would leave none of them whole.
+        maybe_finalize_async_save(blocking=True)
         if self._recorder is not None:
             self._recorder.sync()
         if iteration == self._saved:
@@ -141,7 +146,6 @@ class Observer:
         """
         args = self.args
         place = args.save
-        maybe_finalize_async_save(blocking=True)
         args.save = str(Path(place, AGAIN))
         if args.rank == 0:
             clear_place(Path(args.save), iteration)

@@ -9,12 +9,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import time
 import traceback
 from argparse import Namespace
 from collections.abc import Iterator
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,13 @@ from phd.model.checkpoint import (
     find_damage,
     iteration_folder,
     iteration_of,
+    mend_tracker,
     saved_folders,
     whole_checkpoints,
 )
-from phd.run.files import write_text
+from phd.model.saver import SaverDied, let_go
 from phd.run.lock import RunLock
-from phd.run.status import TRACKER, RunStatus, newest_checkpoint
+from phd.run.status import RunStatus, newest_checkpoint
 
 OURS = Path(__file__).parents[1]
 
@@ -53,11 +54,18 @@ def settle_run_folder(args: Namespace) -> str | None:
     is no record, also because nothing is trained (--skip-train).
 
     Raises:
-        ValueError: a flag that would begin the run anew at every start.
+        ValueError: a flag that would begin the run anew at every start; or a folder is a link to nowhere, as
+            to a file system that is not mounted on this node: this start would begin anew.
     """
     if args.run_dir:
         run = Path(args.run_dir)
         args.save = args.save or str(run / "checkpoints")
+        for folder in (run, Path(args.save)):
+            if folder.is_symlink() and not folder.exists():
+                raise ValueError(
+                    f"{folder} links to {folder.readlink()}, which is not there: mount it or put it back, "
+                    "and start the same command again; or remove the link"
+                )
         if args.load and Path(args.load).resolve() != Path(args.save).resolve():
             raise ValueError(
                 f"--run-dir {run} continues from its own checkpoints, and --load {args.load} would begin "
@@ -125,6 +133,10 @@ class RunGuard:
                 print(f"pretrain_phd.py: error: {cause}", file=sys.stderr)
                 self._died(cause)
                 sys.exit(1)
+            elif isinstance(error, SaverDied):
+                print(f"pretrain_phd.py: error: rank {self.rank}: {error}", file=sys.stderr)
+                self._died(str(error))
+                sys.exit(1)
             elif known := explain(error, full):
                 print(f"pretrain_phd.py: error: rank {self.rank}: {known}", file=sys.stderr)
                 self._ended("failed", known)
@@ -136,9 +148,12 @@ class RunGuard:
             if self.rank == 0:
                 self._ended("finished")
         finally:
-            # What is left of asynchronous saves ignores the SIGTERM by which Python would end it now.
+            # What is left of asynchronous saves, and the workers of a DataLoader after an error, ignore the
+            # SIGTERM by which Python would end them now; it would wait for them for ever.
+            let_go()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error for a killed worker
             for child in multiprocessing.active_children():
-                if isinstance(child, ForkServerProcess):
+                if child.daemon:
                     child.kill()
             if self._lock is not None:
                 self._lock.release()
@@ -174,11 +189,18 @@ def explain(error: BaseException, disk_full: bool = False) -> str | None:
     if disk_full:
         remedy = _remedy(OSError(errno.ENOSPC, ""))
         return f"the disk is full: what was being written is lost, what was saved before is whole; {remedy}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "out of GPU memory: lower --micro-batch-size, or recompute (--recompute-granularity full "
+            "--recompute-method uniform --recompute-num-layers 1); phd plan tells what a command line takes"
+        )
     system_error = next((e for e in _chain(error) if isinstance(e, OSError) and e.errno), None)
     if isinstance(system_error, FileNotFoundError):
         return f"{system_error.filename} is missing: {_remedy(system_error)}"
     if system_error is not None and system_error.errno in (errno.EROFS, errno.EACCES, errno.EDQUOT):
         return f"cannot write {system_error.filename} ({system_error.strerror}): {_remedy(system_error)}"
+    if system_error is not None and system_error.errno == errno.EMFILE:
+        return "too many open files: raise `ulimit -Hn`, or make fewer data sets of them (phd data merge)"
     if isinstance(error, AssertionError) and "OptimizerParamScheduler" in str(error):
         return (
             "the checkpoint was made for another schedule (--train-iters, --lr, --lr-decay-iters and the "
@@ -233,7 +255,7 @@ def agree_on_checkpoint(args: Namespace) -> None:
     root = getattr(args, source)
     if args.rank == 0:
         for place in {args.load, root} - {None}:
-            _mend_tracker(Path(place))
+            mend_tracker(Path(place))
     torch.distributed.barrier()
     folder = chosen_folder(Path(root), args.ckpt_step) if root else None
     while folder is not None and folder.is_dir():
@@ -255,20 +277,6 @@ def agree_on_checkpoint(args: Namespace) -> None:
                 f"continuing from iteration {older[0]}"
             )
         folder = chosen_folder(Path(root), args.ckpt_step)
-
-
-def _mend_tracker(root: Path) -> None:
-    """Megatron writes the tracker file in place; a kill can leave it empty, on which Megatron gives up. With
-    --ckpt-step it also gives up on anything else that is no number.
-    """
-    tracker = root / TRACKER
-    text = tracker.read_text().strip() if tracker.is_file() else "none"
-    if text.isdecimal() or text in ("none", "release"):
-        return
-    if whole := whole_checkpoints(root):
-        write_text(tracker, str(whole[0]))
-    elif not text:
-        tracker.unlink()
 
 
 def clear_place(save: Path, iteration: int) -> None:

@@ -68,12 +68,7 @@ class Recorder:
         """
         lines = list(read_lines(self._path)) if self._path.exists() else []
         kept = [line for line in lines if line["iteration"] <= iteration]
-        if self._wandb is not None:
-            about = read_json(self._wandb_path)
-            newest = max((line["iteration"] for line in lines), default=0)
-            # Before the cut: a second kill must still know what had been sent.
-            self._sent = max(about.get("sent", 0), newest)
-            write_json(self._wandb_path, about | {"sent": self._sent})
+        unsent = self._unsent(lines, kept) if self._wandb is not None else []
         write_text(self._path, "".join(_text(line) for line in kept))
         self._written = {(line["kind"], line["iteration"]) for line in kept}
         trained = {step for kind, step in self._written if kind == "train"}
@@ -81,7 +76,21 @@ class Recorder:
             print(f"> {self._path}: {missing} of the {iteration} iterations before are not recorded")
         self._file = self._path.open("a", encoding="utf-8")
         self._scalars.clear()
+        for line in unsent:
+            self._send(line)
         return kept[-1] if kept else None
+
+    def _unsent(self, lines: list[Line], kept: list[Line]) -> list[Line]:
+        """Note how far W&B has got; returns the lines that are kept and that it has not."""
+        about = read_json(self._wandb_path)
+        newest = max((line["iteration"] for line in lines), default=0)
+        # Before the cut: a second kill must still know what had been sent.
+        self._sent = reached = max(about.get("sent", 0), newest)
+        if "lost" in about:
+            self._sent = about.pop("lost") - 1
+            reached = max([self._sent, *(line["iteration"] for line in kept)])
+        write_json(self._wandb_path, about | {"sent": reached})
+        return [line for line in kept if line["iteration"] > self._sent]
 
     def add_scalar(self, tag: str, value: Any, step: int) -> None:
         """Megatron's call. Every loss comes twice, the second time against samples: one goes into a line."""
@@ -103,12 +112,33 @@ class Recorder:
             return
         about = {"kind": kind, "iteration": iteration, "tokens": tokens, "flops": flops, "time": time.time()}
         numbers = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._file.write(_text({**about, **numbers, **more}))
+        line = {**about, **numbers, **more}
+        self._file.write(_text(line))
         self._file.flush()  # a killed process loses nothing then; sync() is for a lost machine
         self._written.add((kind, iteration))
-        if self._wandb is not None and iteration > self._sent:
-            self._wandb.log(
-                {"tokens": tokens, "flops": flops, **scalars, **self._tables(more)}, step=iteration
+        if iteration > self._sent:
+            self._send(line)
+
+    def _send(self, line: Line) -> None:
+        """To W&B. It is a view: when its own process has died (which a host short of memory may kill), the
+        training goes on without, and the next start sends what it missed.
+        """
+        if self._wandb is None:
+            return
+        iteration = line["iteration"]
+        try:
+            shown = {
+                name: self._shown(value)
+                for name, value in line.items()
+                if name not in ("kind", "iteration", "time") and value != []
+            }
+            self._wandb.log(shown, step=iteration)
+        except Exception as error:
+            self._wandb = None
+            write_json(self._wandb_path, read_json(self._wandb_path) | {"lost": iteration})
+            print(
+                f"> WARNING: W&B gets nothing from iteration {iteration} on ({type(error).__name__}: "
+                f"{error}). The training goes on, and the next start sends it from {METRICS_FILE}"
             )
 
     def sync(self) -> None:
@@ -116,12 +146,11 @@ class Recorder:
         if self._file is not None:
             os.fsync(self._file.fileno())
 
-    def _tables(self, more: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-            for name, rows in more.items()
-            if rows
-        }
+    def _shown(self, value: Any) -> Any:
+        """What W&B is given for a value of a line: rows are a table, null a number that is not finite."""
+        if isinstance(value, list):
+            return self._wandb.Table(columns=list(value[0]), data=[list(row.values()) for row in value])
+        return math.nan if value is None else value
 
     def __getattr__(self, name: str) -> Any:
         """The rest of a SummaryWriter; without one, calls that do nothing."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from phd.attention import phd_attention
+from phd.attention.kernels import cuda
 from phd.attention.pattern import Pattern
 from tests.attention.test_attention import random_inputs, run, starts_of
 
@@ -24,14 +25,26 @@ LENGTH = 133
 DOCUMENTS = starts_of((1, 90, 42), (133,))
 # window, chunk
 RULES = {"PHD": (1, None), "PHD-SWA": (16, None), "PHD-CSWA": (16, 32)}
-COPIES_AND_RULES = [(1, "PHD"), *itertools.product((2, 3), RULES)]  # one copy: all rules are the same
+COPIES_AND_RULES = [(1, "PHD"), *itertools.product((2, 3, 5), RULES)]  # one copy: all rules are the same
 TIMES_BF16 = {"output": 2, "dquery": 3, "dkey": 3, "dvalue": 3}
 
 
 def assert_as_exact_as_bf16(
-    backend, copies, rule, *, documents=None, heads=8, groups=2, dim=64, length=LENGTH, **arguments
+    backend,
+    copies,
+    rule,
+    *,
+    documents=None,
+    heads=8,
+    groups=2,
+    dim=64,
+    length=LENGTH,
+    fused=False,
+    **arguments,
 ):
-    """``arguments`` are further ones of phd_attention."""
+    """``arguments`` are further ones of phd_attention; with ``fused`` query, key and value are slices of one
+    tensor, as Megatron's fused projection gives them.
+    """
     window, chunk = RULES[rule]
     inputs = random_inputs(length, 2 * copies, heads, groups, dim, torch.bfloat16)
     if arguments.get("last_copy_only"):
@@ -40,6 +53,10 @@ def assert_as_exact_as_bf16(
     arguments |= {"copies": copies, "window": window, "chunk": chunk, "document_starts": documents}
     exact = run(phd_attention, inputs, dtype=torch.float64, backend="reference", **arguments)
     plain = run(head_by_head, inputs, backend="reference", **arguments)
+    if fused:
+        *qkv, grad = inputs
+        inputs = [*torch.cat(qkv, dim=2).split([heads, groups, groups], dim=2), grad]
+        assert not any(x.is_contiguous() for x in inputs[:3])
     found = run(phd_attention, inputs, backend=backend, **arguments)
     for (name, times), a, b, c in zip(TIMES_BF16.items(), exact, plain, found, strict=True):
         assert c.dtype == torch.bfloat16
@@ -79,14 +96,20 @@ def test_packed_documents(copies, rule):
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize(("heads", "groups", "dim"), [(8, 2, 128), (4, 4, 64), (6, 1, 64)])
+@pytest.mark.parametrize(("heads", "groups", "dim"), [(8, 2, 128), (8, 2, 96), (4, 4, 64), (6, 1, 64)])
 @pytest.mark.parametrize("copies", [2, 3])
 def test_heads(copies, heads, groups, dim):
     shape = {"heads": heads, "groups": groups, "dim": dim}
     assert_as_exact_as_bf16("flash", copies, "PHD-CSWA", **shape)
 
 
-@pytest.mark.parametrize(("heads", "groups", "dim"), [(8, 2, 128), (6, 1, 64)])
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("copies", [1, 2, 5])
+def test_slices_of_one_projection(copies):
+    assert_as_exact_as_bf16("flash", copies, "PHD-CSWA", fused=True)
+
+
+@pytest.mark.parametrize(("heads", "groups", "dim"), [(8, 2, 128), (8, 2, 96), (6, 1, 64)])
 def test_heads_of_packed_documents(heads, groups, dim):
     shape = {"heads": heads, "groups": groups, "dim": dim}
     assert_as_exact_as_bf16("flash", 3, "PHD-CSWA", documents=DOCUMENTS, **shape)
@@ -100,8 +123,18 @@ def test_last_copy_only(copies):
 
 @pytest.mark.parametrize("length", [256, 257])
 @pytest.mark.parametrize("copies", [1, 3])
-def test_the_kernel_that_is_chosen(copies, length):
+def test_the_kernel_that_is_chosen(copies, length, monkeypatch):
+    chosen, choose = set(), cuda.kernel_of
+
+    def kernel_of(*arguments):
+        chosen.add(choose(*arguments))
+        return choose(*arguments)
+
+    monkeypatch.delenv(cuda.KERNEL_VARIABLE, raising=False)
+    monkeypatch.setattr(cuda, "kernel_of", kernel_of)
     assert_as_exact_as_bf16("flash", copies, "PHD-CSWA", length=length)
+    hopper = torch.cuda.get_device_capability() >= (9, 0)
+    assert chosen == {"cudnn" if hopper and length == 256 else "flash"}
 
 
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "packed"])

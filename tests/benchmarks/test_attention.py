@@ -1,8 +1,19 @@
 import json
+import multiprocessing.forkserver
+from collections.abc import Iterator
 
 import pytest
 
 from benchmarks import attention
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fork_server() -> Iterator[None]:
+    """Stop the benchmark's afterwards: it has torch alone, and tests/starts.py would have no Megatron in its
+    own, which is the same one.
+    """
+    yield
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def test_measures_every_method(tmp_path, capsys):

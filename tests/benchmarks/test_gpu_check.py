@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from benchmarks import gpu_check
-from benchmarks.gpu.piece import missing_package, target
+from benchmarks.gpu import curves, optimizers, training
+from benchmarks.gpu.piece import Skipped, missing_package, target
 from benchmarks.gpu.summary import add_shares
 from benchmarks.gpu.tests import counts
 from benchmarks.gpu.training import add_ratios, targets
@@ -30,13 +31,15 @@ def test_every_piece_runs_dry(tmp_path):
     assert size["phd_times_floor"] > 0 and size["dense_over_phd"] > 0
     assert "no backward on a CPU" in size["backends"]["flex"]["refused"]
     vanilla, phd = pieces["training"]["runs"].values()
-    assert vanilla["ms"] > 0 and phd["times_floor"] > 0 and phd["share_of_matmul"] > 0
+    assert vanilla["ms"] > 0 and phd["share_of_matmul"] > 0
+    assert phd["times_flops"] > phd["times_floor"] > 0
     assert [len(curve) for curve in pieces["curves"]["curves"].values()] == [6, 6]
     assert min(pieces["curves"]["largest_difference"].values()) > 0
-    assert pieces["optimizers"]["steps"]["torch"]["share_of_copy"] > 0
+    for name in ("torch", "torch, fused"):
+        assert pieces["optimizers"]["steps"][name]["share_of_copy"] > 0
     assert pieces["latency"]["prefill"] and pieces["latency"]["decode"]
     assert pieces["longgen"]["lengths"]["64"]["longgen-sink"]["train_median"] > 0
-    assert "training step: PHD / (K x vanilla)" in done.stdout
+    assert "training step: PHD / (its FLOPs x vanilla)" in done.stdout
 
 
 def test_a_piece_that_fails_or_hangs_does_not_stop_the_next(tmp_path, monkeypatch, capsys):
@@ -59,7 +62,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
 
 def test_a_missing_package_is_no_failure(tmp_path):
     assert missing_package("ModuleNotFoundError: No module named 'flash_attn.x'\n") == "flash_attn.x"
-    assert missing_package("ModuleNotFoundError: No module named 'phd.x'\n") is None
+    assert missing_package("[rank0]: ModuleNotFoundError: No module named 'apex'\n") == "apex"
     junit = tmp_path / "junit.xml"
     junit.write_text(
         '<testsuites><testsuite><testcase classname="a" name="passes"/>'
@@ -77,16 +80,76 @@ def test_a_missing_package_is_no_failure(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    "output",
+    [
+        "ModuleNotFoundError: No module named 'phd.x'",
+        "ModuleNotFoundError: No module named 'scaled_masked_softmax_cuda'",
+        "ModuleNotFoundError: No module named 'apex'\n\nDuring handling ...\n\nRuntimeError: wrong",
+        "ModuleNotFoundError: No module named 'apex'\n\nDuring handling ...\n\nAssertionError",
+        "warning: No module named 'apex'",
+    ],
+    ids=["ours", "kernel", "another-error", "assertion", "no-error"],
+)
+def test_a_fault_is_no_missing_package(output):
+    assert missing_package(f"Traceback ...\n{output}\n") is None
+
+
+def test_a_training_that_lacks_a_package_does_not_end_the_others(monkeypatch):
+    kept: dict = {}
+    monkeypatch.setattr(training, "keep", kept.update)
+
+    def steps(what, dry):
+        if what.copies == 1:
+            raise Skipped("no package apex")
+        return {"ms": 1.0}
+
+    monkeypatch.setattr(training, "steps", steps)
+    assert training.run(dry=True) == {}
+    assert kept["runs"] == {"300k K=1": {"skipped": "no package apex"}, "300k K=2": {"ms": 1.0}}
+    monkeypatch.setattr(training, "DRY", training.DRY[:1])
+    with pytest.raises(Skipped, match="no package apex"):
+        training.run(dry=True)
+
+
+def test_curves_keep_what_was_measured_where_time_ends(monkeypatch):
+    trained: list[list[str]] = []
+
+    def train(flags):
+        trained.append(flags)
+        return {}, [{"lm loss": 2.0 + len(trained)}] * 6
+
+    monkeypatch.setattr(curves, "example_flags", lambda *names: [])
+    monkeypatch.setattr(curves, "tokenized", lambda folder: [])
+    monkeypatch.setattr(curves, "train", train)
+    assert curves.run(dry=True)["largest_difference"] == {"bf16, seed 2 to bf16, seed 1": 1.0}
+    monkeypatch.setattr(curves, "time_left", lambda: -1.0)
+    result = curves.run(dry=True)
+    assert [*result["curves"]] == ["bf16, seed 1"] and result["largest_difference"] == {}
+    assert result["left_out"]["bf16, seed 2"] == "no time left: another run took 0 s"
+    assert len(trained) == 3
+
+
+def test_adam_is_measured_as_megatron_calls_it():
+    """Without ``fused``."""
+    assert optimizers.ADAMS["torch"] == ("torch.optim", "AdamW", {})
+
+
 def test_ratios_and_targets():
+    """A step is held against its FLOPs; over K times vanilla is a number beside it."""
     runs = {
         "1.2b K=1": {"ms": 100.0, "tokens_per_second": 50.0, "tflops": 200.0},
-        "1.2b K=2": {"ms": 210.0, "tokens_per_second": 24.0},
+        "1.2b K=2": {"ms": 190.0, "tokens_per_second": 24.0, "flops_over_vanilla": 1.9},
         "1.2b K=1 FP8 delayed": {"ms": 75.0, "tokens_per_second": 65.0},
         "550m K=1": {"failed": "out of memory"},
-        "550m K=2": {"ms": 1.0, "tokens_per_second": 1.0},
+        "550m K=2": {"ms": 1.0, "tokens_per_second": 1.0, "flops_over_vanilla": 1.9},
     }
     add_ratios(runs)
-    assert [(row["value"], row["reached"]) for row in targets(runs)] == [(1.05, False), (1.3, True)]
+    assert [(row["value"], row["reached"]) for row in targets(runs)] == [(1.0, True), (1.3, True)]
+    assert runs["1.2b K=2"]["times_floor"] == 0.95
+    runs["1.2b K=2"]["ms"] = 200.0
+    add_ratios(runs)
+    assert not targets(runs)[0]["reached"]
     assert target("", 1.0, at_most=1.0)["reached"] and target("", 1.0, at_least=1.0)["reached"]
     pieces = {"peak": {"bf16_tflops": 800.0, "gb_per_second": 4000.0}, "training": {"runs": runs}}
     add_shares(pieces)

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import resource
 import shutil
 
 import numpy as np
 import pytest
 
 from data_tools import merge as module
+from data_tools.blend import blend
 from data_tools.indexed import open_indexed
 from data_tools.merge import is_units_folder, merge_data_sets, merge_units
 from data_tools.tokenize import tokenize
@@ -41,6 +43,22 @@ def test_merged_is_tokenized_together(two, kernel, tokenizer_model, tmp_path, mo
     assert merge_data_sets(two, tmp_path / "out") == content
     with pytest.raises(ValueError, match=r"out\.json is there already and was made from something else"):
         merge_data_sets(two[::-1], tmp_path / "out")
+
+
+def test_more_data_sets_than_open_files(two, tmp_path):
+    """10 TB are 10,000 units, and many machines allow 1024 open files."""
+    many = [tmp_path / f"many{number}" for number in range(80)]
+    for prefix in many:
+        for end in (".bin", ".idx", ".json"):
+            shutil.copy(f"{two[0]}{end}", f"{prefix}{end}")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, limits[1]))
+    try:
+        assert merge_data_sets(many, tmp_path / "out")["documents"] == 80 * 50
+        blend([str(prefix) for prefix in many], tmp_path / "blend.txt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    verify(tmp_path / "out")
 
 
 def test_merging_the_merged(two, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,22 +48,54 @@ def test_two_agents_train_and_log(environment, tmp_path):
     assert sum("iteration        4/       4" in output for output in outputs) == 1
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variants_name_is_all_that_differs(variant, environment, tmp_path):
-    """The command, by a torchrun that prints it; its flags but these and the name are the baseline's."""
+def torchrun(
+    size: str,
+    name: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+    hangup: signal.Handlers = signal.SIG_DFL,
+) -> list[str]:
+    """The command that the script makes, by a torchrun that prints it."""
     echo = tmp_path / "echo"
     echo.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     echo.chmod(0o755)
+    done = subprocess.run(
+        [str(ROOT / "examples/pretrain.sh"), size, name],
+        env=environment | {"PYTHON": str(echo), "RUNS": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_torchrun_leaves_to_nohup_what_nohup_ignores(environment, tmp_path):
+    """It handles SIGHUP where it is told to, and then the end of the terminal is the run's."""
+
+    def handled(hangup: signal.Handlers) -> set[str]:
+        command = torchrun("300k", "vanilla", environment, tmp_path, hangup)
+        return set(command[command.index("--signals-to-handle") + 1].split(","))
+
+    others = {"SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1"}
+    assert handled(signal.SIG_DFL) == {*others, "SIGHUP"}
+    assert handled(signal.SIG_IGN) == others
+
+
+def test_one_node_does_not_look_for_its_name(environment, tmp_path):
+    """Which on a laptop may lead nowhere; several nodes find each other by theirs."""
+    alone = torchrun("300k", "vanilla", environment, tmp_path)
+    assert alone[alone.index("--local-addr") + 1] == "127.0.0.1"
+    two = {"NNODES": "2", "RDZV_ENDPOINT": "node1:29500"}
+    assert "--local-addr" not in torchrun("300k", "vanilla", environment | two, tmp_path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variants_name_is_all_that_differs(variant, environment, tmp_path):
+    """Its flags but these and the name are the baseline's."""
 
     def command(name: str) -> list[str]:
-        done = subprocess.run(
-            [str(ROOT / "examples/pretrain.sh"), "550m", name],
-            env=environment | {"PYTHON": str(echo), "RUNS": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout.replace(name, "NAME").split()
+        return [word.replace(name, "NAME") for word in torchrun("550m", name, environment, tmp_path)]
 
     flags, baseline = command(variant), command("vanilla")
     assert flags[: len(baseline)] == baseline
@@ -236,6 +269,9 @@ def test_experiments_of_the_paper(experiment, queue, tmp_path):
         assert "--tasks phd_paper" in evaluate
     assert f"--dependency=afterany:1:4:7{':10' * (variants > 3)}" in jobs[-1]
     assert f"compare {tmp_path}/runs/vanilla-seed7 " in jobs[-1]
+    # Those of one size do not overwrite each other's.
+    assert f"--job-name={size}-{experiment} " in jobs[-1]
+    assert jobs[-1].rstrip().endswith(f" --output {tmp_path}/runs/{experiment}")
 
 
 def test_what_is_queued_or_finished_is_not_queued_again(queue, tmp_path):
@@ -282,3 +318,33 @@ def test_a_run_keeps_its_snapshot(queue, tmp_path):
     assert "is there already: its own snapshot of code and command continues it" in again.stderr
     assert (run / "code" / "probe").exists()
     assert "--lr 1e-4" in (run / "launch.sh").read_text()
+
+
+def test_a_job_that_misses_its_start_is_queued_again_twice(queue, tmp_path):
+    """With stand-ins of SLURM's commands: a later start whose ranks never meet, thrice; then a new job."""
+    for name, line in {
+        "scontrol": f'[ "$1" != requeue ] || echo "$2" >>{tmp_path}/requeued',
+        "srun": "exit 1",
+        "squeue": "echo RUNNING",
+        "sleep": "",
+    }.items():
+        command = tmp_path / "bin" / name
+        command.write_text(f"#!/bin/bash\n{line}\n")
+        command.chmod(0o755)
+    run = tmp_path / "runs" / "vanilla-seed1"
+    (run / "code").mkdir(parents=True)
+    status = RunStatus(run, run / "checkpoints")
+    status.started(4, "pretrain_phd.py")
+    status.ended("interrupted", "SIGUSR1")
+
+    def job(restarts: int) -> subprocess.CompletedProcess[str]:
+        own = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": str(restarts)}
+        command = [str(ROOT / "examples/slurm/job.sh"), str(run)]
+        environment = queue | own | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    done = [job(restarts) for restarts in range(3)]
+    assert [each.returncode for each in done] == [75, 75, 1], done[-1].stderr
+    assert (tmp_path / "requeued").read_text() == "7\n7\n"
+    assert "did not get as far as its start three times in a row" in done[-1].stdout
+    assert job(0).returncode == 75

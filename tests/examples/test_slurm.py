@@ -2,6 +2,7 @@
 short by their time limit, and a sweep from training to plot.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -38,6 +39,13 @@ def wait_until(slurm, run: Path, iteration: int, seconds: float = 240) -> None:
     while iteration > newest(run):
         assert time.monotonic() < deadline, log(run)[-3000:] + slurm.run("squeue")
         time.sleep(0.1)
+
+
+def wait_for_line(slurm, run: Path, text: str) -> None:
+    deadline = time.monotonic() + 240
+    while text not in log(run):
+        assert time.monotonic() < deadline, log(run)[-3000:] + slurm.run("squeue")
+        time.sleep(0.2)
 
 
 def newest(run: Path) -> int:
@@ -116,13 +124,16 @@ def test_time_limit(slurm, environment, undisturbed, tmp_path):
     job = submit(slurm, environment, tmp_path, *LONG, SIGNAL_SECONDS="90")
     run = run_folder(tmp_path, VARIANT)
     wait_until(slurm, run, 20)
-    # SLURM looks every 30 s whether a signal is due: now it is, and the limit is a minute off
+    # SLURM looks every 30 s whether a signal is due, and the other iterations take less: rank 0 stops for it
+    rank_0 = starts(run)[-1]["pid"]
+    os.kill(rank_0, signal.SIGSTOP)
+    # due now, or in half a minute; the limit is more than a minute off
     minutes = slurm.seconds(job) // 60 + 2
     slurm.run("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
-    deadline = time.monotonic() + 240
-    while "queueing again" not in log(run):
-        assert time.monotonic() < deadline, log(run)[-3000:] + slurm.run("squeue")
-        time.sleep(0.2)
+    wait_for_line(slurm, run, "closing signal SIGUSR1")  # torchrun's
+    with contextlib.suppress(ProcessLookupError):  # SLURM's signal may have woken it
+        os.kill(rank_0, signal.SIGCONT)
+    wait_for_line(slurm, run, "queueing again")
     slurm.run("scontrol", "update", f"jobid={job}", "timelimit=60")
     slurm.wait(300)
     assert judge(run)[0] == 0, log(run)[-4000:]

@@ -116,7 +116,7 @@ def test_keys_outside_the_window_change_nothing(make_model, ids):
 
     model = make_model("PHD-CSWA-3-5-12")
     cache = model(ids[:, :30]).past_key_values
-    plan = plan_step(model.config, cache, 0, 30, 30, UNPADDED, torch.float32, ids.device)
+    plan = plan_step(model.config, cache, 0, 30, 30, UNPADDED, torch.float32, ids.device, fused=False)
     (block,) = plan.blocks
     torch.manual_seed(0)
     rows = block.rows.stop - block.rows.start

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from phd.hf import PHDCache
+from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
 from tests.models import VARIANTS, reference_logits
 
 pytestmark = pytest.mark.gpu
@@ -52,26 +52,51 @@ def test_prompt_and_steps_in_bf16(variant, make_model, ids):
         assert error <= 2 * allowed
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_graphed_step(variant, make_model, ids):
-    """Captured once, replayed at every length."""
-    model = make_model(variant, name="gpu").to(DEVICE, torch.float32)
-    tokens = ids.to(DEVICE)
-    expected = reference_logits(model, tokens)
-    cache = PHDCache(model.config, max_cache_len=ids.shape[1])
-    token = tokens[:, 17:18].clone()
+def graphed_steps(model, tokens, prompt: int) -> torch.Tensor:
+    """Logits of the steps after a prompt and one token: captured once, replayed at every length."""
+    cache = PHDCache(model.config, max_cache_len=tokens.shape[1])
+    token = tokens[:, prompt : prompt + 1].clone()
+    found = []
     with torch.inference_mode():
-        model(tokens[:, :17], past_key_values=cache, logits_to_keep=1)
+        model(tokens[:, :prompt], past_key_values=cache, logits_to_keep=1)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             model(token, past_key_values=cache)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        token.copy_(tokens[:, 18:19])
         with torch.cuda.graph(graph):
             logits = model(token, past_key_values=cache).logits
-        for position in range(18, 45):
+        for position in range(prompt + 1, tokens.shape[1]):
             token.copy_(tokens[:, position : position + 1])
             graph.replay()
-            torch.testing.assert_close(logits[:, 0], expected[:, position], rtol=1e-3, atol=1e-3)
+            found.append(logits.clone())
+    return torch.cat(found, dim=1)
+
+
+@pytest.mark.parametrize("variant", ["vanilla", *VARIANTS])
+def test_a_graphed_step(variant, make_model, ids):
+    model = make_model(variant, name="gpu").to(DEVICE, torch.float32)
+    tokens = ids.to(DEVICE)
+    expected = reference_logits(model, tokens)[:, 18:]
+    torch.testing.assert_close(graphed_steps(model, tokens, 17), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("copies", "length"), [(1, 2100), (2, 2100), (16, 700), (64, 200)])
+def test_graphed_steps_in_bf16_at_the_size_of_the_benchmark(copies, length):
+    """Heads of the 550M, many keys, many copies; the allowed error as above."""
+    torch.manual_seed(0)
+    config = PHDLlamaConfig(
+        vocab_size=97, hidden_size=1536, intermediate_size=512, num_hidden_layers=2, num_attention_heads=16,
+        num_key_value_heads=4, max_position_embeddings=4096, initializer_range=0.05, pad_token_id=0,
+        phd_copies=copies, phd_window=16, phd_chunk=32,
+    )  # fmt: skip
+    model = PHDLlamaForCausalLM(config).eval().to(DEVICE, torch.bfloat16)
+    tokens = torch.randint(1, 97, (1, length), device=DEVICE)
+    prompt = length - 40
+    plain, exact = reference_logits(model, tokens), reference_logits(copy.deepcopy(model).float(), tokens)
+    error, allowed = (
+        (x.float() - exact[:, prompt + 1 :]).square().mean(-1).sqrt().max().item()
+        for x in (graphed_steps(model, tokens, prompt), plain[:, prompt + 1 :])
+    )
+    assert error <= 2 * allowed

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
-from tests.models import VARIANTS, assert_close, left_padded, reference_logits
+from tests.models import SHAPE, VARIANTS, assert_close, left_padded, reference_logits
 
 
 def test_k_1_is_llama(make_model, ids):
@@ -23,6 +23,23 @@ def test_k_1_is_llama(make_model, ids):
             m(ids[:, 20:21], past_key_values=c).logits for m, c in zip((model, llama), caches, strict=True)
         ]
     assert torch.equal(*steps)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_made_once(tied, monkeypatch):
+    """Not Llama's own before, which would be three models at the peak; and as random as the config says."""
+    made = []
+    reset = torch.nn.Linear.reset_parameters
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda x: (made.append(x), reset(x)))
+    settings = SHAPE | {"hidden_size": 64, "pad_token_id": None, "tie_word_embeddings": tied}
+    model = PHDLlamaForCausalLM(PHDLlamaConfig(**settings, phd_copies=2, phd_window=4))
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert {*made} == {*linear} and len(made) == len(linear)
+    for module in (*linear, model.model.embed_tokens):
+        assert abs(module.weight.std() / settings["initializer_range"] - 1) < 0.1
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    with torch.device("meta"):
+        assert PHDLlamaForCausalLM(model.config).device.type == "meta"
 
 
 def test_variants_differ(make_model, ids):

@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
 from tests.model.conftest import MODEL, TRAINING, losses
-from tests.world import ROOT
+from tests.world import ROOT, RankFailed
 
 FLAGS = [*MODEL, *TRAINING, "--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "255"]
 # What makes each entry of the two tables in phd/model/support.py refuse; on a CPU unless "on" says other.
@@ -200,19 +203,45 @@ def test_start_up_line_says_what_serves_what(world):
     assert line.endswith("; Adam by torch; clipping by torch; weight-gradient accumulation by torch")
 
 
-def defaults_with_a_gpu() -> tuple:
-    from phd.model import cpu
+def defaults_with_a_gpu(modules: set[str], flags: str = "") -> dict:
+    """What is trained with where there is a GPU and, of what is looked for, these modules."""
+    from unittest.mock import patch
 
-    needed, cpu.needed = cpu.needed, lambda: False
-    try:
-        args = parse(FLAGS)
-    finally:
-        cpu.needed = needed
-    return args.transformer_impl, args.apply_rope_fusion, args.gradient_accumulation_fusion, args.swiglu
+    from phd.model import arguments, cpu
+
+    def find_spec(name: str) -> object:
+        return object() if name in modules else None
+
+    with patch.object(cpu, "needed", lambda: False), patch.object(arguments, "find_spec", find_spec):
+        return vars(parse([*FLAGS, *flags.split()]))
 
 
-def test_a_gpu_without_transformer_engine_runs_local_layers(world):
-    assert world.run(defaults_with_a_gpu) == [("local", False, False, True)]
+APEX = {"fused_weight_gradient_mlp_cuda", "scaled_masked_softmax_cuda"}
+
+
+@pytest.mark.parametrize("engine", [False, True], ids=["local", "transformer_engine"])
+@pytest.mark.parametrize("apex", [False, True], ids=["torch", "apex"])
+def test_a_gpu_trains_with_the_kernels_that_are_there(world, engine, apex):
+    """Megatron imports them without looking; with Transformer Engine too, for its own output layer."""
+    modules = (APEX if apex else set()) | ({"transformer_engine"} if engine else set())
+    (args,) = world.run(defaults_with_a_gpu, modules)
+    assert args["transformer_impl"] == ("transformer_engine" if engine else "local")
+    assert args["apply_rope_fusion"] == engine
+    assert args["gradient_accumulation_fusion"] == args["masked_softmax_fusion"] == apex
+
+
+def test_no_mask_is_made_in_the_dataloader(world):
+    """Of s*s elements a sample, for the vanilla model too, which reads none."""
+    (args,) = world.run(defaults_with_a_gpu, {"transformer_engine"})
+    assert not args["create_attention_mask_in_dataloader"]
+
+
+def test_asynchronous_saves_are_megatrons_own_unless_asked(world):
+    """Also where nvidia_resiliency_ext is there, of which Megatron refuses older versions."""
+    modules = {"transformer_engine", "nvidia_resiliency_ext"}
+    for flags, strategy in (("--async-save", "mcore"), ("--async-save --async-strategy nvrx", "nvrx")):
+        (args,) = world.run(defaults_with_a_gpu, modules, flags)
+        assert args["async_strategy"] == strategy
 
 
 @pytest.mark.parametrize(
@@ -448,6 +477,68 @@ def test_no_length(world):
     """Where our own checks would calculate with it."""
     flags = [*without("--seq-length"), "--phd-copies", "2", "--context-parallel-size", "2"]
     assert world.run(refused_at_start, flags) == ["--seq-length is missing: it has no default"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--lr", "--lr is missing: it has no default"),
+        ("--train-iters", "pass --train-iters or --train-samples"),
+    ],
+)
+def test_nothing_to_train_by(world, flag, message):
+    """Megatron finds out with the model built, and names no flag."""
+    with pytest.raises(RankFailed, match=f"pretrain_phd.py: error: {message}"):
+        world.pretrain(without(flag))
+
+
+def test_no_interval_of_validations(world):
+    """Megatron divides by it, though there is no validation."""
+    assert world.run(eval_interval, [*without("--eval-interval"), "--eval-iters", "0"]) == [1000]
+
+
+def eval_interval(flags: list[str]) -> int:
+    from phd.model.arguments import parse_and_validate_args
+
+    sys.argv = ["pretrain_phd.py", *flags]
+    return parse_and_validate_args().eval_interval
+
+
+def longest_temporary_folder() -> int:
+    from phd.model.arguments import LONGEST_TEMPORARY_FOLDER
+
+    return LONGEST_TEMPORARY_FOLDER
+
+
+def test_a_long_temporary_folder(world):
+    """Workers of a DataLoader have sockets in it: too long for theirs, they would be waited for for ever."""
+    (longest,) = world.run(longest_temporary_folder)
+    listen = "from multiprocessing.connection import Listener; Listener(family='AF_UNIX')"
+    codes, answers = [], []
+    with tempfile.TemporaryDirectory() as parent:
+        for length in (longest, longest + 1):
+            folder = Path(parent, "x" * (length - len(parent) - 1))
+            folder.mkdir()
+            environment = os.environ | {"TMPDIR": str(folder)}
+            codes.append(subprocess.run([sys.executable, "-c", listen], env=environment).returncode)
+            answers += world.run(refused_for_its_temporary_folder, str(folder))
+    assert codes == [0, 1]
+    assert answers[0] == ""
+    assert f"has a name of {longest + 1} bytes" in answers[1] and "set TMPDIR to a shorter" in answers[1]
+
+
+def refused_for_its_temporary_folder(folder: str) -> str:
+    import tempfile
+    from unittest.mock import patch
+
+    from phd.model.arguments import refuse_long_temporary_folder
+
+    with patch.object(tempfile, "tempdir", folder):
+        try:
+            refuse_long_temporary_folder()
+        except ValueError as error:
+            return str(error)
+    return ""
 
 
 def test_what_megatron_asserts_without_a_word(world):

@@ -3,14 +3,18 @@
 import pickle
 import re
 import shutil
+import time
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from phd.run.status import TRACKER
 from tests.model.conftest import VARIANTS, losses
 from tests.model.test_arguments import refused_at_start
-from tests.world import RankFailed
+from tests.world import RankFailed, run_pretrain
 
 LAYOUTS = {
     "single": (1, ""),
@@ -84,6 +88,32 @@ def test_resume_equals_never_stopped(train, layout, variant, tmp_path):
     expected, resumed = (tensors(folder / "iter_0000006") for folder in (whole, parts))
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
+
+
+def test_an_asynchronous_save_waits_for_the_one_before(world, base_flags, tmp_path):
+    """However slow the disk: one copy of the model in memory, and the checkpoint before is whole."""
+    schedule = ["--train-iters", "3", "--save-interval", "1", "--async-save"]
+    (output,) = world.run(pretrain_with_a_slow_disk, [*base_flags, *PHD, *schedule, "--save", str(tmp_path)])
+    saves = re.findall(r"(scheduled|successfully saved).* iteration +(\d)", output)
+    assert saves == [(what, number) for number in "123" for what in ("scheduled", "successfully saved")], (
+        output[-3000:]
+    )
+
+
+def pretrain_with_a_slow_disk(flags: list[str]) -> str:
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    slow = staticmethod(write_slowly)
+    with patch.object(FileSystemWriterAsync, "write_preloaded_data_multithread", slow):
+        return run_pretrain(flags)
+
+
+def write_slowly(*args: Any) -> None:
+    """Called by name in the process that saves, where nothing is replaced."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    time.sleep(2.0)
+    FileSystemWriterAsync.write_preloaded_data_multithread(*args)
 
 
 @pytest.mark.parametrize("layout", ["single", "PP2"])
@@ -265,7 +295,7 @@ def test_the_first_weights_matter_no_more_when_the_run_has_its_own(world, saved,
 def test_a_checkpoint_of_another_format_is_not_called_damaged(world, tmp_path):
     """It is whole, and to be converted; so is what Megatron calls a release."""
     (tmp_path / "iter_0000003" / "mp_rank_00").mkdir(parents=True)
-    tracker = tmp_path / "latest_checkpointed_iteration.txt"
+    tracker = tmp_path / TRACKER
     for text, message in {"3": "is not a checkpoint in torch_dist format", "release": "a release"}.items():
         tracker.write_text(text)
         (answer,) = world.run(refusal, tmp_path)
@@ -290,8 +320,16 @@ def test_arguments_of_the_checkpoint_are_refused_as_those_of_the_command_line(
     assert world.run(refused_at_start, [*flags[:at], *flags[at + 2 :]]) == [""]
 
 
+def test_arguments_come_from_a_checkpoint_whose_tracker_a_kill_left_empty(world, base_flags, copy):
+    """Megatron would end there, without an error."""
+    (copy / TRACKER).write_text("")
+    at = base_flags.index("--seq-length")
+    flags = [*base_flags[:at], *base_flags[at + 2 :], *PHD, "--use-checkpoint-args", "--load", str(copy)]
+    assert world.run(refused_at_start, flags) == [""]
+
+
 def test_unreadable_tracker_is_refused(world, copy):
-    tracker = copy / "latest_checkpointed_iteration.txt"
+    tracker = copy / TRACKER
     tracker.write_text("three")
     assert re.search("should hold an iteration, found 'three'.*--ckpt-step 3", *world.run(refusal, copy))
     tracker.write_text("")  # as a kill leaves it

@@ -1,6 +1,11 @@
 """Megatron's internals as they are mended for copies."""
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
+
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP]
 
 
 def tensor_parallel_buffers(copies: list[int]) -> list[tuple]:
@@ -49,6 +54,69 @@ def test_buffers_of_overlapped_tensor_parallelism_hold_all_copies(world):
     """seq_length * micro_batch_size * K / CP rows, however often compat is applied; the argument stays."""
     (answers,) = world.run(tensor_parallel_buffers, [1, 3, 2])
     assert answers == [([rows, 64], 2) for rows in (32, 96, 64)]
+
+
+@contextlib.contextmanager
+def handlers_restored() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def handled_signals(hangup: int) -> list[int]:
+    """With SIGHUP as whoever started the training has set it."""
+    from phd.model import compat
+
+    with handlers_restored():
+        signal.signal(signal.SIGHUP, hangup)
+        signals = compat._ExitSignals(async_save=False)
+        return [number for number in SIGNALS if signal.getsignal(number) == signals._handle]
+
+
+def test_nohup_is_respected(world):
+    assert world.run(handled_signals, signal.SIG_IGN) == [[*SIGNALS[:-1]]]
+    assert world.run(handled_signals, signal.SIG_DFL) == [[*SIGNALS]]
+
+
+def preloaded_by_the_fork_server(gpu: bool) -> list[str]:
+    """What it imports for the process that saves asynchronously."""
+    import multiprocessing
+    from unittest.mock import patch
+
+    from phd.model import compat, cpu
+
+    preloaded: list[str] = []
+    with (
+        patch.object(cpu, "needed", lambda: not gpu),
+        patch.object(multiprocessing, "set_forkserver_preload", preloaded.extend),
+        patch.object(multiprocessing.forkserver, "ensure_running"),
+        handlers_restored(),
+    ):
+        compat._ExitSignals(async_save=True)
+    return preloaded
+
+
+def test_the_fork_server_leaves_cuda_alone_on_a_gpu(world):
+    """phd.model asks whether there is a GPU: CUDA is initialised then, and no child can use it."""
+    assert world.run(preloaded_by_the_fork_server, True) == [["torch"]]
+    assert world.run(preloaded_by_the_fork_server, False) == [["phd.model.compat"]]
+
+
+def served_by_a_nameless_function() -> str:
+    from argparse import Namespace
+    from unittest.mock import patch
+
+    from phd.model import compat
+
+    with patch.object(compat.clip_grads, "l2_norm_impl", SimpleNamespace(__module__=None)):
+        return compat.served_by(Namespace(gradient_accumulation_fusion=False))["clipping"]
+
+
+def test_a_compiled_function_may_have_no_module(world):
+    assert world.run(served_by_a_nameless_function) == ["torch"]
 
 
 def staged_for_saving() -> tuple:

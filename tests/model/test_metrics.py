@@ -16,8 +16,12 @@ from tests.world import megatron_globals, run_pretrain
 EXPERTS = {
     "everywhere": MIXTURE_OF_EXPERTS,
     "some-layers": [*MIXTURE_OF_EXPERTS, "--moe-layer-freq", "[0,1,1,0]"],
-    "shared": [*MIXTURE_OF_EXPERTS, "--moe-shared-expert-intermediate-size", "32"],
+    "shared": [
+        *MIXTURE_OF_EXPERTS,
+        *("--moe-shared-expert-intermediate-size", "32", "--moe-shared-expert-gate"),
+    ],
 }
+OTHERS = {**EXPERTS, "output-gate": ["--attention-output-gate"]}
 
 
 def count_flops(flags: list[str]) -> int:
@@ -29,13 +33,15 @@ def count_flops(flags: list[str]) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("experts", EXPERTS)
+@pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_experts_take_the_flops_that_are_recorded(world, base_flags, variant, experts, tmp_path):
+def test_other_layers_take_the_flops_that_are_recorded(world, base_flags, variant, kind, tmp_path):
     """More than the dense model, whose attention is the same; also of copies and of a pruned last layer."""
     flags = [*base_flags, *VARIANTS[variant], "--train-iters", "1", "--eval-iters", "0"]
+    if kind == "output-gate":
+        flags.append("--no-phd-prune-last-layer")
     counted, recorded = [], []
-    for name, more in (("dense", []), ("experts", EXPERTS[experts])):
+    for name, more in (("dense", []), (kind, OTHERS[kind])):
         folder = tmp_path / name
         counted += world.run(count_flops, [*flags, *more, "--tensorboard-dir", str(folder)])
         recorded.append(8 * 40 * json.loads((folder / RUN_FILE).read_text())["flops_per_token"])
@@ -61,13 +67,16 @@ def ours_and_megatrons(cases: list[list[str]]) -> list[tuple[float, float]]:
 
 
 def test_vanilla_flops_are_megatrons(world):
-    """Which counts half a position less for causal attention, and no router."""
+    """Which counts half a position less for causal attention, and no router and no gate of shared experts."""
     latent = [*EXPERTS["some-layers"], "--moe-latent-size", "16"]
-    cases = {"dense": ([], 0), **{name: (flags, 4) for name, flags in EXPERTS.items()}, "latent": (latent, 2)}
+    cases = {"dense": ([], 0), **{name: (flags, 4) for name, flags in OTHERS.items()}, "latent": (latent, 2)}
     cases["some-layers"] = (EXPERTS["some-layers"], 2)
+    cases["output-gate"] = (OTHERS["output-gate"], 0)
     (answers,) = world.run(ours_and_megatrons, [flags for flags, _ in cases.values()])
-    for (ours, megatrons), (_, routers) in zip(answers, cases.values(), strict=True):
-        assert ours == pytest.approx(megatrons + 6 * 4 * 64 + 6 * routers * 64 * 4, rel=1e-12)
+    for (ours, megatrons), (name, (_, routers)) in zip(answers, cases.items(), strict=True):
+        gates = 4 * (name == "shared")
+        uncounted = 6 * 4 * 64 + 6 * (routers * 4 + gates) * 64
+        assert ours == pytest.approx(megatrons + uncounted, rel=1e-12)
 
 
 def rates_of_a_schedule() -> list[float]:

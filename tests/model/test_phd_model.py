@@ -116,6 +116,31 @@ def test_one_copy_is_megatrons_gpt_bit_for_bit(world, flags):
     world.run(check_vanilla_is_megatron, flags)
 
 
+def norm_beside_apex(flags: str) -> str:
+    """The last norm of a model where Megatron would put apex's behind local layers."""
+    from unittest.mock import patch
+
+    from megatron.core.fusions.fused_layer_norm import FusedLayerNorm
+    from megatron.core.models.gpt import gpt_layer_specs
+    from megatron.core.transformer import transformer_block
+
+    from phd.model import layer_specs
+
+    with (
+        megatron_globals(),
+        patch.object(transformer_block, "LayerNormImpl", FusedLayerNorm),
+        patch.object(layer_specs, "LayerNormImpl", FusedLayerNorm),
+        patch.object(gpt_layer_specs, "LNImpl", FusedLayerNorm),
+    ):
+        return type(build(flags).decoder.final_layernorm).__name__
+
+
+@pytest.mark.parametrize("flags", ["", "--phd-copies 2", "--num-experts 4 --moe-router-topk 2"])
+def test_rms_norm_beside_apex_is_torchs(world, flags):
+    """Apex's is a LayerNorm and nothing else: Megatron asserts."""
+    assert world.run(norm_beside_apex, flags) == ["RMSNorm"]
+
+
 def check_original_stream(flags: str, same: bool, feature: str = "") -> None:
     import torch
 

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from phd.run.record import METRICS_FILE
@@ -20,7 +21,7 @@ from tests.model.conftest import VARIANTS
 from tests.model.test_checkpoint import damage_in
 from tests.runs import record
 from tests.starts import FreshStart, Start
-from tests.world import free_port
+from tests.world import ROOT, free_port
 
 KILLS = {"sync": 20, "async": 4}
 SCHEDULE = shlex.split("--train-iters 40 --save-interval 2 --eval-interval 10 --eval-iters 1")
@@ -33,7 +34,7 @@ def flags(base_flags) -> list[str]:
 
 def start(flags, run: Path, *more: str, **environment: str) -> Start:
     own = ["--run-dir", str(run), "--data-cache-path", str(run / "index-cache")]
-    kind = FreshStart if "--async-save" in more else Start
+    kind = FreshStart if {"--async-save", "--num-workers"} & {*more} else Start
     return kind([*flags, *own, *more], run.with_suffix(".log"), **environment)
 
 
@@ -51,6 +52,8 @@ def undisturbed(flags, tmp_path_factory) -> Path:
 def test_killed_while_saving(flags, undisturbed, saving, tmp_path):
     """At random moments of a save; in the end there is the record of a run never killed, bit for bit."""
     run = tmp_path / "run"
+    saved = [file.stat().st_mtime for file in (undisturbed / "checkpoints").glob("iter_*/.metadata")]
+    period = (max(saved) - min(saved)) / (len(saved) - 1)  # from save to save, on this machine
     dice = random.Random(1)
     more = ["--async-save"] if saving == "async" else []
     kills = 0
@@ -60,12 +63,59 @@ def test_killed_while_saving(flags, undisturbed, saving, tmp_path):
         count = 1 + kills // 8  # now and then further on, so that they get to the end
         if not begun.wait_for(lambda: len(set(folders(run)) - before) >= count):  # noqa: B023
             break  # it got to its end
-        time.sleep(dice.uniform(0, 0.25))
+        time.sleep(dice.uniform(0, period))
         begun.send(signal.SIGKILL)
         assert begun.end() == -signal.SIGKILL
         kills += 1
     finish(flags, run, *more)
     assert kills > KILLS[saving] // 2
+    assert record(run) == record(undisturbed)
+
+
+def test_the_process_that_saves_is_killed(flags, undisturbed, tmp_path):
+    """As a host short of memory does it. Megatron would wait for ever."""
+    run = tmp_path / "run"
+    begun = start(flags, run, "--async-save")
+    assert begun.wait_for(lambda: len(folders(run)) >= 3)
+    begun.kill_saver()
+    assert begun.end() == 1, begun.output()[-3000:]
+    assert "error: rank 0: the process that saves (--async-save) was killed by SIGKILL" in begun.output()
+    code, line = judge(run)
+    assert code == UNFINISHED and "give the job more memory, or save without --async-save" in line
+    assert newest_checkpoint(run / "checkpoints") >= 4
+    finish(flags, run, "--async-save")
+    assert record(run) == record(undisturbed)
+
+
+def test_nothing_outlives_a_killed_rank(flags, tmp_path):
+    """What it had started would keep the memory of host and GPU from the next start."""
+    begun = start(flags, tmp_path / "run", "--async-save")
+    assert begun.wait_for(lambda: len(folders(tmp_path / "run")) >= 3)
+    children = begun.children()
+    assert len(children) >= 4  # the fork server and its tracker, the process that saves, its manager
+    begun.send(signal.SIGKILL)
+    begun.wait_for(lambda: False)
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in children if Path(f"/proc/{pid}/stat").exists() and not is_zombie(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    begun.end()
+
+
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+
+
+def test_a_worker_of_the_dataloader_is_killed(flags, undisturbed, tmp_path):
+    """The error ends the process too: Python would wait for the other workers, which ignore SIGTERM."""
+    run = tmp_path / "run"
+    begun = start(flags, run, "--num-workers", "1")
+    assert begun.wait_for(lambda: "iteration        7/" in begun.output())
+    begun.kill_worker()
+    assert begun.end() == 1, begun.output()[-3000:]
+    assert "is killed by signal: Killed" in begun.output()
+    assert judge(run)[0] == UNFINISHED
+    finish(flags, run, "--num-workers", "1")
     assert record(run) == record(undisturbed)
 
 
@@ -90,6 +140,32 @@ def test_a_signal_saves_and_the_next_start_goes_on(flags, undisturbed, number, t
     assert code == UNFINISHED
     assert line.startswith(f"interrupted: {number.name}; checkpoint at iteration 1")
     assert newest_checkpoint(run / "checkpoints") >= 15
+    finish(flags, run)
+    assert record(run) == record(undisturbed)
+
+
+def test_nobody_reads_what_it_prints_any_more(flags, undisturbed, tmp_path):
+    """The `tee` of a pipe gets the ^C too, and a closed terminal sends SIGHUP and takes no output: the
+    training goes on, and saves when it is told to end. So does one that prints what the locale lacks.
+    """
+    run = tmp_path / "söder"
+    more = ["--run-dir", str(run), "--save-interval", "1000"]
+    begun = subprocess.Popen(
+        [sys.executable, str(ROOT / "pretrain_phd.py"), *flags, *more],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
+    )  # fmt: skip
+    assert begun.stdout is not None
+    with begun.stdout as output:
+        assert any("iteration       15/" in line for line in output)
+    while len(record(run)) < 18:
+        assert begun.poll() is None
+        time.sleep(0.01)
+    begun.send_signal(signal.SIGHUP)
+    assert begun.wait() == UNFINISHED
+    assert judge(run)[1].startswith("interrupted: SIGHUP; checkpoint at iteration ")
+    assert newest_checkpoint(run / "checkpoints") >= 18
     finish(flags, run)
     assert record(run) == record(undisturbed)
 
@@ -126,6 +202,7 @@ DAMAGE = {
         lambda folder: folder.with_name("latest_checkpointed_iteration.txt").write_text(""),
         None,
     ),
+    "no-tracker": (lambda folder: folder.with_name(TRACKER).unlink(), None),
 }
 
 
@@ -138,7 +215,21 @@ def test_a_damaged_checkpoint_is_passed_over(flags, undisturbed, half, damage):
     if message:
         assert "WARNING: the checkpoint" in begun.output()
         assert "continuing from iteration 18" in begun.output()
+    assert re.search(f"successfully loaded .* at iteration {18 if message else 20}", begun.output())
     assert record(half) == record(undisturbed)
+
+
+def test_checkpoints_that_are_not_mounted(flags, half, tmp_path):
+    """On this node. Megatron would begin anew, and our record with it."""
+    before = (half / METRICS_FILE).read_bytes()
+    (half / "checkpoints").rename(tmp_path / "scratch")
+    (half / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    begun = start(flags, half)
+    assert begun.end() == 1
+    assert f"error: {half}/checkpoints links to {tmp_path}/elsewhere, which is not there" in begun.output()
+    assert (half / METRICS_FILE).read_bytes() == before
+    (tmp_path / "scratch").rename(tmp_path / "elsewhere")
+    finish(flags, half)
 
 
 def test_a_checkpoint_that_was_asked_for_is_not_replaced(flags, half, tmp_path):
@@ -201,6 +292,15 @@ def test_all_checkpoints_damaged(flags, half):
     assert (half / METRICS_FILE).read_bytes() == before
 
 
+def test_a_save_starts_no_process(flags, tmp_path):
+    """Megatron's would, for a queue that asynchronous saves share, and import the program there again."""
+    run = tmp_path / "run"
+    begun = start(flags, run)
+    assert begun.wait_for(lambda: len(folders(run)) >= 2)
+    assert begun.children() == []
+    assert begun.end() == 0, begun.output()[-3000:]
+
+
 def test_keep_last_checkpoints(flags, tmp_path):
     run = tmp_path / "run"
     begun = start(flags, run, "--train-iters", "12", "--keep-last-checkpoints", "2")
@@ -215,9 +315,11 @@ def test_a_second_job_is_refused(flags, tmp_path):
     run = tmp_path / "run"
     first = start(flags, run)
     first.wait_for(lambda: bool(folders(run)))
+    first.send(signal.SIGSTOP)  # it might be done before the second asks
     second = Start([*flags, "--run-dir", str(run)], tmp_path / "second.log")
     assert second.end() == 1
     assert "is being written by another job (host" in second.output()
+    first.send(signal.SIGCONT)
     assert first.end() == 0
     assert judge(run)[0] == 0
 
@@ -269,16 +371,53 @@ def test_a_folder_that_cannot_be_written(flags, small_disk, tmp_path):
     assert f"error: cannot write to {disk / 'run'} (Read-only file system)" in begun.output()
 
 
-def test_a_missing_data_shard(flags, half, tmp_path):
+def copy_data(flags, folder: Path) -> Path:
     prefix = flags[flags.index("--data-path") + 1]
     for end in (".idx", ".bin"):
-        shutil.copy(prefix + end, tmp_path / f"data{end}")
-    (tmp_path / "data.bin").unlink()
+        shutil.copy(prefix + end, folder / f"data{end}")
+    return folder / "data"
+
+
+def test_a_missing_data_shard(flags, half, tmp_path):
+    copy_data(flags, tmp_path).with_suffix(".bin").unlink()
     begun = start(flags, half, "--data-path", str(tmp_path / "data"))
     assert begun.end() == 1
     assert f"{tmp_path / 'data.bin'} of --data-path is missing" in begun.output()
     assert judge(half)[0] == FAILED
     finish(flags, half)
+
+
+@pytest.mark.parametrize("end", [".idx", ".bin"])
+def test_a_torn_data_shard(flags, half, end, tmp_path):
+    """Megatron would end in numpy's words, or be killed by SIGBUS."""
+    data = copy_data(flags, tmp_path)
+    size = os.path.getsize(f"{data}{end}")
+    os.truncate(f"{data}{end}", size - 10)
+    begun = start(flags, half, "--data-path", str(data))
+    assert begun.end() == 1
+    message = f"{data}{end} of --data-path ends after {size - 10} of {size} bytes"
+    assert message in begun.output() and message in judge(half)[1]
+    os.truncate(f"{data}.idx", 20)
+    begun = start(flags, half, "--data-path", str(data))
+    assert begun.end() == 1 and "data.idx of --data-path ends after 20 of 34 bytes" in begun.output()
+
+
+def test_data_that_were_replaced_get_new_index_caches(flags, tmp_path):
+    """Megatron knows its caches by the path of the data alone."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    data, run = copy_data(flags, tmp_path), tmp_path / "run"
+    more = ["--data-path", str(data), "--train-iters", "8"]
+    assert start(flags, run, *more, "--exit-interval", "4").end() == 0
+    others = IndexedDatasetBuilder(f"{data}.bin", dtype=np.uint16)
+    for _ in range(30):  # half as many documents
+        others.add_document(np.arange(200), [200])
+    others.finalize(f"{data}.idx")
+    begun = start(flags, run, *more)
+    assert begun.end() == 0, begun.output()[-3000:]
+    assert f"WARNING: {data} was replaced since the last start of this run" in begun.output()
+    assert start(flags, run, *more).end() == 0
+    assert begun.output().count("was replaced") == 1
 
 
 def test_a_world_size_that_does_not_fit(flags, half):
@@ -420,6 +559,31 @@ def test_a_finished_run_that_is_started_again_is_left_alone(flags, tmp_path):
     assert judge(run)[0] == 0
 
 
+def out_of_memory(run: Path) -> str:
+    """What a training says for which there is no room on the GPU."""
+    import contextlib
+    import io
+    from argparse import Namespace
+
+    import torch
+
+    from phd.model.survival import RunGuard, explain
+
+    assert explain(RuntimeError("out of memory")) is None
+    guard = RunGuard(Namespace(rank=0, world_size=1, save=None, train_iters=4), run)
+    output = io.StringIO()
+    with pytest.raises(SystemExit), contextlib.redirect_stderr(output), guard.ending(lambda: None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+    return output.getvalue()
+
+
+def test_a_gpu_without_room_is_no_reason_to_start_again(world, tmp_path):
+    (output,) = world.run(out_of_memory, tmp_path / "run")
+    assert "error: rank 0: out of GPU memory: lower --micro-batch-size, or recompute" in output
+    code, line = judge(tmp_path / "run")
+    assert code == FAILED and "out of GPU memory" in line
+
+
 def test_another_schedule_is_refused(flags, half):
     begun = start(flags, half, "--train-iters", "50")
     assert begun.end() == 1
@@ -476,6 +640,26 @@ def test_one_wandb_run_for_all_starts(flags, tmp_path):
         if file.is_file():
             assert secret.encode() not in file.read_bytes(), file
     assert secret not in begun.output()
+
+
+def test_the_process_of_wandb_is_killed(flags, undisturbed, tmp_path):
+    """The training and its saves go on without it, and the next start sends what W&B missed."""
+    run = tmp_path / "run"
+    offline = {"WANDB_MODE": "offline", "WANDB_API_KEY": "0" * 40, "WANDB_SILENT": "true"}
+    more = ["--wandb-project", "phd"]
+    begun = start(flags, run, *more, **offline)
+    assert begun.wait_for(lambda: "iteration       15/" in begun.output())
+    begun.kill_wandb()
+    assert begun.end() == 0, begun.output()[-3000:]
+    assert judge(run)[0] == 0 and record(run) == record(undisturbed)
+    lost = json.loads((run / "wandb.json").read_text())["lost"]
+    assert f"WARNING: W&B gets nothing from iteration {lost} on" in begun.output()
+    (before,) = (run / "wandb").glob("offline-run-*")
+    again = start(flags, run, *more, **offline)
+    assert again.end() == 0, again.output()[-3000:]
+    (after,) = {*(run / "wandb").glob("offline-run-*")} - {before}
+    assert wandb_steps(after) == [*range(lost, 41)]
+    assert "lost" not in json.loads((run / "wandb.json").read_text())
 
 
 def wandb_steps(folder: Path) -> list[int]:

@@ -11,10 +11,13 @@ from phd.run.record import METRICS_FILE, Recorder, last_records, read_lines
 class Wandb:
     """What the recorder uses of the wandb module."""
 
-    def __init__(self):
+    def __init__(self, dies_at=math.inf):
         self.logged: list[tuple[int, dict]] = []
+        self.dies_at = dies_at
 
     def log(self, values, step):
+        if step >= self.dies_at:
+            raise ConnectionResetError("Connection lost")
         self.logged.append((step, values))
 
     def Table(self, columns, data):
@@ -96,6 +99,18 @@ def test_wandb_gets_no_step_twice_after_two_kills(tmp_path):
     assert second.logged == []
     assert [step for step, _ in third.logged] == [8, 8, 9]
     assert third.logged[0][1] == {"tokens": 512, "flops": 8e3, "lm loss": 1.25}
+
+
+@pytest.mark.parametrize("checkpoint", [2, 5])
+def test_what_wandb_missed_the_next_start_sends(checkpoint, tmp_path, capsys):
+    """Its process died at iteration 4; the record has all."""
+    first, second, third = Wandb(dies_at=4), Wandb(), Wandb()
+    train(tmp_path, 1, 7, first)
+    assert capsys.readouterr().out.count("W&B gets nothing from iteration 4 on (ConnectionResetError") == 1
+    train(tmp_path, checkpoint + 1, checkpoint, second)  # killed before it gets anywhere
+    train(tmp_path, checkpoint + 1, 9, third)
+    sent = [step for wandb in (first, second, third) for step, _ in wandb.logged]
+    assert sent == [line["iteration"] for line in lines(tmp_path)]
 
 
 def test_missing_iterations_are_told(tmp_path, capsys):

@@ -2,8 +2,9 @@
 
 The output over the originals is the running state of an online softmax that has seen them already: maximum
 lse, sum 1, weighted values out. The kernel goes on from there over the few hidden keys of the band, so
-nothing but out and lse is written. Tested under Triton's interpreter and compiled for Hopper in CI; never run
-on a GPU.
+nothing but out and lse is written. Where a row's band starts never goes down within a run: the start of a
+tile's first row bounds them all, and tiles beyond a chunk's border are left out. Tested under Triton's
+interpreter and compiled for Hopper in CI; never run on a GPU.
 
 Legend: s positions, b samples, K copies, m of them asking (the last m), h query heads, g key/value heads,
 d head dimension. A tile holds whole positions: rows position * m + copy, keys position * (K-1) + copy.
@@ -52,7 +53,7 @@ def _forward_kernel(
     weighted = tl.load(out_at, tile, other=0.0).to(tl.float32)
     top = tl.load(lse_at, row_ok, other=0.0)
     total = tl.full([ROWS], 1.0, tl.float32)
-    for key_begin in range(begin - (WINDOW - 1), begin + positions, key_positions):
+    for key_begin in range(tl.load(start + begin), begin + positions, key_positions):
         key_position, key_copy = key_begin + column // HIDDEN, column % HIDDEN
         key_ok = (column < key_positions * HIDDEN) & (key_position >= first_key) & (key_position < length)
         key_tile = key_ok[:, None] & (dim < D)[None, :]
@@ -81,14 +82,14 @@ def _forward_kernel(
 
 @triton.jit
 def _query_kernel(
-    q, k, v, start, out, lse, do, dq,
+    q, k, v, start, out, lse, do, dq, delta,
     length, first_key, scale,
     qs, qb, qm, qh, ks, kb, kc, kg, vs, vb, vc, vg, os, ob, om, oh, ls, lb, lm, lh, ds, db, dm, dh,
     gs, gb, gm, gh,
     HEADS: tl.constexpr, GROUP: tl.constexpr, ASKING: tl.constexpr, HIDDEN: tl.constexpr,
     WINDOW: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Add to the queries' gradients."""
+    """Add to the queries' gradients; write delta, grad_out times out of each row, with the strides of lse."""
     positions: tl.constexpr = ROWS // ASKING
     key_positions: tl.constexpr = KEYS // HIDDEN
     begin = tl.program_id(0).to(tl.int64) * positions  # times a stride it may pass 2^31
@@ -102,12 +103,14 @@ def _query_kernel(
     q_tile = tl.load(q + pos * qs + sample * qb + cop * qm + head * qh + col, tile, other=0.0)
     o_tile = tl.load(out + pos * os + sample * ob + cop * om + head * oh + col, tile, other=0.0)
     do_tile = tl.load(do + pos * ds + sample * db + cop * dm + head * dh + col, tile, other=0.0)
-    delta = tl.sum(do_tile.to(tl.float32) * o_tile.to(tl.float32), 1)
-    top = tl.load(lse + position * ls + sample * lb + copy * lm + head * lh, row_ok, other=0.0)
+    row_delta = tl.sum(do_tile.to(tl.float32) * o_tile.to(tl.float32), 1)
+    row_at = position * ls + sample * lb + copy * lm + head * lh
+    tl.store(delta + row_at, row_delta, row_ok)
+    top = tl.load(lse + row_at, row_ok, other=0.0)
     band = tl.load(start + position, row_ok, other=0)
     dq_at = dq + pos * gs + sample * gb + cop * gm + head * gh + col
     grad = tl.load(dq_at, tile, other=0.0).to(tl.float32)
-    for key_begin in range(begin - (WINDOW - 1), begin + positions, key_positions):
+    for key_begin in range(tl.load(start + begin), begin + positions, key_positions):
         key_position, key_copy = key_begin + column // HIDDEN, column % HIDDEN
         key_ok = (column < key_positions * HIDDEN) & (key_position >= first_key) & (key_position < length)
         key_tile = key_ok[:, None] & (dim < D)[None, :]
@@ -122,17 +125,16 @@ def _query_kernel(
         seen = _visible(position, HIDDEN - ASKING + copy, key_position, key_copy, band, row_ok, key_ok)
         share = tl.where(seen, tl.exp(scores - top[:, None]), 0.0)
         grad_share = tl.dot(do_tile, tl.trans(values), input_precision="ieee")
-        grad_scores = share * (grad_share - delta[:, None]) * scale
+        grad_scores = share * (grad_share - row_delta[:, None]) * scale
         grad += tl.dot(grad_scores.to(keys.dtype), keys, input_precision="ieee")
     tl.store(dq_at, grad.to(dq.dtype.element_ty), tile)
 
 
 @triton.jit
 def _key_kernel(
-    q, k, v, start, out, lse, do, dk, dv,
+    q, k, v, start, lse, delta, do, dk, dv,
     length, first_key, scale,
-    qs, qb, qm, qh, ks, kb, kc, kg, vs, vb, vc, vg, os, ob, om, oh, ls, lb, lm, lh, ds, db, dm, dh,
-    gs, gb, gc, gg,
+    qs, qb, qm, qh, ks, kb, kc, kg, vs, vb, vc, vg, ls, lb, lm, lh, ds, db, dm, dh, gs, gb, gc, gg,
     GROUPS: tl.constexpr, GROUP: tl.constexpr, ASKING: tl.constexpr, HIDDEN: tl.constexpr,
     WINDOW: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -140,6 +142,7 @@ def _key_kernel(
     positions: tl.constexpr = ROWS // ASKING
     key_positions: tl.constexpr = KEYS // HIDDEN
     key_begin = first_key + tl.program_id(0).to(tl.int64) * key_positions
+    key_end = key_begin + key_positions
     sample, group = tl.program_id(1) // GROUPS, tl.program_id(1) % GROUPS
     row, column, dim = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, BLOCK_D)
     key_position, key_copy = key_begin + column // HIDDEN, column % HIDDEN
@@ -152,24 +155,27 @@ def _key_kernel(
     grad_values = tl.zeros([KEYS, BLOCK_D], tl.float32)
     for member in range(GROUP):
         head = group * GROUP + member
-        for begin in range(key_begin, key_begin + key_positions + WINDOW - 1, positions):
-            position, copy = begin + row // ASKING, row % ASKING
-            row_ok = (row < positions * ASKING) & (position >= 0) & (position < length)
-            tile = row_ok[:, None] & (dim < D)[None, :]
-            pos, cop = position[:, None], copy[:, None]
-            q_tile = tl.load(q + pos * qs + sample * qb + cop * qm + head * qh + col, tile, other=0.0)
-            o_tile = tl.load(out + pos * os + sample * ob + cop * om + head * oh + col, tile, other=0.0)
-            do_tile = tl.load(do + pos * ds + sample * db + cop * dm + head * dh + col, tile, other=0.0)
-            delta = tl.sum(do_tile.to(tl.float32) * o_tile.to(tl.float32), 1)
-            top = tl.load(lse + position * ls + sample * lb + copy * lm + head * lh, row_ok, other=0.0)
-            band = tl.load(start + position, row_ok, other=0)
-            scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee") * scale
-            seen = _visible(position, HIDDEN - ASKING + copy, key_position, key_copy, band, row_ok, key_ok)
-            share = tl.where(seen, tl.exp(scores - top[:, None]), 0.0)
-            grad_share = tl.dot(do_tile, tl.trans(values), input_precision="ieee")
-            grad_scores = share * (grad_share - delta[:, None]) * scale
-            grad_values += tl.dot(tl.trans(share.to(do_tile.dtype)), do_tile, input_precision="ieee")
-            grad_keys += tl.dot(tl.trans(grad_scores.to(q_tile.dtype)), q_tile, input_precision="ieee")
+        for begin in range(key_begin, key_end + WINDOW - 1, positions):
+            # halo keys may lie before the first row
+            if tl.load(start + tl.maximum(begin, 0), begin < length, other=key_end) < key_end:
+                position, copy = begin + row // ASKING, row % ASKING
+                row_ok = (row < positions * ASKING) & (position >= 0) & (position < length)
+                tile = row_ok[:, None] & (dim < D)[None, :]
+                pos, cop = position[:, None], copy[:, None]
+                q_tile = tl.load(q + pos * qs + sample * qb + cop * qm + head * qh + col, tile, other=0.0)
+                do_tile = tl.load(do + pos * ds + sample * db + cop * dm + head * dh + col, tile, other=0.0)
+                row_at = position * ls + sample * lb + copy * lm + head * lh
+                top = tl.load(lse + row_at, row_ok, other=0.0)
+                row_delta = tl.load(delta + row_at, row_ok, other=0.0)
+                band = tl.load(start + position, row_ok, other=0)
+                scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee") * scale
+                asking = HIDDEN - ASKING + copy
+                seen = _visible(position, asking, key_position, key_copy, band, row_ok, key_ok)
+                share = tl.where(seen, tl.exp(scores - top[:, None]), 0.0)
+                grad_share = tl.dot(do_tile, tl.trans(values), input_precision="ieee")
+                grad_scores = share * (grad_share - row_delta[:, None]) * scale
+                grad_values += tl.dot(tl.trans(share.to(do_tile.dtype)), do_tile, input_precision="ieee")
+                grad_keys += tl.dot(tl.trans(grad_scores.to(q_tile.dtype)), q_tile, input_precision="ieee")
     grad_at = at * gs + sample * gb + key_cop * gc + group * gg + col
     tl.store(dk + grad_at, grad_keys.to(dk.dtype.element_ty), key_tile)
     tl.store(dv + grad_at, grad_values.to(dv.dtype.element_ty), key_tile)
@@ -216,28 +222,33 @@ class TritonBand:
         out: Tensor,
         lse: Tensor,
         grad_query: Tensor,
+        grad_keys: Tensor,
         halo: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        grad_halo: Tensor | None = None,
+    ) -> None:
         key, value, first_key = self._with_halo(key, value, halo)
-        tensors = query, key, value, self.start, out, lse, grad_out
+        grads = grad_keys if halo is None else key.new_empty((2, *key.shape))
+        # with the strides of a slice of all copies, as lse has them
+        delta = torch.empty_strided(lse.shape, lse.stride(), dtype=lse.dtype, device=lse.device)
         numbers = self.length, first_key, self.scale
-        strides = *_strides(query, key, value, out), *lse.stride(), *grad_out.stride()[:4]
         blocks = triton.cdiv(self.length, self.rows // self.asking)
-        # rows before the first position: the halo's, zero without one
-        grads = key.new_zeros((2, self.window - 1 + self.length, *key.shape[1:]))
-        grad_key, grad_value = grads[:, self.window - 1 + first_key :]
         key_blocks = triton.cdiv(self.length - first_key, self.keys // self.hidden)
         groups = key.shape[3]
         with torch.cuda.device_of(query):
             _query_kernel[(blocks, self.samples * self.heads)](
-                *tensors, grad_query, *numbers, *strides, *grad_query.stride()[:4], HEADS=self.heads,
-                **self._sizes(key),
+                query, key, value, self.start, out, lse, grad_out, grad_query, delta, *numbers,
+                *_strides(query, key, value, out), *lse.stride(), *_strides(grad_out, grad_query),
+                HEADS=self.heads, **self._sizes(key),
             )  # fmt: skip
+            # one stage: tiles of queries loaded ahead are more than its registers hold beside two sums
             _key_kernel[(key_blocks, self.samples * groups)](
-                *tensors, grad_key, grad_value, *numbers, *strides, *grad_key.stride()[:4], GROUPS=groups,
-                **self._sizes(key),
+                query, key, value, self.start, lse, delta, grad_out, *grads, *numbers,
+                *_strides(query, key, value), *lse.stride(), *_strides(grad_out, grads[0]),
+                GROUPS=groups, num_stages=1, **self._sizes(key),
             )  # fmt: skip
-        return grads[0], grads[1]
+        if grad_halo is not None:
+            grad_halo.copy_(grads[:, : self.window - 1])
+            grad_keys.copy_(grads[:, self.window - 1 :])
 
     def _with_halo(self, key: Tensor, value: Tensor, halo: Tensor | None) -> tuple[Tensor, Tensor, int]:
         """Keys, values and the position of their first row."""

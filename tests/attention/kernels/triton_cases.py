@@ -10,6 +10,7 @@ from phd.attention.kernels.triton_band import TritonBand
 from tests.attention.test_attention import random_inputs, run, starts_of
 
 DOCUMENTS = starts_of((1, 30, 6), (37,))
+DOCUMENTS_OF_TWO = starts_of((13, 32), (45,))
 # length, copies, window, chunk, documents, last copy only, heads, groups, head dimension
 CASES = [
     (37, 2, 4, 8, None, False, 4, 2, 24),
@@ -21,6 +22,9 @@ CASES = [
     (37, 2, 1, None, None, False, 2, 2, 5),
     (3, 2, 40, None, None, False, 1, 1, 8),
     (20, 41, 3, 7, None, False, 1, 1, 8),
+    # chunks that start within tiles of 16 and of 8 positions
+    (60, 3, 16, 24, None, False, 2, 1, 8),
+    (45, 5, 12, 20, DOCUMENTS_OF_TWO, False, 1, 1, 8),
 ]
 
 
@@ -71,8 +75,12 @@ def halo_error() -> float:
         band = kind(query[rows], hidden, start[rows] - half, window, 0.3)
         merged, top, grad_query = out[rows].clone(), lse[rows].clone(), torch.zeros_like(query[rows])
         band.merge(merged, top, query[rows], key[rows], value[rows], halo)
-        grads = band.backward(grad[rows], query[rows], key[rows], value[rows], merged, top, grad_query, halo)
-        found.append([merged, top, grad_query, *grads])
+        grad_keys, grad_halo = torch.stack((key[rows], value[rows])), torch.zeros_like(halo)
+        band.backward(
+            grad[rows], query[rows], key[rows], value[rows], merged, top, grad_query, grad_keys, halo,
+            grad_halo,
+        )  # fmt: skip
+        found.append([merged, top, grad_query, grad_keys, grad_halo])
     return error(found[1], [tensor.double() for tensor in found[0]])
 
 
