@@ -4,7 +4,6 @@ Any Llama model will do: K > 1 needs no new weights, so a PHD run may start from
 """
 
 import argparse
-import os
 import shlex
 import sys
 from argparse import Namespace
@@ -62,7 +61,6 @@ def import_folder(folder: Path, temporary: Path, output: Path) -> list[str]:
     flags = megatron_flags(config)
     if dtype in (torch.bfloat16, torch.float16):
         flags.append("--bf16")
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     tokenizer = _tokenizer_flags(folder, temporary, config.vocab_size)
     once = "--micro-batch-size 1 --train-iters 1 --lr 0 --save-interval 1 --mock-data"
     saving = ["--save", str(temporary), "--no-save-optim", "--no-save-rng"]

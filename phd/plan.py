@@ -315,13 +315,11 @@ def _parse(flags: list[str], ranks: int | None) -> Namespace:
     )
     if ranks is not None and (ranks < 1 or ranks % replica):
         raise ValueError(f"--ranks must be a multiple of {replica} (TP * PP * CP), got {ranks}")
-    world = str(ranks or replica)
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     sys.argv = ["pretrain_phd.py", *flags]
     log = io.StringIO()
     try:
         with contextlib.redirect_stderr(log):
-            return parse_for_tool()
+            return parse_for_tool(ranks or replica)
     except SystemExit as stop:
         raise ValueError(log.getvalue().strip().rsplit("error: ")[-1]) from stop
 

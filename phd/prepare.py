@@ -5,7 +5,6 @@ and without a GPU, they are only read.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -47,14 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from phd.model.arguments import parse_for_tool
     from phd.model.dataset import build_datasets
 
-    os.environ |= {
-        "RANK": "0",
-        "WORLD_SIZE": str(args.world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }
     sys.argv = ["pretrain_phd.py", *args.training]
-    training = parse_for_tool()
+    training = parse_for_tool(args.world_size)
     cache = Path(training.data_cache_path)
     before = set(cache.glob("*")) if cache.is_dir() else set()
     samples = get_train_valid_test_num_samples()

@@ -64,7 +64,7 @@ def phd_attention(
     Raises:
         ValueError: an argument is out of range, or shapes do not fit; names the argument.
     """
-    scale = _check(query, key, value, copies, softmax_scale, backend, context_parallel)
+    scale = _check(query, key, value, copies, document_starts, softmax_scale, backend, context_parallel)
     if window < 1:
         raise ValueError(f"window must be at least 1 position, got {window}")
     if chunk is not None and chunk < 1:
@@ -114,7 +114,7 @@ def naive_attention(
 
     Arguments, result and errors as in ``phd_attention``; ``layout`` is what ``naive_layout`` makes.
     """
-    scale = _check(query, key, value, copies, softmax_scale, backend, context_parallel)
+    scale = _check(query, key, value, copies, document_starts, softmax_scale, backend, context_parallel)
     if backend == "flex":
         raise ValueError("backend 'flex' has the rule of PHD alone: use 'flash' for naive repetition")
     # [s_l, b*K, h, d] -> [s_l, b, K, h, d]
@@ -215,6 +215,7 @@ def _check(
     key: Tensor,
     value: Tensor,
     copies: int,
+    document_starts: Tensor | None,
     softmax_scale: float | None,
     backend: str,
     parallel: ContextParallel | None,
@@ -232,6 +233,11 @@ def _check(
     if rows % copies:
         raise ValueError(
             f"query has {rows} rows, which copies = {copies} does not divide: row = sample * K + copy"
+        )
+    if document_starts is not None and len(document_starts) != rows // copies:
+        raise ValueError(
+            f"document_starts must be [b, s] with b = {rows // copies} samples, got "
+            f"{tuple(document_starts.shape)}"
         )
     if (
         key.shape != value.shape

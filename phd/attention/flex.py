@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from phd.attention.layout import Layout
+from phd.attention.memo import made_once
 from phd.attention.pattern import Pattern
 from phd.attention.rule import can_see
 
@@ -58,8 +59,7 @@ def flex_phd_attention(
     return out.unflatten(2, (length, asking)).permute(2, 0, 3, 1, 4)
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # a mask that an evaluation made first must serve a training's backward too
+@made_once(maxsize=16)
 def block_mask(
     layout: Layout,
     copies: int,

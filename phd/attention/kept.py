@@ -12,13 +12,13 @@ Legend: s positions of the whole sequence, s_l rows on this rank, t kept keys on
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from phd.attention.layout import Layout, Piece, pieces_of, rank_runs
+from phd.attention.memo import made_once
 from phd.attention.pattern import Pattern
 
 
@@ -65,14 +65,13 @@ class Kept:
     """None where the keys are the rank's own rows."""
 
 
-@lru_cache(maxsize=16)
-def kept_keys(layout: Layout, pattern: Pattern) -> Kept:
-    """The kept keys of ``layout``'s rows."""
+@made_once(maxsize=16)
+def kept_keys(layout: Layout, pattern: Pattern, device: torch.device) -> Kept:
+    """The kept keys of ``layout``'s rows; indices on ``device``."""
     row_of: Sequence[int] = range(layout.length)
     exchange = None
     if layout.size > 1:
-        row_of, exchange = _exchange(layout, pattern)
-    device = layout.start.device
+        row_of, exchange = _exchange(layout, pattern, device)
     parts = (part for piece in layout.pieces for part in _parts(piece, pattern, row_of, device))
     return Kept(tuple(parts), exchange)
 
@@ -116,8 +115,9 @@ def _parts(piece: Piece, pattern: Pattern, row_of: Sequence[int], device: torch.
         first, last = ((bound + pattern.local) * block for bound in bounds)
         if max(first, begin) < min(last, end):
             starts = [piece.document + far_block * block for far_block in far[:count]]
-            index = torch.tensor([row for start in starts for row in row_of[start : start + block]])
-            yield Part(rows(max(first, begin), min(last, end)), piece.samples, index.to(device))
+            far_rows = [row for start in starts for row in row_of[start : start + block]]
+            index = torch.tensor(far_rows, device=device)
+            yield Part(rows(max(first, begin), min(last, end)), piece.samples, index)
 
 
 def _needed(layout: Layout, pattern: Pattern, rank: int) -> bytearray:
@@ -138,7 +138,7 @@ def _needed(layout: Layout, pattern: Pattern, rank: int) -> bytearray:
     return needed
 
 
-def _exchange(layout: Layout, pattern: Pattern) -> tuple[list[int], Exchange]:
+def _exchange(layout: Layout, pattern: Pattern, device: torch.device) -> tuple[list[int], Exchange]:
     """(for each needed position its row among the kept keys, what is sent)."""
     ranks = range(layout.size)
     held = []  # the positions of each rank's rows, which are in their order
@@ -155,7 +155,6 @@ def _exchange(layout: Layout, pattern: Pattern) -> tuple[list[int], Exchange]:
     row_of = [-1] * layout.length
     for row, place in enumerate(order):
         row_of[kept[place]] = row
-    device = layout.start.device
     exchange = Exchange(
         torch.tensor([row for rank in others for row in send[rank]], dtype=torch.long, device=device),
         [len(send.get(rank, ())) for rank in ranks],

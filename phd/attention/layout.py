@@ -11,11 +11,11 @@ Legend: s positions of the whole sequence, s_l rows on this rank, b samples.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from phd.attention.memo import made_once
 from phd.attention.rule import band_start
 
 
@@ -128,20 +128,21 @@ def make_layout(
         document_starts: [b, s], position at which the document of each position starts; None for one
             document a sample. Read on the host: from a GPU that is a synchronisation.
         rank, size: of the context-parallel group.
-        device: of ``Layout.start``.
+        device: of ``Layout.start``; None for the host.
 
     Raises:
         ValueError: ``document_starts`` is not what it should be, or a slice is shorter than the window.
     """
+    device = torch.device("cpu") if device is None else device
     if document_starts is None:
         return one_document_layout(length, window, chunk, rank, size, device)
     _check(document_starts, length)
     return _layout(length, window, chunk, document_starts.cpu(), rank, size, device)
 
 
-@lru_cache(maxsize=64)
+@made_once(maxsize=64)
 def one_document_layout(
-    length: int, window: int, chunk: int | None, rank: int, size: int, device: torch.device | None
+    length: int, window: int, chunk: int | None, rank: int, size: int, device: torch.device
 ) -> Layout:
     """``make_layout`` of one document a sample."""
     return _layout(length, window, chunk, None, rank, size, device)
@@ -154,7 +155,7 @@ def _layout(
     document_starts: Tensor | None,
     rank: int,
     size: int,
-    device: torch.device | None,
+    device: torch.device,
 ) -> Layout:
     window = min(window, length, chunk or length)
     runs = rank_runs(length, rank, size)

@@ -41,7 +41,7 @@ class SparseOriginals:
     ) -> None:
         self.query, self.scale, self.parallel = query, scale, parallel
         self.dtype = torch.promote_types(query.dtype, torch.float32)
-        self.kept = kept_keys(layout, pattern)
+        self.kept = kept_keys(layout, pattern, query.device)
         if self.kept.exchange is None:
             self.keys, self.values = key.contiguous(), value.contiguous()
         else:

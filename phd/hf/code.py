@@ -25,6 +25,7 @@ MODULES = {
     "phd.attention.kernels.cpu": "phd_kernels_cpu",
     "phd.attention.kernels.cuda": "phd_kernels_cuda",
     "phd.attention.layout": "phd_layout",
+    "phd.attention.memo": "phd_memo",
     "phd.attention.pattern": "phd_pattern",
     "phd.attention.reference": "phd_reference",
     "phd.attention.rule": "phd_rule",

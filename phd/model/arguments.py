@@ -96,8 +96,8 @@ def parse_and_validate_args() -> Namespace:
         ValueError: a flag is bad or does not run with PHD, or the checkpoint to load is damaged; names the
             flag or file and the remedy.
     """
-    if "RANK" not in os.environ:  # started without torchrun: a world of one, on a port of the system's choice
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if "RANK" not in os.environ:  # started without torchrun
+        be_rank_0(1)
     args = parse_args(add_phd_arguments)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
@@ -201,8 +201,26 @@ def refuse_long_temporary_folder() -> None:
         )
 
 
-def parse_for_tool() -> Namespace:
-    """sys.argv -> checked arguments, set as Megatron's global ones, for a program that does not train."""
+def be_rank_0(world_size: int) -> None:
+    """Make this process the first of ``world_size``, whatever its environment says. One alone meets at a port
+    of the system's choice.
+    """
+    os.environ |= {
+        **{
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+        },
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"},
+    }
+
+
+def parse_for_tool(world_size: int = 1) -> Namespace:
+    """sys.argv -> checked arguments, set as Megatron's global ones, for a program that does not train, but is
+    like the first rank of a training of ``world_size``.
+    """
+    be_rank_0(world_size)
     args = parse_and_validate_args()
     args.tensorboard_dir, args.wandb_project, args.exit_signal_handler = None, "", False
     set_global_variables(args)

@@ -12,12 +12,13 @@ Legend: n batch, h query heads, g key/value heads, r = h/g, s query rows, t key 
 """
 
 import os
-from functools import lru_cache
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
+
+from phd.attention.memo import made_once
 
 KERNEL_VARIABLE = "PHD_CUDA_ATTENTION"
 KERNELS = ("flash", "cudnn")
@@ -108,7 +109,7 @@ def packed_backward(
     )  # fmt: skip
 
 
-@lru_cache(maxsize=64)
+@made_once(maxsize=64)
 def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """0 and where each sequence ends: the same for all layers of a batch."""
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
