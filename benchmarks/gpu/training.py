@@ -123,6 +123,9 @@ def targets(runs: dict[str, Result]) -> list[Result]:
     # Not times_floor: the last layer does less than K times the work, which would hide a loss as large.
     if ratios := [row["times_flops"] for row in runs.values() if "times_flops" in row]:
         found.append(target("training step: PHD / (its FLOPs x vanilla)", max(ratios), at_most=1.03))
+    in_bf16 = {training.name for training in (*PLAN, *DRY) if training.recipe is None}
+    if rates := [row["mfu"] for name, row in runs.items() if name in in_bf16 and row.get("mfu")]:
+        found.append(target("training step: MFU", min(rates), at_least=0.45))
     fp8 = runs.get(Training("1.2b", 1, "delayed").name, {})
     if "fp8_over_bf16" in fp8:
         found.append(target("1.2B: FP8 tokens/s / bf16's", fp8["fp8_over_bf16"], at_least=1.25))

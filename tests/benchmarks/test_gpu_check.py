@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks import gpu_check
-from benchmarks.gpu import curves, optimizers, training
+from benchmarks.gpu import attention, curves, latency, optimizers, peak, training
 from benchmarks.gpu.piece import Skipped, missing_package, target
 from benchmarks.gpu.summary import add_shares
 from benchmarks.gpu.tests import counts
@@ -27,9 +27,8 @@ def test_every_piece_runs_dry(tmp_path):
     assert {name: piece["why"] for name, piece in pieces.items() if piece["status"] != "ok"} == {}
     assert all(piece["seconds"] > 0 for piece in pieces.values())
     assert pieces["environment"]["torch"] and pieces["tests"]["passed"] > 0
-    (size,) = pieces["attention"]["sizes"]
-    assert size["phd_times_floor"] > 0 and size["dense_over_phd"] > 0
-    assert "no backward on a CPU" in size["backends"]["flex"]["refused"]
+    for name, check in PIECES.items():
+        check(pieces[name])
     vanilla, phd = pieces["training"]["runs"].values()
     assert vanilla["ms"] > 0 and phd["share_of_matmul"] > 0
     assert phd["times_flops"] > phd["times_floor"] > 0
@@ -37,9 +36,44 @@ def test_every_piece_runs_dry(tmp_path):
     assert min(pieces["curves"]["largest_difference"].values()) > 0
     for name in ("torch", "torch, fused"):
         assert pieces["optimizers"]["steps"][name]["share_of_copy"] > 0
-    assert pieces["latency"]["prefill"] and pieces["latency"]["decode"]
     assert pieces["longgen"]["lengths"]["64"]["longgen-sink"]["train_median"] > 0
     assert "training step: PHD / (its FLOPs x vanilla)" in done.stdout
+    assert "longgen-sink, 64 tokens, decode: full / hybrid" in done.stdout
+
+
+def check_attention(result):
+    (size,) = result["sizes"]
+    assert size["phd_times_floor"] > 0 and size["dense_over_phd"] > 0
+    assert "no backward on a CPU" in size["backends"]["flex"]["refused"]
+
+
+def check_optimizers(result):
+    assert all(result["steps"][name]["gb_per_second"] > 0 for name in ("torch", "torch, fused"))
+
+
+def check_latency(result):
+    assert {row["style"] for row in result["prefill"]} == {"vanilla", "naive", "PHD-CSWA"}
+    assert {row["style"] for row in result["decode"]} == {"vanilla", "naive", "PHD-CSWA"}
+
+
+def check_peak(result):
+    assert result["bf16_tflops"] > 0 and result["gb_per_second"] > 0
+
+
+PIECES = {
+    "attention": check_attention,
+    "latency": check_latency,
+    "optimizers": check_optimizers,
+    "peak": check_peak,
+}
+
+
+@pytest.mark.parametrize("piece", [attention, latency, optimizers, peak], ids=PIECES)
+def test_a_piece_runs_dry(piece, monkeypatch):
+    """In this process."""
+    kept: dict = {}
+    monkeypatch.setattr(piece, "keep", lambda **numbers: kept.update(numbers), raising=False)
+    PIECES[piece.__name__.rpartition(".")[2]](kept | piece.run(dry=True))
 
 
 def test_a_piece_that_fails_or_hangs_does_not_stop_the_next(tmp_path, monkeypatch, capsys):
@@ -147,6 +181,8 @@ def test_ratios_and_targets():
     add_ratios(runs)
     assert [(row["value"], row["reached"]) for row in targets(runs)] == [(1.0, True), (1.3, True)]
     assert runs["1.2b K=2"]["times_floor"] == 0.95
+    runs["1.2b K=2"]["mfu"], runs["1.2b K=1 FP8 delayed"]["mfu"] = 0.46, 0.3  # FP8's is of bf16's peak
+    assert [row["value"] for row in targets(runs)] == [1.0, 0.46, 1.3]
     runs["1.2b K=2"]["ms"] = 200.0
     add_ratios(runs)
     assert not targets(runs)[0]["reached"]
