@@ -1,0 +1,624 @@
+"""Mistakes that the tests must notice: each is one change of the code, and the fewest tests that fail for it.
+
+`python -m tools.mutate` makes them one at a time in a copy of the tree and runs these tests alone. A mutation
+goes in whenever a mistake of its kind was made or is feared, before looking which test would catch it.
+"""
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    """One change that some test of the default lane must fail for."""
+
+    name: str
+    file: str
+    """From the root of the repository."""
+    old: str
+    """Stands in ``file`` exactly once."""
+    new: str
+    tests: str
+    """Files or tests one of which must fail, with spaces between, as pytest takes them."""
+
+
+ATTENTION = (
+    Mutation(
+        "rule-window-one-too-wide",
+        "phd/attention/rule.py",
+        "start = (position - window + 1).clamp(min=document)",
+        "start = (position - window).clamp(min=document)",
+        "tests/attention/test_rule.py",
+    ),
+    Mutation(
+        "rule-chunk-border-one-off",
+        "phd/attention/rule.py",
+        "position - (position - document) % chunk)",
+        "position - (position - document + 1) % chunk)",
+        "tests/attention/test_rule.py",
+    ),
+    Mutation(
+        "rule-own-copy-unseen",
+        "phd/attention/rule.py",
+        "(distance == 0) & (key_copy <= query_copy)\n    hidden",
+        "(distance == 0) & (key_copy < query_copy)\n    hidden",
+        "tests/attention/test_rule.py",
+    ),
+    Mutation(
+        "rule-document-start-unseen",
+        "phd/attention/rule.py",
+        "original = original & (key_position >= document_start)",
+        "original = original & (key_position > document_start)",
+        "tests/attention/test_rule.py",
+    ),
+    Mutation(
+        "band-window-one-too-narrow",
+        "phd/attention/band.py",
+        "self.causal & (self.key_position >= start - first)",
+        "self.causal & (self.key_position > start - first)",
+        "tests/attention/test_attention.py::test_shapes",
+    ),
+    Mutation(
+        "band-query-gradient-sign",
+        "phd/attention/band.py",
+        "rows += self._unpack(grad_rows, heads)",
+        "rows -= self._unpack(grad_rows, heads)",
+        "tests/attention/test_attention.py::test_shapes",
+    ),
+    Mutation(
+        "band-halo-gradient-lost",
+        "phd/attention/band.py",
+        "grad_halo[kind] = rows[: self.halo]",
+        "grad_halo[kind] = 0",
+        "tests/attention/test_context_parallel.py::test_ranks_equal_one_process",
+    ),
+    Mutation(
+        "band-overlapping-key-gradients",
+        "phd/attention/band.py",
+        "turns = -(-(self.block + self.halo) // self.block)",
+        "turns = max(1, (self.block + self.halo) // self.block)",
+        "tests/attention/test_attention.py::test_shapes",
+    ),
+    Mutation(
+        "merge-weights-swapped",
+        "phd/attention/kernels/__init__.py",
+        "torch.sigmoid(more_lse - lse)",
+        "torch.sigmoid(lse - more_lse)",
+        "tests/attention/test_attention.py::test_shapes",
+    ),
+    Mutation(
+        "merge-lse-not-added",
+        "phd/attention/kernels/__init__.py",
+        "torch.logaddexp(lse, more_lse)",
+        "torch.maximum(lse, more_lse)",
+        "tests/attention/test_attention.py::test_shapes",
+    ),
+    Mutation(
+        "pattern-local-one-block-more",
+        "phd/attention/pattern.py",
+        "query_block - key_block < self.local",
+        "query_block - key_block <= self.local",
+        "tests/attention/test_pattern.py",
+    ),
+    Mutation(
+        "pattern-stride-skips-a-block",
+        "phd/attention/pattern.py",
+        "range(-(-sink // self.stride) * self.stride, end, self.stride)",
+        "range((sink // self.stride + 1) * self.stride, end, self.stride)",
+        "tests/attention/test_pattern.py",
+    ),
+    Mutation(
+        "kept-window-first-key-lost",
+        "phd/attention/kept.py",
+        "keys(start, first), count)",
+        "keys(start + 1, first), count)",
+        "tests/attention/test_sparse.py",
+    ),
+    Mutation(
+        "kept-far-blocks-one-block-late",
+        "phd/attention/kept.py",
+        "((bound + pattern.local) * block for bound in bounds)",
+        "((bound + pattern.local + 1) * block for bound in bounds)",
+        "tests/attention/test_sparse.py",
+    ),
+    Mutation(
+        "sparse-query-gradient-overwritten",
+        "phd/attention/sparse.py",
+        "grad_query[where] += grad_rows",
+        "grad_query[where] = grad_rows",
+        "tests/attention/test_sparse.py",
+    ),
+    Mutation(
+        "layout-piece-of-document-one-off",
+        "phd/attention/layout.py",
+        "slice(sample, sample + 1), int(positions[begin]))",
+        "slice(sample, sample + 1), int(positions[begin]) + 1)",
+        "tests/attention/test_layout.py",
+    ),
+    Mutation(
+        "last-copy-is-the-first",
+        "phd/attention/__init__.py",
+        "query = query[:, :, -1:]",
+        "query = query[:, :, :1]",
+        "tests/attention/test_attention.py::test_last_copy_only",
+    ),
+)
+
+CONTEXT_PARALLEL = (
+    Mutation(
+        "cp-halo-dropped",
+        "phd/attention/flash.py",
+        "return self.parallel.halos(torch.stack(tails))",
+        "return torch.zeros_like(torch.stack(tails))",
+        "tests/attention/test_context_parallel.py::test_ranks_equal_one_process",
+    ),
+    Mutation(
+        "cp-halo-of-the-wrong-rows",
+        "phd/attention/flash.py",
+        "return slice(end - self.layout.halo, end)",
+        "return slice(end - self.layout.halo - 1, end - 1)",
+        "tests/attention/test_context_parallel.py::test_ranks_equal_one_process",
+    ),
+    Mutation(
+        "cp-halo-gradient-overwrites",
+        "phd/attention/flash.py",
+        "grad_hidden[:, self._tail(run)] += grad_tail",
+        "grad_hidden[:, self._tail(run)] = grad_tail",
+        "tests/attention/test_context_parallel.py::test_ranks_equal_one_process",
+    ),
+    Mutation(
+        "cp-halo-forgotten-for-packed-chunks",
+        "phd/attention/layout.py",
+        "aligned = document_starts is None and chunk is not None",
+        "aligned = chunk is not None",
+        "tests/attention/test_layout.py",
+    ),
+    Mutation(
+        "cp-wrong-slice",
+        "phd/attention/layout.py",
+        "Run(slice(part, 2 * part), (2 * size - 1 - rank) * part),",
+        "Run(slice(part, 2 * part), (size + rank) * part),",
+        "tests/attention/test_context_parallel.py::test_ranks_equal_one_process",
+    ),
+    Mutation(
+        "cp-kept-gradient-not-given-back",
+        "phd/attention/context_parallel.py",
+        "return own.index_add_(0, exchange.send, received).movedim(0, 1)",
+        "return own.movedim(0, 1)",
+        "tests/attention/test_context_parallel.py::test_ranks_equal_one_process",
+    ),
+)
+
+TRITON = (
+    Mutation(
+        "triton-band-mask-one-off",
+        "phd/attention/kernels/triton_band.py",
+        "reached = key_position[None, :] >= start[:, None]",
+        "reached = key_position[None, :] > start[:, None]",
+        "tests/attention/kernels/test_triton_band.py::test_equal_to_the_reference",
+    ),
+    Mutation(
+        "triton-band-last-queries-of-keys-forgotten",
+        "phd/attention/kernels/triton_band.py",
+        "range(key_begin, key_end + WINDOW - 1, positions)",
+        "range(key_begin, key_end + WINDOW - 2, positions)",
+        "tests/attention/kernels/test_triton_band.py::test_equal_to_the_reference",
+    ),
+    Mutation(
+        "triton-rows-own-original-unseen",
+        "phd/attention/kernels/triton_rows.py",
+        "(key_column[None, :] <= column[:, None]) & (key_column >= pad)[None, :]",
+        "(key_column[None, :] < column[:, None]) & (key_column >= pad)[None, :]",
+        "tests/attention/kernels/test_triton_rows.py::test_equal_to_the_rule",
+    ),
+    Mutation(
+        "triton-rows-window-one-too-wide",
+        "phd/attention/kernels/triton_rows.py",
+        "band = tl.maximum(column - (WINDOW - 1), pad)",
+        "band = tl.maximum(column - WINDOW, pad)",
+        "tests/attention/kernels/test_triton_rows.py::test_equal_to_the_rule",
+    ),
+    Mutation(
+        "triton-rows-ring-slot-one-off",
+        "phd/attention/kernels/triton_rows.py",
+        "slot = (tl.load(end) - 1) % RING * HIDDEN + copy",
+        "slot = tl.load(end) % RING * HIDDEN + copy",
+        "tests/attention/kernels/test_triton_rows.py::test_equal_to_the_rule",
+    ),
+)
+
+MODEL = (
+    Mutation(
+        "model-copies-in-blocks",
+        "phd/model/phd_model.py",
+        "decoder_input.repeat_interleave(self.config.phd_copies, dim=1)",
+        "decoder_input.repeat(1, self.config.phd_copies, 1)",
+        "tests/model/test_phd_model.py::test_original_stream_is_the_vanilla_model",
+    ),
+    Mutation(
+        "model-first-copy-to-the-head",
+        "phd/model/phd_model.py",
+        "last_copy = hidden_states[:, copies - 1 :: copies].contiguous()",
+        "last_copy = hidden_states[:, ::copies].contiguous()",
+        "tests/model/test_phd_model.py::test_pruned_last_layer_equals_the_unpruned",
+    ),
+    Mutation(
+        "last-layer-residual-of-the-first-copy",
+        "phd/model/last_layer.py",
+        "residual = residual[:, copies - 1 :: copies]",
+        "residual = residual[:, ::copies]",
+        "tests/model/test_phd_model.py::test_pruned_last_layer_equals_the_unpruned",
+    ),
+    Mutation(
+        "last-layer-pruned-in-validation-too",
+        "phd/model/core_attention.py",
+        "return self.prunes and self.training",
+        "return self.prunes",
+        "tests/model/test_validation.py::test_pruning_does_not_touch_validation",
+    ),
+    Mutation(
+        "core-attention-pattern-of-the-layer-before",
+        "phd/model/core_attention.py",
+        "config.patterns(config.num_layers)[layer_number - 1]",
+        "config.patterns(config.num_layers)[layer_number - 2]",
+        "tests/model/test_export.py::test_same_logits_as_megatron",
+    ),
+    Mutation(
+        "documents-not-told-to-the-model",
+        "pretrain_phd.py",
+        'packed_seq_params=document_params(batch["document_starts"], get_model_config(model)),',
+        "packed_seq_params=None,",
+        "tests/model/test_context_parallel.py::test_documents_change_the_loss",
+    ),
+    Mutation(
+        "documents-start-one-late",
+        "phd/model/documents.py",
+        "starts = (torch.arange(shape[1]) - position_ids).cuda(non_blocking=True)",
+        "starts = (torch.arange(shape[1]) - (position_ids - 1).clamp(min=0)).cuda(non_blocking=True)",
+        "tests/model/test_context_parallel.py::test_end_of_document_tokens_say_the_same",
+    ),
+    Mutation(
+        "loss-of-masked-tokens-counted",
+        "pretrain_phd.py",
+        "loss = torch.sum(losses.view(-1).float() * loss_mask)",
+        "loss = torch.sum(losses.view(-1).float())",
+        "tests/model/test_validation.py",
+    ),
+    Mutation(
+        "pipeline-messages-of-samples",
+        "phd/model/compat.py",
+        "return schedule(micro_batch_size=micro_batch_size * copies, **schedule_kwargs)",
+        "return schedule(micro_batch_size=micro_batch_size, **schedule_kwargs)",
+        "tests/model/test_validation.py::test_named_validation_sets",
+    ),
+)
+
+COSTS = (
+    Mutation(
+        "flops-causal-half-forgotten",
+        "phd/accounting.py",
+        "causal = seq_length * (seq_length + 1) // 2",
+        "causal = seq_length * seq_length",
+        "tests/test_accounting.py",
+    ),
+    Mutation(
+        "flops-pruned-layer-in-full",
+        "phd/accounting.py",
+        "return copies * projection + (1 if pruned else copies) * rest + products",
+        "return copies * projection + copies * rest + products",
+        "tests/test_accounting.py",
+    ),
+    Mutation(
+        "kv-bytes-of-a-whole-window",
+        "phd/accounting.py",
+        "hidden = min(window - 1, position_in_chunk) * (copies - 1)",
+        "hidden = min(window, position_in_chunk) * (copies - 1)",
+        "tests/test_accounting.py",
+    ),
+    Mutation(
+        "cp-traffic-of-a-whole-window",
+        "phd/accounting.py",
+        "halo = 2 * (ranks - 1) * (window - 1) * (copies - 1) * position",
+        "halo = 2 * (ranks - 1) * window * (copies - 1) * position",
+        "tests/attention/test_context_parallel.py::test_communication_volume",
+    ),
+    Mutation(
+        "plan-one-micro-batch-too-few",
+        "phd/plan.py",
+        "return min(micro_batches, stages - stage)",
+        "return max(1, min(micro_batches, stages - stage - 1))",
+        "tests/test_plan.py::test_memory_is_what_the_allocator_gave",
+    ),
+    Mutation(
+        "plan-forgets-fp32-weights",
+        "phd/plan.py",
+        "size[args.exp_avg_sq_dtype] + (4 if args.bf16 else 0)",
+        "size[args.exp_avg_sq_dtype]",
+        "tests/test_plan.py",
+    ),
+)
+
+RUNS = (
+    Mutation(
+        "checkpoint-torn-accepted",
+        "phd/model/checkpoint.py",
+        "if path.stat().st_size < end:",
+        "if path.stat().st_size == 0:",
+        "tests/model/test_checkpoint.py::test_damaged_checkpoint_is_named",
+    ),
+    Mutation(
+        "checkpoint-checksum-ignored",
+        "phd/model/checkpoint.py",
+        "        if broken:\n",
+        "        if broken is False:\n",
+        "tests/model/test_checkpoint.py::test_damaged_checkpoint_is_named",
+    ),
+    Mutation(
+        "checkpoint-all-ranks-read-one-share",
+        "phd/model/checkpoint.py",
+        "for item in items[rank::world_size]:",
+        "for item in items[::world_size]:",
+        "tests/model/test_checkpoint.py::test_damaged_checkpoint_is_named",
+    ),
+    Mutation(
+        "checkpoint-of-another-variant-accepted",
+        "phd/model/checkpoint.py",
+        "    if not override:\n",
+        "    if override is None:\n",
+        "tests/model/test_checkpoint.py::test_another_variant_is_refused_unless_asked_for",
+    ),
+    Mutation(
+        "checkpoint-replaced-before-the-new-one-is-whole",
+        "phd/model/observer.py",
+        "            save()\n            maybe_finalize_async_save(blocking=True)\n",
+        "            save()\n",
+        "tests/model/test_survival.py::test_a_whole_checkpoint_stays_until_another_is_whole",
+    ),
+    Mutation(
+        "checkpoint-removed-data-first",
+        "phd/model/survival.py",
+        '(folder / ".metadata").unlink(missing_ok=True)',
+        'folder.joinpath("never").unlink(missing_ok=True)',
+        "tests/model/test_survival.py::test_killed_while_saving",
+    ),
+    Mutation(
+        "checkpoint-keeps-one-too-few",
+        "phd/model/survival.py",
+        "if iteration_of(folder) <= newest][keep:]:",
+        "if iteration_of(folder) <= newest][keep - 1 :]:",
+        "tests/model/test_survival.py::test_killed_while_saving",
+    ),
+    Mutation(
+        "checkpoint-tracker-taken-for-granted",
+        "phd/model/checkpoint.py",
+        "        write_text(tracker, str(whole[0]))",
+        "        write_text(tracker, str(whole[-1]))",
+        "tests/model/test_survival.py::test_a_damaged_checkpoint_is_passed_over",
+    ),
+    Mutation(
+        "record-line-twice-after-resume",
+        "phd/run/record.py",
+        'write_text(self._path, "".join(_text(line) for line in kept))',
+        'write_text(self._path, "".join(_text(line) for line in lines))',
+        "tests/run/test_record.py",
+    ),
+    Mutation(
+        "record-resumed-one-late",
+        "phd/run/record.py",
+        'kept = [line for line in lines if line["iteration"] <= iteration]',
+        'kept = [line for line in lines if line["iteration"] <= iteration + 1]',
+        "tests/run/test_record.py",
+    ),
+    Mutation(
+        "lock-shared",
+        "phd/run/lock.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "tests/run/test_lock.py",
+    ),
+    Mutation(
+        "lock-not-taken",
+        "phd/model/survival.py",
+        "                self._lock = RunLock(folder)\n",
+        "",
+        "tests/model/test_survival.py::test_a_second_job_is_refused",
+    ),
+    Mutation(
+        "status-fruitless-starts-for-ever",
+        "phd/run/status.py",
+        'if checkpoint > content["from"]:',
+        'if checkpoint >= content["from"]:',
+        "tests/run/test_status.py",
+    ),
+    Mutation(
+        "signal-not-heard",
+        "phd/model/compat.py",
+        "        self._signal_received = True\n",
+        "",
+        "tests/model/test_survival.py::test_a_signal_saves_and_the_next_start_goes_on",
+    ),
+    Mutation(
+        "signal-exit-code-of-success",
+        "phd/model/survival.py",
+        "stop.code = os.EX_TEMPFAIL",
+        "stop.code = 0",
+        "tests/model/test_survival.py::test_a_signal_saves_and_the_next_start_goes_on",
+    ),
+    Mutation(
+        "known-failure-started-again",
+        "phd/model/survival.py",
+        'self._ended("failed", known)',
+        "self._died(known)",
+        "tests/model/test_survival.py::test_a_gpu_without_room_is_no_reason_to_start_again",
+    ),
+)
+
+HUGGING_FACE = (
+    Mutation(
+        "hf-ring-slot-one-off",
+        "phd/hf/cache.py",
+        "slots = (torch.arange(-columns, 0, device=keys.device) + end) % self.ring",
+        "slots = (torch.arange(-columns, 0, device=keys.device) + end + 1) % self.ring",
+        "tests/hf/test_modeling.py::test_static_cache",
+    ),
+    Mutation(
+        "hf-crop-leaves-a-column",
+        "phd/hf/cache.py",
+        "self.hidden_keys.shape[2] - columns * self.width)",
+        "self.hidden_keys.shape[2] - (columns - 1) * self.width)",
+        "tests/hf/test_modeling.py::test_rolled_back_hidden_tokens_come_back",
+    ),
+    Mutation(
+        "hf-crop-leaves-an-id",
+        "phd/hf/cache.py",
+        "self._map_ids(lambda x: x[:, :-removed])",
+        "self._map_ids(lambda x: x[:, : x.shape[1] - removed + 1])",
+        "tests/hf/test_modeling.py::test_rolled_back_hidden_tokens_come_back",
+    ),
+    Mutation(
+        "hf-kv-bytes-forget-the-chunk",
+        "phd/hf/cache.py",
+        "columns = min(columns, length % config.phd_chunk)",
+        "columns = min(columns, config.phd_chunk)",
+        "tests/hf/test_cache.py",
+    ),
+    Mutation(
+        "hf-hidden-tokens-of-one-layer-too-few",
+        "phd/hf/plan.py",
+        "config.num_hidden_layers * (config.phd_window - 1), 0)",
+        "(config.num_hidden_layers - 1) * (config.phd_window - 1), 0)",
+        "tests/hf/test_modeling.py::test_prompts_of_every_length_then_steps",
+    ),
+    Mutation(
+        "hf-static-cache-sees-the-new-column-twice",
+        "phd/hf/plan.py",
+        "seen = (columns < past)[None]",
+        "seen = (columns <= past)[None]",
+        "tests/hf/test_modeling.py::test_static_cache",
+    ),
+    Mutation(
+        "hf-padding-hides-the-first-token",
+        "phd/hf/plan.py",
+        "real = torch.arange(begin, device=self.device) >= padding[:, None]",
+        "real = torch.arange(begin, device=self.device) > padding[:, None]",
+        "tests/hf/test_padding.py",
+    ),
+    Mutation(
+        "hf-padding-gap-accepted",
+        "phd/hf/padding.py",
+        "+ tokens[:, 0] > 1).any()",
+        "+ tokens[:, 0] > 2).any()",
+        "tests/hf/test_padding.py::test_masks_and_positions_that_are_refused",
+    ),
+    Mutation(
+        "hf-sparse-rows-block-too-few",
+        "phd/hf/rows.py",
+        "blocks = max(0, -(-(start - min(pads)) // pattern.block))",
+        "blocks = max(0, (start - min(pads)) // pattern.block)",
+        "tests/hf/test_hybrid.py::test_rows_are_what_the_rule_keeps",
+    ),
+    Mutation(
+        "convert-keys-for-values",
+        "phd/hf/convert.py",
+        "grouped[:, -2].flatten(0, 1), grouped[:, -1].flatten(0, 1)",
+        "grouped[:, -1].flatten(0, 1), grouped[:, -2].flatten(0, 1)",
+        "tests/hf/test_convert.py",
+    ),
+    Mutation(
+        "convert-gate-for-up",
+        "phd/hf/convert.py",
+        '["mlp.gate_proj.weight", "mlp.up_proj.weight"]',
+        '["mlp.up_proj.weight", "mlp.gate_proj.weight"]',
+        "tests/model/test_export.py::test_same_logits_as_megatron",
+    ),
+    Mutation(
+        "convert-weight-transposed",
+        "phd/hf/convert.py",
+        "yield prefix + theirs, read(LAYERS + ours, layer)",
+        "yield prefix + theirs, read(LAYERS + ours, layer).t()",
+        "tests/hf/test_convert.py",
+    ),
+)
+
+DATA = (
+    Mutation(
+        "data-torn-unit-accepted",
+        "data_tools/shard.py",
+        "append_suffix(prefix, end).stat().st_size == size",
+        "append_suffix(prefix, end).stat().st_size >= 0",
+        "tests/data_tools/test_shard.py",
+    ),
+    Mutation(
+        "data-eod-dropped",
+        "data_tools/shard.py",
+        "last = [] if eos_id is None else [np.array([eos_id], np.uint32)]",
+        "last: list[np.ndarray] = []",
+        "tests/data_tools/test_shard.py",
+    ),
+    Mutation(
+        "data-document-of-the-next-unit",
+        "data_tools/records.py",
+        "position + sum(map(len, lines[:-1])) >= end:",
+        "position + sum(map(len, lines[:-1])) > end:",
+        "tests/data_tools/test_units.py",
+    ),
+    Mutation(
+        "data-units-merged-by-name",
+        "data_tools/merge.py",
+        "for index, name in enumerate(names):",
+        "for index, name in enumerate(sorted(names)):",
+        "tests/data_tools/test_tokenize.py::test_workers_ranks_and_units_do_not_change_the_files",
+    ),
+    Mutation(
+        "data-merged-document-ends-not-moved",
+        "data_tools/merge.py",
+        "yield ends[start : start + BLOCK] + sequences",
+        "yield ends[start : start + BLOCK]",
+        "tests/data_tools/test_merge.py",
+    ),
+    Mutation(
+        "data-card-before-the-files",
+        "data_tools/cards.py",
+        "    write_json(coming, card)\n",
+        '    write_json(coming, card)\n    write_json(append_suffix(prefix, ".json"), card)\n',
+        "tests/data_tools/test_cards.py",
+    ),
+    Mutation(
+        "data-verify-ignores-checksums",
+        "data_tools/verify.py",
+        'if segment["crc32"] not in (None, crc):',
+        'if segment["crc32"] is False:',
+        "tests/data_tools/test_verify.py",
+    ),
+    Mutation(
+        "data-blend-temperature-upside-down",
+        "data_tools/blend.py",
+        "count ** (1 / (temperature or 1.0))",
+        "count ** (temperature or 1.0)",
+        "tests/data_tools/test_blend.py",
+    ),
+)
+
+COMPARE = (
+    Mutation(
+        "compare-difference-sign",
+        "phd/compare/groups.py",
+        "differences[seed] = losses[0] - losses[1]",
+        "differences[seed] = losses[1] - losses[0]",
+        "tests/compare/test_groups.py",
+    ),
+    Mutation(
+        "compare-pairs-of-other-seeds",
+        "phd/compare/groups.py",
+        "{run.seed: (run, partners[run.seed]) for run in group.runs if run.seed in partners}",
+        "dict(zip(partners, zip(group.runs, baseline.runs)))",
+        "tests/compare/test_groups.py",
+    ),
+    Mutation(
+        "compare-interval-too-narrow",
+        "phd/compare/statistics.py",
+        "* stdev(values) / math.sqrt(n)",
+        "* stdev(values) / n",
+        "tests/compare/test_statistics.py",
+    ),
+)
+
+MUTATIONS = (*ATTENTION, *CONTEXT_PARALLEL, *TRITON, *MODEL, *COSTS, *RUNS, *HUGGING_FACE, *DATA, *COMPARE)
