@@ -2,8 +2,10 @@
 
 import multiprocessing.util
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 
 import pytest
 
@@ -12,7 +14,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
 
 from tests.models import ids, make_model, tiny_folder  # noqa: F401 (fixtures of several folders)
-from tests.world import World
+from tests.world import World, fork_server
+
+pytest_plugins = ["tests.lane"]
+
+
+def pytest_configure() -> None:
+    """Take the signals that a shell's background jobs and nohup ignore: so would all that a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,8 +44,19 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(scope="session")
+def forks() -> ForkServerContext:
+    """The fork server with its imports done, so that it is not the first test that takes so long."""
+    context = fork_server()
+    process = context.Process(target=int)
+    process.start()
+    process.join()
+    return context
+
+
+@pytest.fixture(scope="session")
 def world() -> Iterator[World]:
     """Four gloo ranks for all tests."""
     world = World(4)
+    world.start()  # here, so that it is not the first test that takes so long
     yield world
     world.close()
