@@ -16,5 +16,5 @@ def interpreted(module: str, *arguments: str, timeout: float) -> Any:
     command = [sys.executable, "-m", module, *arguments]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
-    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.returncode == 0, f"exit status {run.returncode}\n{run.stderr[-3000:]}"
     return json.loads(run.stdout)

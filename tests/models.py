@@ -34,7 +34,9 @@ VARIANTS = {
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable:
-    """make_model("PHD-SWA-2-5-inf", **settings): 3 layers, 4 heads on 2 groups, fp32."""
+    """make_model("PHD-SWA-2-5-inf", **settings): 3 layers, 4 heads on 2 groups, fp32. Of all tests together:
+    who changes a model takes a copy.
+    """
     from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
 
     models: dict = {}
@@ -43,11 +45,12 @@ def make_model() -> Callable:
         copies, window, chunk = VARIANTS.get(variant, (1, 1, None))
         key = (variant, *sorted(settings.items()))
         if key not in models:
-            torch.manual_seed(1)
             config = PHDLlamaConfig(**SHAPE, phd_copies=copies, phd_window=window, phd_chunk=chunk)
             for name, value in settings.items():
                 setattr(config, name, value)
-            models[key] = PHDLlamaForCausalLM(config).eval()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1)
+                models[key] = PHDLlamaForCausalLM(config).eval()
             with torch.no_grad():  # text of its own has no padding in it
                 models[key].lm_head.weight[0] = 0
         return models[key]

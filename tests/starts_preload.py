@@ -1,8 +1,28 @@
-"""What the fork server of tests/starts.py imports, once."""
+"""What the fork server of tests/starts.py imports and reads, once for all starts."""
 
 import torch
 
 torch.set_num_threads(1)
 
 import phd.model  # noqa: E402, F401 (before Megatron)
+
+# isort: split
+
+import megatron.core.tokenizers.text.text_tokenizer  # noqa: E402, F401 (transformers: four seconds)
+import wandb  # noqa: E402, F401
+from megatron.training.argument_utils import ArgumentGroupFactory  # noqa: E402
+
 import pretrain_phd  # noqa: E402, F401
+
+_read_docstrings = ArgumentGroupFactory._get_field_docstrings
+_docstrings: dict[type, dict[str, str]] = {}
+
+
+def _field_docstrings(factory: ArgumentGroupFactory, source: type) -> dict[str, str]:
+    """The help of Megatron's flags, for which every start would parse its source."""
+    if source not in _docstrings:
+        _docstrings[source] = _read_docstrings(factory, source)
+    return _docstrings[source]
+
+
+setattr(ArgumentGroupFactory, "_get_field_docstrings", _field_docstrings)  # noqa: B010

@@ -26,14 +26,14 @@ OTHERS = frozenset(
         # torchrun
         *("--max-restarts", "--signals-to-handle", "--shutdown-timeout", "--rdzv-id", "--local-addr"),
         # pip
-        *("--no-deps", "--no-index", "--target"),
+        *("--no-deps", "--no-index", "--target", "--no-build-isolation"),
         # docker, tensorboard, wandb
         *("--gpus", "--ipc", "--ulimit", "--user", "--logdir", "--id"),
         # Megatron
         *("--save", "--load", "--save-interval", "--train-iters", "--ckpt-step", "--finetune"),
         *("--pretrained-checkpoint", "--override-opt-param-scheduler", "--distributed-timeout-minutes"),
         *("--data-cache-path", "--data-args-path", "--data-path", "--rerun-mode", "--error-injection-rate"),
-        *("--async-save", "--no-check-for-nan-in-loss-and-grad"),
+        *("--async-save", "--no-check-for-nan-in-loss-and-grad", "--cuda-graph-impl", "--tp-comm-overlap"),
         *("--num-workers", "--check-for-spiky-loss", "--context-parallel-size"),
         *("--dataloader-inter-document-masking", "--rotary-base", "--lr", "--lr-decay-iters", "--bf16"),
         *("--skip-train", "--ckpt-format", "--ckpt-convert-format", "--ckpt-convert-save"),

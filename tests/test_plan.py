@@ -18,33 +18,32 @@ from tests.world import ROOT, megatron_globals, run_pretrain
 
 # large enough that the model, not the program around it, is what is measured
 MODEL = shlex.split("""
-    --num-layers 4 --hidden-size 192 --ffn-hidden-size 512 --num-attention-heads 6
+    --num-layers 2 --hidden-size 192 --ffn-hidden-size 512 --num-attention-heads 6
     --group-query-attention --num-query-groups 2 --swiglu --normalization RMSNorm --disable-bias-linear
     --position-embedding-type rope --untie-embeddings-and-output-weights
     --attention-dropout 0 --hidden-dropout 0 --seq-length 256 --max-position-embeddings 256
-    --micro-batch-size 4 --global-batch-size 16 --lr 2e-3 --train-iters 2 --eval-iters 1 --eval-interval 100
+    --micro-batch-size 4 --global-batch-size 8 --lr 2e-3 --train-iters 2 --eval-iters 0 --eval-interval 100
     --seed 7 --mock-data --tokenizer-type NullTokenizer --vocab-size 4095
 """)
 CASES = {
-    "vanilla": (1, ""),
     "PHD": (1, "--phd-copies 3"),
-    "naive": (1, "--phd-copies 2 --phd-naive"),
-    "documents": (1, "--phd-copies 2 --dataloader-inter-document-masking"),
     "distributed-optimizer": (2, "--phd-copies 2 --use-distributed-optimizer"),
     "full-recomputation": (
         1,
-        "--phd-copies 3 --recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
+        "--phd-copies 2 --recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
     ),
-    "selective-recomputation": (1, "--phd-copies 3 --recompute-granularity selective"),
-    # Sequence parallelism is left out: what gloo stages for it changes the measured number from run to run.
-    "TP2": (2, "--phd-copies 3 --tensor-model-parallel-size 2"),
-    "CP2": (2, "--phd-copies 3 --context-parallel-size 2"),
-    "PP2": (2, "--phd-copies 3 --pipeline-model-parallel-size 2"),
+    "CP2": (2, "--phd-copies 2 --context-parallel-size 2"),
     "PP2-interleaved": (
         2,
-        "--phd-copies 3 --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1",
+        "--phd-copies 2 --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 "
+        "--num-layers 4 --global-batch-size 16",  # more micro batches than are in flight
     ),
 }
+
+
+def parameters(layers: int) -> int:
+    per_layer = 192 * (2 * 192 + 2 * 64) + 3 * 192 * 512 + 2 * 192
+    return layers * per_layer + 2 * 4096 * 192 + 192
 
 
 _all_reduce = torch.distributed.all_reduce
@@ -100,6 +99,7 @@ def test_memory_is_what_the_allocator_gave(case, world):
     stages = plan["stages"]
     measured = [peaks[stage["stage"] * ranks // len(stages)] for stage in stages]
     assert [stage["total"] for stage in stages] == [pytest.approx(peak, rel=0.1) for peak in measured]
+    assert plan["parameters"] == parameters(sum(stage["layers"] for stage in stages))
 
 
 ASKED = """
@@ -113,6 +113,27 @@ print(asked, os.environ.get("CUDA_VISIBLE_DEVICES"))
 """
 
 
+def test_gpus_are_hidden_before_megatron_is_imported(monkeypatch):
+    """Which asks for them."""
+    from phd.plan import make_plan
+
+    seen = []
+
+    class Importer:
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+            if name == "phd.model":
+                seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+                raise ImportError("seen enough")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delitem(sys.modules, "phd.model", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Importer, *sys.meta_path])
+    with pytest.raises(ImportError, match="seen enough"):
+        make_plan(MODEL)
+    assert (seen, os.environ["CUDA_VISIBLE_DEVICES"]) == ([""], "0")
+
+
 @pytest.mark.slow
 def test_gpus_are_hidden_before_torch_asks_for_one():
     """Else Megatron makes fake weights there, and what meets them is on the CPU."""
@@ -124,12 +145,10 @@ def test_gpus_are_hidden_before_torch_asks_for_one():
 
 
 def test_parameters_do_not_depend_on_the_layout(world):
-    serial, parallel = (
-        world.run(planned, [*MODEL, *shlex.split(flags)], ranks)[0]["parameters"]
-        for ranks, flags in ((1, ""), (4, "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2"))
-    )
-    per_layer = 192 * (2 * 192 + 2 * 64) + 3 * 192 * 512 + 2 * 192
-    assert serial == parallel == 4 * per_layer + 2 * 4096 * 192 + 192
+    """Nor on copies, as the cases above show."""
+    layout = shlex.split("--num-layers 4 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2")
+    (plan,) = world.run(planned, [*MODEL, *layout], 4)
+    assert plan["parameters"] == parameters(4)
 
 
 def hybrid(flags: list[str], ranks: int) -> tuple[dict, str]:
@@ -141,8 +160,9 @@ def hybrid(flags: list[str], ranks: int) -> tuple[dict, str]:
 
 def test_layer_patterns(world):
     """A hybrid of 4 layers: its name, its layers, fewer FLOPs, and a cache of what two layers keep."""
-    flags = [*MODEL, "--attention-pattern", "longgen-sink", "--attention-pattern-block", "16"]
-    ((plan, text),) = world.run(hybrid, [*flags, "--attention-pattern-local-blocks", "3"], 1)
+    flags = "--num-layers 4 --attention-pattern longgen-sink --attention-pattern-block 16"
+    flags += " --attention-pattern-local-blocks 3"
+    ((plan, text),) = world.run(hybrid, [*MODEL, *flags.split()], 1)
     kept = "1*sink(16: 1+3)"
     assert text.startswith(f"longgen-sink: {plan['parameters']:,} parameters, layers {kept},2*full,{kept}\n")
     assert plan["flops_to_vanilla"] < 1
@@ -181,13 +201,13 @@ def commands(output: str) -> list[tuple[int, str]]:
     line = ["pretrain_phd.py", *MODEL, "--phd-copies", "2", "--pipeline-model-parallel-size", "2"]
     answers = []
     for argv in (
-        ["--ranks", "8", "--json", output, *line],
+        ["--ranks", "8", "--json", output, *line, "--global-batch-size", "16"],
         ["--ranks", "8"],
         [*line, "--no-such-flag"],
         ["--ranks", "3", *line],
         [*line, "--num-experts", "4"],
         [*line, "--phd-copies", "1", "--fp16"],
-        [*line, "--pipeline-model-parallel-layout", "Etttt|L"],
+        [*line, "--pipeline-model-parallel-layout", "Ett|L"],
         [*line, "--phd-copies", "1", "--mtp-num-layers", "1"],
     ):
         text = io.StringIO()

@@ -1,72 +1,88 @@
 """`phd serve`: transformers' server answers for a PHD model, on loopback alone, and ends on Ctrl-C."""
 
 import json
+import os
 import signal
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from phd import serve
-from tests.world import ROOT, free_port
+from tools.ports import held_ports
+
+PATIENCE_S = 300
+"""A server that takes longer to start or to end hangs."""
 
 
-@pytest.mark.slow
-def test_completions(tiny_folder):
+def arguments(model: Path, port: int) -> Namespace:
+    return Namespace(model=model, host="127.0.0.1", port=port, device="cpu", dtype="auto")
+
+
+def command(log: str, words: list[str]) -> None:
+    """`phd WORDS` of a process that has torch and transformers imported; its output goes to ``log``."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from phd.cli import main
+
+    sys.exit(main(words))
+
+
+def test_answers_until_it_is_interrupted(tiny_folder, forks, tmp_path):
+    log = tmp_path / "log"
+    with held_ports(1) as (port,):
+        words = ["serve", str(tiny_folder), "--port", str(port), "--device", "cpu"]
+        process: Any = forks.Process(target=command, args=(str(log), words))
+        process.start()
+        try:
+            assert_answers(tiny_folder, port, str(process.pid), process.is_alive)
+        finally:
+            os.kill(process.pid, signal.SIGINT)
+            process.join(PATIENCE_S)
+            process.kill()
+    output = log.read_text()
+    assert process.exitcode >= 0 and "Traceback" not in output
+    assert f"http://127.0.0.1:{port}/v1/completions, model {tiny_folder}" in output
+
+
+def assert_answers(folder: Path, port: int, process: str, alive: Callable[[], bool]) -> None:
+    """With the model's likeliest tokens, to this machine alone."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import phd.hf  # noqa: F401
 
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "phd.cli",
-        "serve",
-        str(tiny_folder),
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    request = {"model": str(tiny_folder), "prompt": "the time", "max_tokens": 6, "temperature": 0}
-    try:
-        answer = ask(f"http://127.0.0.1:{port}/v1/completions", request, process)
-        tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-        model = AutoModelForCausalLM.from_pretrained(tiny_folder)
-        ids = tokenizer("the time", return_tensors="pt", add_special_tokens=False)["input_ids"]
-        expected = model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
-        assert answer["choices"][0]["text"] == tokenizer.decode(expected, skip_special_tokens=True)
-        sockets = (f"/proc/{process.pid}/net/tcp", "0100007F:")
-        with open(sockets[0]) as file:
-            listening = [line.split()[1] for line in file if f":{port:04X} 00000000:0000 0A" in line]
-        assert listening == [f"{sockets[1]}{port:04X}"]
-    finally:
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
-    assert "Traceback" not in output
-    assert f"http://127.0.0.1:{port}/v1/completions" in output
+    request = {"model": str(folder), "prompt": "the time", "max_tokens": 6, "temperature": 0}
+    answer = ask(f"http://127.0.0.1:{port}/v1/completions", request, alive)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer("the time", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    expected = model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+    assert answer["choices"][0]["text"] == tokenizer.decode(expected, skip_special_tokens=True)
+    with open(f"/proc/{process}/net/tcp") as file:
+        listening = [line.split()[1] for line in file if f":{port:04X} 00000000:0000 0A" in line]
+    assert listening == [f"0100007F:{port:04X}"]
 
 
-def ask(url: str, content: dict, process: subprocess.Popen) -> dict:
+def ask(url: str, content: dict, alive: Callable[[], bool]) -> dict:
     """POST, as soon as somebody listens."""
-    data = json.dumps(content).encode()
-    for _ in range(240):
-        assert process.poll() is None, process.communicate()[0]
+    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    deadline = time.monotonic() + PATIENCE_S
+    while alive() and time.monotonic() < deadline:
         try:
-            request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
                 return json.load(response)
         except urllib.error.HTTPError:
             raise
         except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.5)
-    raise AssertionError("the server did not start")
+            time.sleep(0.1)
+    raise AssertionError("the server ended" if not alive() else "the server did not start")
 
 
 @pytest.mark.parametrize(
@@ -74,4 +90,4 @@ def ask(url: str, content: dict, process: subprocess.Popen) -> dict:
 )
 def test_refused(tmp_path, port, message):
     with pytest.raises(ValueError, match=message):
-        serve.run(Namespace(model=tmp_path, host="127.0.0.1", port=port, device="cpu", dtype="auto"))
+        serve.run(arguments(tmp_path, port))

@@ -10,9 +10,9 @@ listens on loopback only, and is stopped by process id.
 import argparse
 import contextlib
 import os
+import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,15 +20,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tools.ports import held_ports
+
+PATIENCE_S = 300
+"""What a daemon or a command of SLURM takes on the busiest machine: only one that hangs takes longer."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
+FirstJobId={first_job}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.sock,cred_expire=5
+AuthInfo=socket={folder}/munge.sock,cred_expire=10
 CredType=cred/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
@@ -41,6 +46,9 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min
 SwitchType=switch/none
 ReturnToService=2
 KillWait=5
+MessageTimeout=60
+TCPTimeout=30
+BatchStartTimeout=300
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 MailProg=/bin/true
 SlurmdParameters=config_overrides
@@ -67,7 +75,7 @@ class Cluster:
     def run(self, *command: str, **environment: str) -> str:
         """Output of a command; its errors are in the exception."""
         done = subprocess.run(
-            command, env=self.environment | environment, capture_output=True, text=True, timeout=120
+            command, env=self.environment | environment, capture_output=True, text=True, timeout=PATIENCE_S
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -77,8 +85,8 @@ class Cluster:
         minutes = self.run("squeue", "--noheader", f"--jobs={job}", "--format=%M").strip()
         return sum(60**power * int(part) for power, part in enumerate(reversed(minutes.split(":"))))
 
-    def wait(self, seconds: float) -> None:
-        """Until no job is left."""
+    def wait(self, seconds: float = 2 * PATIENCE_S) -> None:
+        """Until no job is left, which takes longer only if one hangs."""
         deadline = time.monotonic() + seconds
         while queue := self.run("squeue", "-h"):
             assert time.monotonic() < deadline, queue
@@ -94,31 +102,30 @@ class Cluster:
                 self.run("scontrol", "update", f"nodename={line.split()[0]}", "state=resume")
 
     def lose_node(self, name: str) -> None:
-        """Kill a node's slurmd and all that it has started, as a power cut would; bring it back after SLURM
-        has noticed.
+        """Kill a node's slurmd and all that it has started, as a power cut would; bring it back when no job
+        is on it any more.
         """
-        spool = str(self.folder / "spool" / name)
         daemon = int((self.folder / f"slurmd.{name}.pid").read_text())
-        for pid in [daemon, *_of_node(name)]:
+        for pid in [daemon, *self.processes(f"SLURMD_NODENAME={name}")]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
-        time.sleep(2)
-        shutil.rmtree(spool, ignore_errors=True)
+        deadline = time.monotonic() + PATIENCE_S
+        while self.run("squeue", "--noheader", f"--nodelist={name}", "--states=RUNNING"):
+            assert time.monotonic() < deadline, self.run("squeue")
+            time.sleep(0.2)
+        shutil.rmtree(self.folder / "spool" / name, ignore_errors=True)
         self.run("slurmd", "-N", name)  # registers, and so returns to service
 
-
-def _of_node(name: str) -> list[int]:
-    """Processes of SLURM's jobs on a node."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if (
-                entry.name.isdecimal()
-                and f"SLURMD_NODENAME={name}\0".encode() in (entry / "environ").read_bytes()
-            ):
-                found.append(int(entry.name))
-    return found
+    def processes(self, *variables: str) -> list[int]:
+        """Those of this cluster's daemons and jobs whose environment holds the variables."""
+        wanted = {f"SLURM_CONF={self.folder}/slurm.conf".encode(), *map(str.encode, variables)}
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdecimal() and wanted <= {*(entry / "environ").read_bytes().split(b"\0")}:
+                    found.append(int(entry.name))
+        return found
 
 
 @contextlib.contextmanager
@@ -137,34 +144,30 @@ def cluster(nodes: int = 2, cpus: int = 1) -> Iterator[Cluster]:
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        port, *ports = _free_ports(nodes + 1)
-        lines = [
-            f"NodeName=n{i} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[i]}" for i in range(nodes)
-        ]
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-        text = CONFIGURATION.format(folder=folder, user=user, port=port, cpus=cpus, nodes="\n".join(lines))
-        (folder / "slurm.conf").write_text(text)
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nIgnoreSystemd=yes\n")
         started = Cluster(folder)
-        try:
-            _munged(folder, key)
-            started.run("slurmctld", "-c")
-            for i in range(nodes):
-                started.run("slurmd", "-N", f"n{i}")
-            _until_idle(started, nodes)
-            yield started
-        finally:
-            _stop(folder)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+        # Held as long as the cluster lasts: a lost node's is free for a moment.
+        with held_ports(nodes + 1) as (port, *ports):
+            lines = [
+                f"NodeName=n{i} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[i]}"
+                for i in range(nodes)
+            ]
+            # Another cluster of this machine has other jobs, and a job's number is its torchrun's port.
+            first_job = random.randrange(1, 1_000_000)
+            text = CONFIGURATION.format(
+                folder=folder, user=user, port=port, cpus=cpus, nodes="\n".join(lines), first_job=first_job
+            )
+            (folder / "slurm.conf").write_text(text)
+            try:
+                _munged(folder, key)
+                started.run("slurmctld", "-c")
+                for i in range(nodes):
+                    started.run("slurmd", "-N", f"n{i}")
+                _until_idle(started, nodes)
+                yield started
+            finally:
+                _stop(started)
 
 
 def _munged(folder: Path, key: Path) -> None:
@@ -179,7 +182,8 @@ def _munged(folder: Path, key: Path) -> None:
 
 
 def _until_idle(started: Cluster, nodes: int) -> None:
-    for _ in range(100):
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         states = subprocess.run(
             ["sinfo", "-h", "-N", "-o", "%T"], env=started.environment, capture_output=True, text=True
         ).stdout.split()
@@ -190,10 +194,11 @@ def _until_idle(started: Cluster, nodes: int) -> None:
     raise RuntimeError(f"SLURM did not come up\n{logs}")
 
 
-def _stop(folder: Path) -> None:
+def _stop(started: Cluster) -> None:
+    """The daemons, and what is left of the jobs."""
     pids = [
         int(file.read_text())
-        for file in sorted(folder.glob("*.pid"), reverse=True)
+        for file in sorted(started.folder.glob("*.pid"), reverse=True)
         if file.read_text().strip()
     ]
     for pid in pids:
@@ -203,6 +208,7 @@ def _stop(folder: Path) -> None:
     for pid in pids:
         while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
+    for pid in [*pids, *started.processes()]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

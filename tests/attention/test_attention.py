@@ -260,7 +260,10 @@ def test_refusals(function, change, message):
         pytest.param({"window": 0}, "window must be at least 1", id="window"),
         pytest.param({"chunk": 0}, "chunk must be at least 1 position, or None", id="chunk"),
         pytest.param(
-            {"document_starts": torch.zeros(1)}, r"document_starts must be \[b, s\]", id="documents"
+            {"document_starts": torch.zeros(2)}, r"document_starts must be \[b, s\]", id="documents"
+        ),
+        pytest.param(
+            {"document_starts": torch.zeros(1, 5, dtype=torch.long)}, "with b = 2 samples", id="samples"
         ),
         pytest.param(
             {"document_starts": torch.tensor([[0, 0, 1, 3, 3]] * 2)},

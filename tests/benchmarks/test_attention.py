@@ -1,19 +1,15 @@
 import json
-import multiprocessing.forkserver
-from collections.abc import Iterator
 
 import pytest
 
 from benchmarks import attention
+from tests.world import fork_server
 
 
 @pytest.fixture(autouse=True, scope="module")
-def fork_server() -> Iterator[None]:
-    """Stop the benchmark's afterwards: it has torch alone, and tests/starts.py would have no Megatron in its
-    own, which is the same one.
-    """
-    yield
-    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
+def _one_fork_server() -> None:
+    """The benchmark would start one with torch alone, and starts of later tests would have no Megatron."""
+    fork_server()
 
 
 def test_measures_every_method(tmp_path, capsys):

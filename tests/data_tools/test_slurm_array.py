@@ -10,7 +10,8 @@ from data_tools.tokenize import tokenize
 from tests.world import ROOT
 from tools.slurm_here import cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+# The sweep of tests/examples/test_slurm.py begins with an array and its merge too.
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_array_and_merge(nodes, corpus, tokenizer_model, tmp_path):
     prefix = tmp_path / "out" / "corpus"
     prefix.parent.mkdir()
     assert "array" in submit(nodes, corpus, prefix, tokenizer_model)
-    nodes.wait(300)
+    nodes.wait()
     logs = "".join(file.read_text() for file in (prefix.parent / "logs").glob("*.log"))
     assert f"{prefix}: whole, 15,000 documents" in logs, logs
     assert "rank 3 of 4 is done" in logs
@@ -50,7 +51,7 @@ def test_array_and_merge(nodes, corpus, tokenizer_model, tmp_path):
         assert prefix.with_suffix(end).read_bytes() == (tmp_path / f"serial{end}").read_bytes()
     assert not prefix.with_name("corpus.units").exists()
     submit(nodes, corpus, prefix, tokenizer_model)
-    nodes.wait(300)
+    nodes.wait()
     log = (prefix.parent / "logs" / "merge.log").read_text()
     assert "was deleted after its merge: nothing to do" in log and "error" not in log, log
 
@@ -67,14 +68,14 @@ def test_a_failed_task_keeps_the_merge_from_running_and_the_next_submission_goes
     status = (corpus / "1.jsonl").stat()
     (corpus / "1.jsonl").write_bytes(good[:-100] + b"x" * 99 + b"\n")
     submit(nodes, corpus, prefix, tokenizer_model)
-    nodes.wait(300)
+    nodes.wait()
     logs = "".join(file.read_text() for file in (prefix.parent / "logs").glob("*.log"))
     assert "1.jsonl, line 5000: broken JSON" in logs
     assert not prefix.with_suffix(".idx").exists()
     # Skipping the bad record is no other data set: what is finished stays.
     assert status.st_size == (corpus / "1.jsonl").stat().st_size
     submit(nodes, corpus, prefix, tokenizer_model, "--on-bad-record", "skip")
-    nodes.wait(300)
+    nodes.wait()
     logs = "".join(file.read_text() for file in (prefix.parent / "logs").glob("*.log"))
     assert "units are done already" in logs
     assert f"{prefix}: whole, 14,999 documents" in logs, logs

@@ -121,23 +121,120 @@ def test_workers_ranks_and_units_do_not_change_the_files(unit_size, mixed, token
         assert (tokens[0], tokens[-1]) == (1, 2)
 
 
-@pytest.mark.slow
-def test_killed_twenty_times(tokenizer_model, tmp_path):
-    """SIGKILL of all its processes at random moments: the bytes of a run that nothing stopped."""
-    path = tmp_path / "big.jsonl"
+COMMAND = (sys.executable, "-m", "data_tools", "tokenize")
+PATIENCE_S = 300
+"""A process that takes longer hangs."""
+# `python -m data_tools`, and a signal in the moment before a file with a certain ending gets its name, when
+# so many units are done; once, by the first of its processes: workers too import their main module.
+STOPPED = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+
+from data_tools.__main__ import main
+
+ending, done, send = os.environ["ENDING"], int(os.environ["DONE"]), os.environ["SEND"]
+replace = Path.replace
+
+def stopped(path, target):
+    cards = [card for card in target.parent.glob("*.json") if card.name != "plan.json"]
+    if target.name.endswith(ending) and len(cards) >= done and is_first():
+        exec(send)
+    return replace(path, target)
+
+def is_first():
+    try:
+        return Path(f"{__file__}.{os.getsid(0)}").touch(exist_ok=False) is None
+    except FileExistsError:
+        return False
+
+Path.replace = stopped
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
+@pytest.fixture
+def stopped(tokenizer_model, tmp_path):
+    """Start a run on ``path``, which ``send`` stops before a file that ends with ``ending`` is in place."""
+    (tmp_path / "stopped.py").write_text(STOPPED)
+
+    def start(path: Path, ending: str, done: int, send: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(tmp_path / "stopped.py"), "tokenize"]
+        command += ["--input", str(path), "--output-prefix", str(tmp_path / "out"), "--workers", "2"]
+        command += ["--tokenizer-model", str(tokenizer_model), "--unit-bytes", "100000", "--no-fast"]
+        moment = {"ENDING": ending, "DONE": str(done), "SEND": send}
+        return subprocess.Popen(
+            [*command, "--id-field", "id", "--on-bad-record", "skip"],
+            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), **moment}, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+def assert_nothing_is_left(run: subprocess.Popen) -> None:
+    """No process of its session, soon: multiprocessing's own end after the others."""
+    deadline = time.monotonic() + PATIENCE_S
+    while left := subprocess.run(["pgrep", "--session", str(run.pid)], capture_output=True).stdout:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def words(tmp_path) -> Path:
+    """A dozen units, with bad records and ids."""
+    return write_words(tmp_path / "words.jsonl", 3500)
+
+
+def write_words(path: Path, documents: int) -> Path:
     generator = random.Random(0)
     words = HARD["english"].split()
     with open(path, "w") as file:
-        for i in range(40_000):
+        for i in range(documents):
             text = " ".join(generator.choices(words, k=generator.randint(1, 120)))
             file.write(json.dumps({"text": text, "id": i}) + "\n" + ("broken\n" if i % 1000 == 0 else ""))
-    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path), "--workers", "2"]
-    command += ["--tokenizer-model", str(tokenizer_model), "--no-fast", "--unit-bytes", "100000"]
-    command += ["--id-field", "id", "--on-bad-record", "skip", "--output-prefix"]
+    return path
+
+
+def tokenize_words(path: Path, prefix: Path, tokenizer_model: Path) -> list[bytes | None]:
+    tokenize(
+        [path], prefix, tokenizer_model=tokenizer_model, form=Format(id_field="id"), unit_size=100_000,
+        stop_on_bad_record=False, fast=False,
+    )  # fmt: skip
+    return contents(prefix)
+
+
+def test_killed_at_the_wrong_moments(words, stopped, tokenizer_model, tmp_path):
+    """SIGKILL of all its processes, again and again; in the end the bytes of a run that nothing stopped."""
+    moments = [
+        ("plan.json", 0),
+        (".bin", 0),
+        (".ids.jsonl", 2),
+        (".json", 3),
+        ("out.idx", 0),
+        ("out.json", 0),
+    ]
+    for ending, done in moments:
+        run = stopped(words, ending, done, "os.killpg(0, signal.SIGKILL)")
+        assert run.wait(PATIENCE_S) == -signal.SIGKILL, (ending, run.communicate()[1])
+        assert not (tmp_path / "out.json").exists()
+    assert tokenize_words(words, tmp_path / "out", tokenizer_model) == tokenize_words(
+        words, tmp_path / "whole", tokenizer_model
+    )
+    assert not (tmp_path / "out.units").exists()
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(tokenizer_model, tmp_path):
+    """SIGKILL of all its processes at random moments."""
+    words = write_words(tmp_path / "big.jsonl", 40_000)
+    command = [*COMMAND, "--input", str(words), "--workers", "2", "--tokenizer-model", str(tokenizer_model)]
+    command += ["--no-fast", "--unit-bytes", "100000", "--id-field", "id", "--on-bad-record", "skip"]
+    generator = random.Random(0)
     killed = finished = 0
     while killed < 20:
         run = subprocess.Popen(
-            [*command, str(tmp_path / f"out{finished}")],
+            [*command, "--output-prefix", str(tmp_path / f"out{finished}")],
             cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
@@ -148,83 +245,36 @@ def test_killed_twenty_times(tokenizer_model, tmp_path):
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
             killed += 1
-    subprocess.run(
-        [*command, str(tmp_path / f"out{finished}")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-    )
-    form = Format(id_field="id")
-    tokenize([path], tmp_path / "whole", tokenizer_model=tokenizer_model, form=form, stop_on_bad_record=False)
+    whole = tokenize_words(words, tmp_path / "whole", tokenizer_model)
     for number in range(finished + 1):
-        assert contents(tmp_path / f"out{number}") == contents(tmp_path / "whole")
-        assert not (tmp_path / f"out{number}.units").exists()
+        assert tokenize_words(words, tmp_path / f"out{number}", tokenizer_model) == whole
 
 
-def test_a_worker_that_is_killed_is_an_error_and_the_next_run_goes_on(tokenizer_model, tmp_path, capsys):
-    path = tmp_path / "in.jsonl"
-    path.write_text((json.dumps({"text": HARD["english"] * 40}) + "\n") * 3000)
-    code = (
-        "import sys; from pathlib import Path; from data_tools.tokenize import tokenize\n"
-        "if __name__ == '__main__':\n"
-        "    tokenize([sys.argv[1]], Path(sys.argv[2]), tokenizer_model=Path(sys.argv[3]), workers=2,\n"
-        "             unit_size=100_000, fast=False)\n"
-    )
-    (tmp_path / "run.py").write_text(code)
-    arguments = [str(path), str(tmp_path / "out"), str(tokenizer_model)]
-    run = subprocess.Popen(
-        [sys.executable, str(tmp_path / "run.py"), *arguments],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not list(tmp_path.glob("out.units/*[0-9].json")):
-        assert run.poll() is None
-        time.sleep(0.01)
-    workers = children(run.pid)
-    assert len(workers) == 2
-    os.kill(workers[0], signal.SIGKILL)
-    _, errors = run.communicate(timeout=60)
+def test_a_worker_that_is_killed_is_an_error_and_the_next_run_goes_on(
+    words, stopped, tokenizer_model, tmp_path, capsys
+):
+    run = stopped(words, ".bin", 2, "os.kill(os.getpid(), signal.SIGKILL)")
+    _, errors = run.communicate(timeout=PATIENCE_S)
+    assert run.returncode == 2
     assert "--workers 2: one of them was killed" in errors
-    assert not any(map(running, workers))
-    tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model, unit_size=100_000)
+    assert_nothing_is_left(run)
+    tokenize_words(words, tmp_path / "out", tokenizer_model)
     assert "units are done already" in capsys.readouterr().out
 
 
-def test_workers_leave_with_a_killed_parent(tokenizer_model, tmp_path):
-    path = tmp_path / "in.jsonl"
-    path.write_text((json.dumps({"text": HARD["english"] * 40}) + "\n") * 6000)
-    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path), "--workers", "2"]
-    command += [
-        "--tokenizer-model",
-        str(tokenizer_model),
-        "--no-fast",
-        "--output-prefix",
-        str(tmp_path / "out"),
-    ]
-    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("out.units/*.bin.tmp")):
-        assert parent.poll() is None
-        time.sleep(0.01)
-    workers = children(parent.pid)
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + 20
-    while any(map(running, workers)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_workers_leave_with_a_killed_parent(words, stopped):
+    run = stopped(words, ".bin", 0, "os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)")
+    assert run.wait(PATIENCE_S) == -signal.SIGKILL
+    assert_nothing_is_left(run)
 
 
 def test_ranks_that_start_at_the_same_moment(mixed, tokenizer_model, tmp_path):
-    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(mixed), "--workers", "1"]
-    command += ["--tokenizer-model", str(tokenizer_model), "--unit-bytes", "2000", "--on-bad-record", "skip"]
-    command += [
-        "--max-bad-share",
-        "1",
-        "--output-prefix",
-        str(tmp_path / "out"),
-        "--world-size",
-        "6",
-        "--rank",
-    ]
-    ranks = [subprocess.Popen([*command, str(rank)], cwd=ROOT, stderr=subprocess.PIPE) for rank in range(6)]
+    command = [*COMMAND, "--input", str(mixed), "--workers", "1", "--tokenizer-model", str(tokenizer_model)]
+    command += ["--unit-bytes", "2000", "--on-bad-record", "skip", "--max-bad-share", "1"]
+    command += ["--output-prefix", str(tmp_path / "out"), "--world-size", "3", "--rank"]
+    ranks = [subprocess.Popen([*command, str(rank)], cwd=ROOT, stderr=subprocess.PIPE) for rank in range(3)]
     errors = [rank.communicate()[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * 6, errors
+    assert [rank.returncode for rank in ranks] == [0] * 3, errors
     merge_units(tmp_path / "out.units", tmp_path / "out")
     arguments = {"tokenizer_model": tokenizer_model, "stop_on_bad_record": False, "max_bad_share": 1}
     tokenize([mixed], tmp_path / "whole", **arguments)
@@ -235,8 +285,8 @@ def test_full_disk_is_one_line_and_the_next_run_goes_on(tokenizer_model, tmp_pat
     """A limit on the size of files stands in for the disk: the write fails in a worker in the same way."""
     path = tmp_path / "in.jsonl"
     path.write_text((json.dumps({"text": HARD["english"] * 40}) + "\n") * 2000)
-    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path), "--workers", "2"]
-    command += ["--tokenizer-model", str(tokenizer_model), "--unit-bytes", "1000000", "--output-prefix"]
+    command = [*COMMAND, "--input", str(path), "--workers", "2", "--tokenizer-model", str(tokenizer_model)]
+    command += ["--unit-bytes", "1000000", "--output-prefix"]
     limit = (300_000, resource.RLIM_INFINITY)
     run = subprocess.run(
         [*command, str(tmp_path / "out")],
@@ -252,41 +302,13 @@ def test_full_disk_is_one_line_and_the_next_run_goes_on(tokenizer_model, tmp_pat
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_interrupted_by_the_user(tokenizer_model, tmp_path):
-    """Ctrl-C in a terminal reaches all processes: one line, soon, and no worker is left."""
-    path = tmp_path / "in.jsonl"
-    path.write_text((json.dumps({"text": HARD["english"] * 40}) + "\n") * 20_000)
-    command = [sys.executable, "-m", "data_tools", "tokenize", "--input", str(path), "--workers", "2"]
-    command += [
-        "--tokenizer-model",
-        str(tokenizer_model),
-        "--no-fast",
-        "--output-prefix",
-        str(tmp_path / "out"),
-    ]
-    run = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("out.units/*.bin.tmp")):
-        assert run.poll() is None
-        time.sleep(0.01)
-    workers = children(run.pid)
-    os.killpg(run.pid, signal.SIGINT)
-    _, errors = run.communicate(timeout=20)
+def test_interrupted_by_the_user(words, stopped):
+    """Ctrl-C in a terminal reaches all processes: one line, and no worker is left."""
+    run = stopped(words, ".bin", 0, "os.killpg(0, signal.SIGINT)")
+    _, errors = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 130
     assert "Traceback" not in errors
-    assert not any(map(running, workers))
-
-
-def children(pid: int) -> list[int]:
-    """Worker processes of ``pid`` (multiprocessing's resource tracker is not one)."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def running(pid: int) -> bool:
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    assert_nothing_is_left(run)
 
 
 def test_again_does_nothing_and_a_change_is_refused(

@@ -92,18 +92,32 @@ def test_end_to_end(folder, corpus, tmp_path, capsys, monkeypatch):
 
 
 def test_the_papers_seven_are_a_group():
-    """Their data is not here; their names are the harness's."""
-    from lm_eval.tasks import TaskManager
+    """Their data is not here; their names are the harness's, of whose folders all would take a minute."""
+    import lm_eval.tasks
 
-    manager = TaskManager(include_path=str(cli.Path(cli.__file__).parent))
+    theirs = cli.Path(lm_eval.tasks.__file__).parent
+    folders = ("arc", "commonsense_qa", "hellaswag", "mmlu/default", "piqa", "winogrande")
+    paths = [cli.Path(cli.__file__).parent, *(theirs / folder for folder in folders)]
+    manager = lm_eval.tasks.TaskManager(include_path=paths, include_defaults=False)
     assert cli.PAPER in manager.all_groups
     assert set(cli.SEVEN) <= set(manager.all_tasks)
 
 
-def test_refused(folder, corpus):
+def test_refused(folder, corpus, monkeypatch):
+    import lm_eval.tasks
+
+    class WithoutDefaults(lm_eval.tasks.TaskManager):
+        """Which it takes the harness long to look through."""
+
+        def __init__(self, include_path, include_defaults):
+            assert include_defaults
+            super().__init__(include_path=include_path, include_defaults=False)
+
     with pytest.raises(ValueError, match="give --tasks, --corpus, or both"):
         call(folder)
-    with pytest.raises(ValueError, match="--tasks nosuchtask: the harness has no such task"):
-        call(folder, "--tasks", "nosuchtask")
+    with monkeypatch.context() as patch:
+        patch.setattr(lm_eval.tasks, "TaskManager", WithoutDefaults)
+        with pytest.raises(ValueError, match="--tasks nosuchtask: the harness has no such task"):
+            call(folder, "--tasks", "nosuchtask", cli.PAPER)
     with pytest.raises(ValueError, match="--batch-size must be at least 1"):
         call(folder, "--corpus", corpus, "--batch-size", 0)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from data_tools.records import Format
 from data_tools.tokenize import tokenize
 from data_tools.train import train_tokenizer
+from tests.examples.warm import WarmPython, warm_python
 from tests.world import ROOT
 from tools.slurm_here import Cluster, cluster
 
@@ -36,6 +38,13 @@ def environment(tmp_path_factory) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def warm(world) -> Iterator[WarmPython]:
+    """In place of the scripts' Python, and of the stories'."""
+    with warm_python(world) as python:
+        yield python
+
+
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Cluster]:
     """Two nodes of one core."""
@@ -45,3 +54,15 @@ def slurm() -> Iterator[Cluster]:
 
 def run_folder(runs: Path, variant: str, seed: int = 1) -> Path:
     return runs / f"{variant}-seed{seed}"
+
+
+def accepted(command_lines: list[list[str]]) -> list[tuple[int, int, int]]:
+    """In a rank: layers, width and length of the models of command lines that a start accepts."""
+    from phd.model.arguments import parse_and_validate_args
+
+    shapes = []
+    for flags in command_lines:
+        sys.argv = ["pretrain_phd.py", *flags]
+        args = parse_and_validate_args()
+        shapes.append((args.num_layers, args.hidden_size, args.seq_length))
+    return shapes

@@ -1,20 +1,22 @@
-"""examples/pretrain.sh: two torchrun agents of one rank each, as on two nodes; what it refuses."""
+"""examples/: what the scripts hand to torchrun trains, on one node and two; what they queue, and refuse."""
 
 import json
 import math
-import shutil
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from phd.config import PHDConfig
 from phd.run.record import METRICS_FILE, read_lines
 from phd.run.status import RunStatus
-from tests.examples.conftest import TINY, run_folder
-from tests.world import ROOT, free_port
+from tests.examples.conftest import TINY, accepted, run_folder
+from tests.world import ROOT
+from tools.ports import held_ports
 
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").rglob("*.sh"))
 VARIANTS = {
@@ -28,17 +30,22 @@ VARIANTS = {
 
 @pytest.mark.slow
 def test_two_agents_train_and_log(environment, tmp_path):
+    """Of one rank each, as on two nodes."""
     variant = "PHD-CSWA-2-16-32"
-    port = free_port()
-    environment = environment | {"RUNS": str(tmp_path), "NNODES": "2", "RDZV_ENDPOINT": f"127.0.0.1:{port}"}
     command = [str(ROOT / "examples/pretrain.sh"), "300k", variant, *TINY, "--train-iters", "4"]
-    agents = [
-        subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [agent.communicate(timeout=300)[0] for agent in agents]
+    with held_ports(1) as (port,):
+        settings = {"RUNS": str(tmp_path), "NNODES": "2", "RDZV_ENDPOINT": f"127.0.0.1:{port}"}
+        agents = [
+            subprocess.Popen(
+                command,
+                env=environment | settings,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        outputs = [agent.communicate(timeout=500)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     run = run_folder(tmp_path, variant)
     about = json.loads((run / "phd_run.json").read_text())
@@ -46,6 +53,26 @@ def test_two_agents_train_and_log(environment, tmp_path):
     assert about["world_size"] == 2
     assert (run / "checkpoints" / "iter_0000004").is_dir()
     assert sum("iteration        4/       4" in output for output in outputs) == 1
+
+
+def test_two_ranks_train_on_what_torchrun_is_given(world, environment, tmp_path):
+    variant = "PHD-CSWA-2-16-32"
+    flags = [*training_flags("300k", variant, environment, tmp_path), *TINY, "--train-iters", "4"]
+    assert "iteration        4/       4" in world.pretrain(flags, ranks=2)
+    run = run_folder(tmp_path, variant)
+    about = json.loads((run / "phd_run.json").read_text())
+    assert (about["name"], about["world_size"]) == (variant, 2)
+    assert (run / "checkpoints" / "iter_0000004").is_dir()
+
+
+def test_every_size_starts(world, environment, tmp_path):
+    """As far as its flags are checked."""
+    sizes = sorted(path.stem for path in (ROOT / "examples/sizes").glob("*.sh"))
+    lines = [training_flags(size, "PHD-CSWA-2-16-32", environment, tmp_path) for size in sizes]
+    shapes = world.run(accepted, lines)[0]
+    assert shapes == [
+        (16, 2048, 4096), (12, 768, 2048), (4, 64, 128), (16, 1536, 4096), (32, 4096, 4096)
+    ]  # fmt: skip
 
 
 def torchrun(
@@ -70,6 +97,12 @@ def torchrun(
     return done.stdout.splitlines()
 
 
+def training_flags(size: str, name: str, environment: dict[str, str], tmp_path: Path) -> list[str]:
+    """What the script gives to pretrain_phd.py."""
+    command = torchrun(size, name, environment, tmp_path)
+    return command[command.index(str(ROOT / "pretrain_phd.py")) + 1 :]
+
+
 def test_torchrun_leaves_to_nohup_what_nohup_ignores(environment, tmp_path):
     """It handles SIGHUP where it is told to, and then the end of the terminal is the run's."""
 
@@ -90,25 +123,30 @@ def test_one_node_does_not_look_for_its_name(environment, tmp_path):
     assert "--local-addr" not in torchrun("300k", "vanilla", environment | two, tmp_path)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variants_name_is_all_that_differs(variant, environment, tmp_path):
+def config_of(flags: list[str]) -> PHDConfig:
+    """Of flags of ours alone, as the scripts write them."""
+    naive = "--phd-naive" in flags
+    numbers = [word for word in flags if word != "--phd-naive"]
+    given: dict[str, Any] = {
+        flag.removeprefix("--").replace("-", "_"): int(value)
+        for flag, value in zip(numbers[::2], numbers[1::2], strict=True)
+    }
+    assert given.keys() <= {"phd_copies", "phd_window", "phd_chunk"}
+    return PHDConfig(**given, phd_naive=naive)
+
+
+def test_a_variants_name_is_all_that_differs(environment, tmp_path):
     """Its flags but these and the name are the baseline's."""
 
     def command(name: str) -> list[str]:
         return [word.replace(name, "NAME") for word in torchrun("550m", name, environment, tmp_path)]
 
-    flags, baseline = command(variant), command("vanilla")
-    assert flags[: len(baseline)] == baseline
-    rest = flags[len(baseline) :]
-    naive = "--phd-naive" in rest
-    given = {
-        flag.removeprefix("--").replace("-", "_"): int(value)
-        for flag, value in zip(rest[::2], rest[1::2], strict=False)
-        if flag != "--phd-naive"
-    }
-    assert PHDConfig(**given, phd_naive=naive).variant == variant == VARIANTS[variant].variant
-    assert len(rest) == 2 * len(given) + naive
-    assert given.keys() <= {"phd_copies", "phd_window", "phd_chunk"}
+    baseline = command("vanilla")
+    for variant, config in VARIANTS.items():
+        flags = command(variant)
+        assert flags[: len(baseline)] == baseline
+        assert config_of(flags[len(baseline) :]) == config
+        assert config.variant == variant
 
 
 @pytest.mark.parametrize(
@@ -126,13 +164,6 @@ def test_wrong_names_are_refused(script, arguments, message, environment):
     )
     assert done.returncode == 2
     assert message in done.stderr
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_parse(script):
-    bash = shutil.which("bash")
-    assert bash is not None
-    subprocess.run([bash, "-n", str(ROOT / script)], check=True)
 
 
 def test_shellcheck_finds_nothing():
@@ -169,8 +200,7 @@ def test_nodes_need_to_know_where_they_meet(environment):
     assert "NNODES is 2: set RDZV_ENDPOINT=HOST:PORT, the same on every node" in done.stderr
 
 
-@pytest.mark.slow
-def test_a_context_is_extended_by_a_schedule_of_lengths(environment, tmp_path):
+def extend_by_a_schedule(environment: dict[str, str], tmp_path: Path) -> None:
     """Each length starts from the weights of the one before; what is done is passed over."""
     environment = environment | {"RUNS": str(tmp_path), "STAGE_TOKENS": "1024", "BATCH_TOKENS": "512"}
 
@@ -182,7 +212,8 @@ def test_a_context_is_extended_by_a_schedule_of_lengths(environment, tmp_path):
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
-    run("pretrain.sh", "--train-iters", "20", "--lr-warmup-iters", "2", "--micro-batch-size", "8")
+    schedule = ["--train-iters", "20", "--lr-warmup-iters", "2", "--eval-iters", "1"]
+    run("pretrain.sh", *schedule, "--micro-batch-size", "8")
     start = run_folder(tmp_path, "vanilla") / "checkpoints"
     blocks = ["--attention-pattern-block", "16", "--attention-pattern-local-blocks", "2"]
     extend = ["extend.sh", "256 512", *blocks, "--eval-iters", "1"]
@@ -196,6 +227,15 @@ def test_a_context_is_extended_by_a_schedule_of_lengths(environment, tmp_path):
     assert len(losses) == 4 and max(losses) < 5.5 < math.log(512)  # not from the start again
     again = run(*extend, FROM=str(start))
     assert "256 tokens are done" in again and "512 tokens are done" in again
+
+
+def test_a_context_is_extended_by_a_schedule_of_lengths(warm, environment, tmp_path):
+    extend_by_a_schedule(environment | {"PYTHON": str(warm.path)}, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_context_is_extended_by_torchrun(environment, tmp_path):
+    extend_by_a_schedule(environment, tmp_path)
 
 
 def test_an_interrupted_length_is_not_passed_over(environment, tmp_path):
@@ -233,6 +273,34 @@ PAPER = {
 }
 
 
+def test_every_experiment_of_the_paper_is_a_sweep_of_known_variants(tmp_path):
+    """By a sweep.sh that says what it was given, and the flags that common.sh makes of each name."""
+    (tmp_path / "paper.sh").symlink_to(ROOT / "examples/slurm/paper.sh")
+    (tmp_path / "sweep.sh").write_text('#!/bin/bash\necho "$COMPARISON $*"\n')
+    (tmp_path / "sweep.sh").chmod(0o755)
+    script = """
+        for experiment in $1; do "$0" "$experiment"; done >sweeps
+        source "$2"
+        cut -d" " -f3- sweeps | tr " " "\n" | sort -u | while read -r name; do
+          (read_settings 550m "$name"; echo "$name" "${PHD_FLAGS[@]}")
+        done
+    """
+    done = subprocess.run(
+        ["bash", "-euc", script, tmp_path / "paper.sh", " ".join(PAPER), ROOT / "examples/common.sh"],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], "DATA_PREFIX": "-", "TOKENIZER_MODEL": "-"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    names, sweeps = set(), {}
+    for name, *flags in map(str.split, done.stdout.splitlines()):
+        assert config_of(flags).variant == name
+        names.add(name)
+    for line in (tmp_path / "sweeps").read_text().splitlines():
+        experiment, size, *variants = line.split()
+        sweeps[experiment] = size, len(variants)
+        assert variants[0] == "vanilla" and {*variants} <= names
+    assert sweeps == PAPER and len(names) == 13
+
+
 @pytest.fixture
 def queue(environment, tmp_path) -> dict[str, str]:
     """An sbatch that writes down what it is given."""
@@ -244,7 +312,7 @@ def queue(environment, tmp_path) -> dict[str, str]:
     return environment | {"RUNS": str(tmp_path / "runs"), "PATH": path, "PYTHON": sys.executable}
 
 
-@pytest.mark.parametrize("experiment", PAPER)
+@pytest.mark.parametrize("experiment", ["table1", "figure7"])
 def test_experiments_of_the_paper(experiment, queue, tmp_path):
     """Train, then export, of every variant, and one comparison; every variant by the name that it prints."""
     size, variants = PAPER[experiment]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.attention.conftest import own_random_numbers  # noqa: F401 (an autouse fixture)
 from tests.models import VARIANTS, reference_logits
 
 

@@ -4,56 +4,51 @@ import ast
 import os
 import subprocess
 import sys
+from copy import deepcopy
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
 from phd.hf.code import AUTO_MAP, MODULES, write_code
+from tests.models import SHAPE
 
 ALONE = """
 import sys
 sys.modules["phd"] = None
 import torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules")
-ids = torch.load(sys.argv[1] + "/ids.pt")
-with torch.no_grad():
-    torch.save([model(ids).logits, model.generate(ids, max_new_tokens=9, do_sample=False)], sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize(
-    ("variant", "layers"), [("PHD-CSWA-3-5-12", None), ("vanilla", [[4, 1, 2, None], None, [4, 0, 1, 3]])]
-)
-def test_loads_without_phd(make_model, ids, tmp_path, variant, layers):
-    model = make_model(variant)
-    if layers:  # a LongGen hybrid with the same weights
-        hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**model.config.to_dict() | {"phd_patterns": layers}))
-        hybrid.load_state_dict(model.state_dict())
-        model = hybrid.eval()
-    folder, result = tmp_path / "model", tmp_path / "result.pt"
-    model.save_pretrained(folder)
-    write_code(folder)
-    model.config.auto_map = AUTO_MAP
-    try:
-        model.config.save_pretrained(folder)
-    finally:
-        del model.config.auto_map
-    torch.save(ids[:, :20], folder / "ids.pt")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    subprocess.run(
-        [sys.executable, "-c", ALONE, str(folder), str(result)], check=True, cwd=tmp_path, env=environment
-    )
-    logits, generated = torch.load(result)
-    # and by the installed package, which needs no trust
-    here = AutoModelForCausalLM.from_pretrained(folder).eval()
-    assert here.config.phd_patterns == layers
+ids = torch.load("ids.pt")
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules")
     with torch.no_grad():
-        assert torch.equal(here(ids[:, :20]).logits, logits)
-    assert torch.equal(here.generate(ids[:, :20], max_new_tokens=9, do_sample=False), generated)
+        result = model(ids).logits, model.generate(ids, max_new_tokens=9, do_sample=False)
+    torch.save(result, folder + ".pt")
+"""
+HYBRID = [[4, 1, 2, None], None, [4, 0, 1, 3]]
+
+
+def test_loads_without_phd(make_model, ids, tmp_path):
+    """Copies of tokens, and sparse layers."""
+    hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**SHAPE, phd_copies=1, phd_patterns=HYBRID)).eval()
+    for name, model in (("copies", deepcopy(make_model("PHD-CSWA-3-5-12"))), ("hybrid", hybrid)):
+        model.save_pretrained(tmp_path / name)
+        write_code(tmp_path / name)
+        model.config.auto_map = AUTO_MAP
+        model.config.save_pretrained(tmp_path / name)
+    torch.save(ids[:, :20], tmp_path / "ids.pt")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", ALONE, "copies", "hybrid"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    # and by the installed package, which needs no trust
+    for name, layers in (("copies", None), ("hybrid", HYBRID)):
+        logits, generated = torch.load(tmp_path / f"{name}.pt")
+        here = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
+        assert here.config.phd_patterns == layers
+        with torch.no_grad():
+            assert torch.equal(here(ids[:, :20]).logits, logits)
+        assert torch.equal(here.generate(ids[:, :20], max_new_tokens=9, do_sample=False), generated)
 
 
 def test_no_import_of_phd_is_left(tmp_path):

@@ -1,5 +1,6 @@
 """Every way through the model gives the logits of the dense rule: prompts, steps, padding, gradients."""
 
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
 
 import pytest
@@ -149,25 +150,20 @@ def test_static_cache(model, expected, ids):
 @pytest.mark.parametrize("padding", [0, 5])
 def test_gradients(make_model, ids, padding):
     """Of the loss of a batch, against the dense rule on its samples one by one."""
-    model = make_model("PHD-CSWA-3-5-12")
+    model = deepcopy(make_model("PHD-CSWA-3-5-12"))
     parameters = list(model.parameters())
     short = ids[:, :30].clone()
     short[1] = short[1].roll(padding)
     mask, labels = torch.ones_like(short), short.clone()
     mask[1, :padding], labels[1, : padding + 1] = 0, -100
     model.train()
-    try:
-        attention_mask = mask if padding else None
-        loss = model(short, attention_mask=attention_mask, labels=labels).loss
-        gradients = torch.autograd.grad(loss, parameters)
-        model.set_attn_implementation("eager")
-        counts = torch.tensor([29, 29 - padding])
-        parts = [model(x[None], labels=x[None]).loss for x in (short[0], short[1, padding:])]
-        expected_loss = (torch.stack(parts) * counts).sum() / counts.sum()
-        expected = torch.autograd.grad(expected_loss, parameters)
-    finally:
-        model.set_attn_implementation("sdpa")
-        model.eval()
+    loss = model(short, attention_mask=mask if padding else None, labels=labels).loss
+    gradients = torch.autograd.grad(loss, parameters)
+    model.set_attn_implementation("eager")
+    counts = torch.tensor([29, 29 - padding])
+    parts = [model(x[None], labels=x[None]).loss for x in (short[0], short[1, padding:])]
+    expected_loss = (torch.stack(parts) * counts).sum() / counts.sum()
+    expected = torch.autograd.grad(expected_loss, parameters)
     assert_close(loss, expected_loss)
     for gradient, wanted in zip(gradients, expected, strict=True):
         assert (gradient - wanted).abs().max() <= 2e-5 * wanted.abs().max()
@@ -194,23 +190,20 @@ def test_refused(make_model, ids, settings, message):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(make_model, ids, dtype):
     """Prompt, steps and dense rule agree as far as rounding lets them."""
-    model = make_model("PHD-CSWA-3-5-12", initializer_range=0.1).to(dtype)
-    try:
-        expected = reference_logits(model, ids)
-        with torch.no_grad():
-            output = model(ids[:, :17], logits_to_keep=1)
-            for position in range(17, 27):
-                torch.testing.assert_close(output.logits[:, 0], expected[:, position - 1], rtol=0.1, atol=0.1)
-                output = model(ids[:, position : position + 1], past_key_values=output.past_key_values)
-    finally:
-        model.float()
+    model = deepcopy(make_model("PHD-CSWA-3-5-12", initializer_range=0.1)).to(dtype)
+    expected = reference_logits(model, ids)
+    with torch.no_grad():
+        output = model(ids[:, :17], logits_to_keep=1)
+        for position in range(17, 27):
+            torch.testing.assert_close(output.logits[:, 0], expected[:, position - 1], rtol=0.1, atol=0.1)
+            output = model(ids[:, position : position + 1], past_key_values=output.past_key_values)
 
 
 @pytest.mark.parametrize("variant", ["vanilla", "PHD-CSWA-3-5-12"])
 @pytest.mark.parametrize("layers", [None, [[4, 1, 2, None], None, [4, 0, 1, 3]]], ids=["full", "hybrid"])
 def test_autocast(variant, layers, make_model, ids):
     """Rotary angles stay in fp32 there, which made queries and keys so too."""
-    model = make_model(variant, name="autocast", initializer_range=0.1)
+    model = deepcopy(make_model(variant, initializer_range=0.1))
     if layers:
         hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**model.config.to_dict() | {"phd_patterns": layers}))
         hybrid.load_state_dict(model.state_dict())
@@ -231,7 +224,6 @@ def test_autocast(variant, layers, make_model, ids):
                 output.logits[:, 0].float(), expected[:, position - 1], rtol=0.1, atol=0.1
             )
             output = model(ids[:, position : position + 1], past_key_values=output.past_key_values)
-    model.zero_grad()
 
 
 def test_layers_on_several_devices(make_model, ids, monkeypatch):
@@ -301,15 +293,12 @@ def test_layers_on_disk(make_model, ids, tmp_path):
 @pytest.mark.slow
 def test_flex_attention(make_model, ids):
     """Another implementation of transformers' interface; the originals of a prompt run through it."""
-    model = make_model("PHD-CSWA-3-5-12")
+    model = deepcopy(make_model("PHD-CSWA-3-5-12"))
     expected = reference_logits(model, ids)
     torch._dynamo.reset()
     model.set_attn_implementation("flex_attention")
-    try:
-        with torch.no_grad():
-            output = model(ids[:, :25], logits_to_keep=1)
-            assert_close(output.logits[:, 0], expected[:, 24])
-            output = model(ids[:, 25:26], past_key_values=output.past_key_values)
-            assert_close(output.logits[:, 0], expected[:, 25])
-    finally:
-        model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        output = model(ids[:, :25], logits_to_keep=1)
+        assert_close(output.logits[:, 0], expected[:, 24])
+        output = model(ids[:, 25:26], past_key_values=output.past_key_values)
+        assert_close(output.logits[:, 0], expected[:, 25])

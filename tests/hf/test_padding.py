@@ -1,5 +1,7 @@
 """Padded batches follow each sample's own positions; other masks and positions are refused."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -31,11 +33,9 @@ def test_padding_costs_no_mask(model, expected, ids, implementation, monkeypatch
     """Padded batches to train on run as packed documents do: no blocks."""
     monkeypatch.delattr("phd.hf.modeling.plan_step")
     padded, mask = left_padded(ids, 6)
+    model = deepcopy(model)
     model.set_attn_implementation(implementation)
-    try:
-        logits = model(padded, attention_mask=mask).logits
-    finally:
-        model.set_attn_implementation("sdpa")
+    logits = model(padded, attention_mask=mask).logits
     assert_close(logits[0], expected[0])
     assert_close(logits[1, 6:], expected[1, :-6])
 

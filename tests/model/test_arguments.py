@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.model.conftest import MODEL, TRAINING, losses
-from tests.world import ROOT, RankFailed
+from tests.world import ROOT
 
 FLAGS = [*MODEL, *TRAINING, "--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "255"]
 # What makes each entry of the two tables in phd/model/support.py refuse; on a CPU unless "on" says other.
@@ -144,14 +144,16 @@ def parse(flags: list[str]) -> Namespace:
 
 def refusals(always: dict, changes: dict[str, dict]) -> dict[str, str]:
     """What start-up says to each change of otherwise good arguments."""
+    from copy import deepcopy
     from unittest.mock import patch
 
     from phd.model import cpu
     from phd.model.support import refuse_unsupported
 
     answers = {}
+    parsed = parse(FLAGS)
     for flag, change in {"nothing": {}, **changes}.items():
-        args = parse(FLAGS)
+        args = deepcopy(parsed)
         vars(args).update(always | change)
         gpu = change.get("on") == "gpu"
         try:
@@ -488,8 +490,8 @@ def test_no_length(world):
 )
 def test_nothing_to_train_by(world, flag, message):
     """Megatron finds out with the model built, and names no flag."""
-    with pytest.raises(RankFailed, match=f"pretrain_phd.py: error: {message}"):
-        world.pretrain(without(flag))
+    (end,) = world.run(failure, without(flag))
+    assert f"pretrain_phd.py: error: {message}" in end
 
 
 def test_no_interval_of_validations(world):
@@ -558,14 +560,21 @@ def test_a_run_folder_continues_from_its_own_checkpoints(world):
     assert "--finetune would set --run-dir run back to iteration 0" in answer
 
 
-@pytest.mark.slow
-def test_command_line_as_users_see_it():
-    """--help holds our flags; a bad value is one line that names the flag, without a traceback."""
-    command = [sys.executable, str(ROOT / "pretrain_phd.py")]
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120).stdout
+def test_help_and_a_bad_value(world):
+    """--help holds our flags; a bad value is one line that names the flag."""
+    (shown,), (bad,) = (world.run(failure, flags) for flags in (["--help"], [*FLAGS, "--phd-copies", "0"]))
     for flag in ("copies", "window", "chunk", "naive", "attention-backend"):
         assert f"--phd-{flag}" in shown
     assert "--override-phd-variant" in shown
+    assert bad.strip().startswith("exit: pretrain_phd.py: error: --phd-copies must be at least 1")
+
+
+@pytest.mark.slow
+def test_command_line_as_users_see_it():
+    """The same as a process of its own, without a traceback."""
+    command = [sys.executable, str(ROOT / "pretrain_phd.py")]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120).stdout
+    assert "--phd-copies" in shown
     bad = subprocess.run([*command, *FLAGS, "--phd-copies", "0"], capture_output=True, text=True, timeout=120)
     assert bad.returncode == 1
     assert "pretrain_phd.py: error: --phd-copies must be at least 1" in bad.stderr

@@ -14,7 +14,7 @@ import pytest
 from phd.run.status import TRACKER
 from tests.model.conftest import VARIANTS, losses
 from tests.model.test_arguments import refused_at_start
-from tests.world import RankFailed, run_pretrain
+from tests.world import run_pretrain
 
 LAYOUTS = {
     "single": (1, ""),
@@ -23,23 +23,23 @@ LAYOUTS = {
     "CP2": (2, "--context-parallel-size 2 --phd-window 5"),
     "DP2-distopt": (2, "--use-distributed-optimizer"),
     "async-save": (1, "--async-save"),
-    "dropout": (
-        1,
-        "--hidden-dropout 0.2",
-    ),  # each copy has its own mask, drawn in the same order after a resume
+    # each copy has its own mask, drawn in the same order after a resume
+    "dropout": (1, "--hidden-dropout 0.2"),
 }
 PHD = VARIANTS["PHD-CSWA-3-5-12"]
+SCHEDULE = ["--train-iters", "6", "--global-batch-size", "4"]
+CASES = [("single", "vanilla"), *((layout, "PHD-CSWA-3-5-12") for layout in LAYOUTS)]
 
 
 @pytest.fixture(scope="module")
 def train(world, base_flags):
-    """train(layout, folder, *more): six steps in all; saves into and loads from ``folder``."""
+    """train(layout, folder): six steps in all; saves into and loads from ``folder``."""
 
     def run(layout: str, folder: Path, *more: str, variant: list[str] = PHD) -> dict[str, list[float]]:
         ranks, flags = LAYOUTS[layout]
         log = folder.parent / f"log-{len(list(folder.parent.iterdir()))}"
         paths = ["--load", str(folder), "--save", str(folder), "--tensorboard-dir", str(log)]
-        schedule = ["--train-iters", "6", "--save-interval", "3"]
+        schedule = [*SCHEDULE, "--save-interval", "3"]
         world.pretrain([*base_flags, *variant, *flags.split(), *schedule, *paths, *more], ranks)
         return losses(log)
 
@@ -47,11 +47,33 @@ def train(world, base_flags):
 
 
 @pytest.fixture(scope="module")
-def saved(train, tmp_path_factory) -> Path:
-    """A run of PHD-CSWA-3-5-12 on TP 2, stopped after three of six steps."""
-    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    train("TP2", folder, "--exit-interval", "3")
-    return folder
+def whole(train, tmp_path_factory):
+    """whole(layout, variant): the checkpoints of a run that is never stopped, of three and of six steps, and
+    its losses; trained once.
+    """
+    done: dict[tuple[str, str], tuple[Path, dict[str, list[float]]]] = {}
+
+    def run(layout: str, variant: str = "PHD-CSWA-3-5-12") -> tuple[Path, dict[str, list[float]]]:
+        if (layout, variant) not in done:
+            folder = tmp_path_factory.mktemp("whole") / "ckpt"
+            done[layout, variant] = folder, train(layout, folder, variant=VARIANTS[variant])
+        return done[layout, variant]
+
+    return run
+
+
+def first_half(checkpoints: Path, copy: Path) -> Path:
+    """A copy as it was after three of six steps."""
+    shutil.copytree(checkpoints, copy, ignore=shutil.ignore_patterns("iter_0000006"))
+    (copy / TRACKER).write_text("3")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def saved(whole, tmp_path_factory) -> Path:
+    """PHD-CSWA-3-5-12 on TP 2, after three of six steps."""
+    folder, _ = whole("TP2")
+    return first_half(folder, tmp_path_factory.mktemp("saved") / "checkpoints")
 
 
 def tensors(folder: Path) -> dict:
@@ -69,23 +91,20 @@ def tensors(folder: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_resume_equals_never_stopped(train, layout, variant, tmp_path):
-    """Bit for bit: losses, gradient norms, weights and optimizer state."""
+@pytest.mark.parametrize(("layout", "variant"), CASES)
+def test_resume_equals_never_stopped(train, whole, layout, variant, tmp_path):
+    """Bit for bit: losses, gradient norms, weights and optimizer state. The checkpoint was saved while the
+    training went on.
+    """
     import torch
 
-    flags = VARIANTS[variant]
-    whole, parts = tmp_path / "whole" / "ckpt", tmp_path / "parts" / "ckpt"
-    whole.parent.mkdir()
-    parts.parent.mkdir()
-    uninterrupted = train(layout, whole, variant=flags)
-    before = train(layout, parts, "--exit-interval", "3", variant=flags)
-    after = train(layout, parts, variant=flags)
+    folder, uninterrupted = whole(layout, variant)
+    copy = first_half(folder, tmp_path / "ckpt")
+    after = train(layout, copy, variant=VARIANTS[variant])
     for tag, values in uninterrupted.items():
         assert len(values) == 6
-        assert before[tag] + after[tag] == values
-    expected, resumed = (tensors(folder / "iter_0000006") for folder in (whole, parts))
+        assert after[tag] == values[3:]
+    expected, resumed = (tensors(each / "iter_0000006") for each in (folder, copy))
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
 
@@ -112,45 +131,31 @@ def write_slowly(*args: Any) -> None:
     """Called by name in the process that saves, where nothing is replaced."""
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-    time.sleep(2.0)
+    time.sleep(1.0)
     FileSystemWriterAsync.write_preloaded_data_multithread(*args)
 
 
-@pytest.mark.parametrize("layout", ["single", "PP2"])
-def test_resume_on_another_layout(train, saved, layout, tmp_path):
-    """Saved on TP 2: what follows equals TP 2's own continuation."""
-    continued = []
-    for name in ("TP2", layout):
-        copy = tmp_path / name / "ckpt"
-        shutil.copytree(saved, copy)
-        continued.append(train(name, copy))
-    same, other = continued
-    assert len(same["lm loss"]) == 3
-    for tag in same:
-        assert other[tag] == pytest.approx(same[tag], rel=1e-5)
+@pytest.mark.parametrize(
+    ("trained", "layout", "flags"),
+    [("TP2", "single", ""), ("TP2", "PP2", ""), ("DP2-distopt", "single", "--use-distributed-optimizer")],
+)
+def test_resume_on_another_layout(train, whole, trained, layout, flags, tmp_path):
+    """What follows equals the continuation on the layout that saved; also where the state of the optimizer
+    was saved by two ranks and one goes on with it.
+    """
+    folder, same = whole(trained)
+    other = train(layout, first_half(folder, tmp_path / "ckpt"), *flags.split())
+    for tag, values in same.items():
+        assert len(values) == 6
+        assert other[tag] == pytest.approx(values[3:], rel=1e-5)
 
 
-def test_distributed_optimizer_changes_layout(train, tmp_path):
-    """Its state is saved fully parallel on DP 2 and continues on one process."""
-    saved = tmp_path / "first" / "ckpt"
-    saved.parent.mkdir()
-    train("DP2-distopt", saved, "--exit-interval", "3", "--ckpt-fully-parallel-save")
-    continued = []
-    for layout in ("DP2-distopt", "single"):
-        copy = tmp_path / layout / "ckpt"
-        shutil.copytree(saved, copy)
-        continued.append(train(layout, copy, "--use-distributed-optimizer"))
-    assert continued[1]["lm loss"] == pytest.approx(continued[0]["lm loss"], rel=1e-5)
-
-
-def test_another_variant_is_refused_unless_asked_for(train, world, saved, base_flags, tmp_path):
-    copy = tmp_path / "run" / "ckpt"
-    shutil.copytree(saved, copy)
+def test_another_variant_is_refused_unless_asked_for(world, saved, base_flags):
     other = ["--phd-copies", "2", "--phd-window", "5", "--phd-chunk", "12"]
-    with pytest.raises(RankFailed, match="was trained as PHD-CSWA-3-5-12, this run is PHD-CSWA-2-5-12"):
-        train("single", copy, variant=other)
-    flags = [*base_flags, *other, "--load", str(copy), "--train-iters", "6", "--override-phd-variant"]
-    output = world.pretrain(flags)
+    flags = [*base_flags, *other, *SCHEDULE, "--load", str(saved), "--exit-interval", "4"]
+    (answer,) = world.run(refused_at_start, flags)
+    assert "was trained as PHD-CSWA-3-5-12, this run is PHD-CSWA-2-5-12" in answer
+    output = world.pretrain([*flags, "--override-phd-variant"])
     assert "PHD-CSWA-2-5-12 continues from" in output
     assert "trained as PHD-CSWA-3-5-12" in output
 

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -44,11 +41,38 @@ def train(world, base_flags, tmp_path_factory):
     return run
 
 
-def export(checkpoint: Path, folder: Path, **settings) -> None:
-    from phd.export import run
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Status, stdout and stderr of `phd`; runs on a rank."""
+    import contextlib
+    import io
 
-    given = {"checkpoint": checkpoint, "output": folder, "tokenizer": None, "no_tokenizer": True}
-    assert run(Namespace(**{**given, **settings})) == 0
+    from phd.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), megatron_globals():
+        return main(arguments), out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def phd(world):
+    """phd(argument, ...): what :func:`command` gives."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        (answer,) = world.run(command, *map(str, arguments))
+        return answer
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def export(phd):
+    """export(checkpoint, folder), without a tokenizer."""
+
+    def run(checkpoint: Path, folder: Path) -> None:
+        status, _, err = phd("export", checkpoint, folder, "--no-tokenizer")
+        assert status == 0, err
+
+    return run
 
 
 def megatron_logits(root: str, ids: list[list[int]]) -> torch.Tensor:
@@ -84,7 +108,7 @@ def megatron_logits(root: str, ids: list[list[int]]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_same_logits_as_megatron(name, train, world, tmp_path):
+def test_same_logits_as_megatron(name, train, export, world, tmp_path):
     """Full forward, and a prompt with steps through the cache."""
     from transformers import AutoModelForCausalLM
 
@@ -107,7 +131,7 @@ def test_same_logits_as_megatron(name, train, world, tmp_path):
             output = model(step, past_key_values=output.past_key_values)
 
 
-def test_same_files_from_any_layout(train, world, base_flags, tmp_path):
+def test_same_files_from_any_layout(train, export, world, base_flags, tmp_path):
     """A checkpoint, saved again by four ranks on TP 2 x PP 2."""
     first = train("PHD-CSWA-3-5-12")
     again = tmp_path / "again"
@@ -125,23 +149,18 @@ def test_same_files_from_any_layout(train, world, base_flags, tmp_path):
     assert configs[0] == configs[1]
 
 
-def phd(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "phd.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("name", ["vanilla, tied", "PHD-CSWA-3-5-12", "longgen"])
-def test_there_and_back(name, train, tmp_path):
+def test_there_and_back(name, train, export, phd, tmp_path):
     """Hugging Face -> Megatron -> Hugging Face, bit for bit."""
     export(train(name), tmp_path / "first")
-    result = phd("import", tmp_path / "first", tmp_path / "imported")
-    assert result.returncode == 0, result.stderr
+    status, _, err = phd("import", tmp_path / "first", tmp_path / "imported")
+    assert status == 0, err
     export(tmp_path / "imported", tmp_path / "second")
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
-def test_a_llama_becomes_a_phd_transformer(world, data, tmp_path):
+def test_a_llama_becomes_a_phd_transformer(world, phd, data, tmp_path):
     """A random Llama with a tokenizer of its own: imported, trained on as K = 2, its loss falls."""
     import shlex
 
@@ -162,10 +181,10 @@ def test_a_llama_becomes_a_phd_transformer(world, data, tmp_path):
         remove_extra_whitespaces=False, add_dummy_prefix=False, minloglevel=2,
     )  # fmt: skip
     load_tokenizer(tmp_path / "t.model").save_pretrained(tmp_path / "llama")
-    result = phd("import", tmp_path / "llama", tmp_path / "imported")
-    assert result.returncode == 0, result.stderr
-    command = result.stdout.partition("pretrain_phd.py ")[2].partition("\nwith ")[0].replace("\\\n", " ")
-    flags = [*shlex.split(command), "--phd-copies", "2", "--override-phd-variant"]
+    status, out, err = phd("import", tmp_path / "llama", tmp_path / "imported")
+    assert status == 0, err
+    line = out.partition("pretrain_phd.py ")[2].partition("\nwith ")[0].replace("\\\n", " ")
+    flags = [*shlex.split(line), "--phd-copies", "2", "--override-phd-variant"]
     flags = [x for x in flags if x != "--bf16"]  # in fp32 from bf16 weights
     training = "--micro-batch-size 2 --global-batch-size 4 --lr 3e-3 --train-iters 8"
     training += " --log-interval 1 --eval-interval 100 --eval-iters 0"
@@ -176,7 +195,7 @@ def test_a_llama_becomes_a_phd_transformer(world, data, tmp_path):
     assert curve[-1] < curve[0] - 0.2
 
 
-def test_what_lies_beside_the_weights(train, tmp_path):
+def test_what_lies_beside_the_weights(train, export, tmp_path):
     export(train("PHD-CSWA-3-5-12"), tmp_path / "model")
     facts = json.loads((tmp_path / "model" / "training.json").read_text())
     assert facts["variant"] == "PHD-CSWA-3-5-12"
@@ -187,19 +206,19 @@ def test_what_lies_beside_the_weights(train, tmp_path):
     assert (tmp_path / "model" / "modeling_phd.py").is_file()
 
 
-def test_bad_input_is_named(train, tmp_path):
-    result = phd("export", train("vanilla"), tmp_path / "out")
-    assert result.returncode == 2
-    assert "trained with a NullTokenizer: pass --tokenizer" in result.stderr
+def test_bad_input_is_named(train, phd, tmp_path):
+    status, _, err = phd("export", train("vanilla"), tmp_path / "out")
+    assert status == 2
+    assert "trained with a NullTokenizer: pass --tokenizer" in err
     assert not (tmp_path / "out").exists()
     torn = tmp_path / "torn"
     shutil.copytree(train("vanilla"), torn)
     file = next(torn.glob("iter_*/*.distcp"))
     file.write_bytes(file.read_bytes()[:-1000])
-    result = phd("export", torn, tmp_path / "out", "--no-tokenizer")
-    assert result.returncode == 2
-    assert f"{file} ends after" in result.stderr
-    result = phd("import", tmp_path, tmp_path / "out")
-    assert result.returncode == 2
-    assert "config.json is not there" in result.stderr
+    status, _, err = phd("export", torn, tmp_path / "out", "--no-tokenizer")
+    assert status == 2
+    assert f"{file} ends after" in err
+    status, _, err = phd("import", tmp_path, tmp_path / "out")
+    assert status == 2
+    assert "config.json is not there" in err
     assert list(tmp_path.glob(".out-*")) == []

@@ -2,6 +2,8 @@
 rules (it sees what it was captured with and no other argument) under Megatron's own training loop.
 """
 
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -78,34 +80,54 @@ def train_with_graphs(flags: list[str]) -> tuple[list, int]:
     return graphs.captured, graphs.replays
 
 
+@pytest.fixture(scope="module")
+def training(base_flags) -> list[str]:
+    # Megatron's static inputs are bf16
+    return [*base_flags, "--bf16", "--train-iters", "3", "--global-batch-size", "4", *COPIES.split()]
+
+
+@pytest.fixture(scope="module")
+def eager(world, training, tmp_path_factory):
+    """eager(flags, ranks): losses and gradient norms without graphs."""
+
+    @cache
+    def run(flags: str, ranks: int) -> dict:
+        folder = tmp_path_factory.mktemp("eager")
+        world.pretrain([*training, *flags.split(), "--tensorboard-dir", str(folder)], ranks)
+        return losses(folder)
+
+    return run
+
+
 @pytest.mark.parametrize(
-    ("flags", "ranks", "shapes"),
+    ("flags", "modules", "ranks", "shapes"),
     [
-        ("", 1, [(40, 6, 64, 6)] * 3 + [(40, 6, 64, 2)]),
-        ("--no-phd-prune-last-layer", 1, [(40, 6, 64, 6)] * 4),
-        ("--cuda-graph-modules attn", 1, [(40, 6, 64, 6)] * 3 + [(40, 6, 64, 2)]),
-        ("--cuda-graph-modules mlp", 1, [(40, 6, 64, 6)] * 3 + [(40, 2, 64, 2)]),
+        ("", "", 1, [(40, 6, 64, 6)] * 3 + [(40, 6, 64, 2)]),
+        ("--no-phd-prune-last-layer", "", 1, [(40, 6, 64, 6)] * 4),
+        ("", "--cuda-graph-modules attn", 1, [(40, 6, 64, 6)] * 3 + [(40, 6, 64, 2)]),
+        ("", "--cuda-graph-modules mlp", 1, [(40, 6, 64, 6)] * 3 + [(40, 2, 64, 2)]),
         (
             "--tensor-model-parallel-size 2 --sequence-parallel",
+            "",
             2,
             [(20, 6, 64, 6)] * 3 + [(20, 6, 64, 2)],
         ),
-        ("--context-parallel-size 2", 2, [(20, 6, 64, 6)] * 3 + [(20, 6, 64, 2)]),
+        ("--context-parallel-size 2", "", 2, [(20, 6, 64, 6)] * 3 + [(20, 6, 64, 2)]),
     ],
     ids=["pruned", "whole", "attention", "mlp", "TP2-SP", "CP2"],
 )
-def test_captured_layers_fit_what_they_get(flags, ranks, shapes, world, base_flags, tmp_path):
+def test_captured_layers_fit_what_they_get(
+    flags, modules, ranks, shapes, world, training, eager, tmp_path: Path
+):
     """Static inputs have K rows a sample and no mask, and the training is that without graphs."""
-    # Megatron's static inputs are bf16
-    common = [*base_flags, "--bf16", *COPIES.split(), *flags.split(), "--tensorboard-dir"]
-    world.pretrain([*common, str(tmp_path / "eager")], ranks)
-    results = world.run(train_with_graphs, [*common, str(tmp_path / "graphs")], ranks=ranks)
+    with_graphs = [*training, *flags.split(), *modules.split(), "--tensorboard-dir", str(tmp_path)]
+    results = world.run(train_with_graphs, with_graphs, ranks=ranks)
     for captured, replays in results:
         assert [(*given, taken[1]) for given, _, taken in captured] == shapes
-        assert all(names == ([] if "mlp" in flags else ["rotary_pos_emb"]) for _, names, _ in captured)
-        micro_batches = 8 // (2 * 1)
-        assert replays == 4 * 3 * micro_batches  # layers, iterations after the first
-    assert losses(tmp_path / "graphs") == losses(tmp_path / "eager")
+        assert all(names == ([] if "mlp" in modules else ["rotary_pos_emb"]) for _, names, _ in captured)
+        micro_batches = 4 // (2 * 1)
+        assert replays == 4 * 2 * micro_batches  # layers, iterations after the first
+    assert losses(tmp_path) == eager(flags, ranks)
 
 
 def layers_that_replay(training: bool) -> list[tuple[int, list[str]]]:

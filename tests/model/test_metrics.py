@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from argparse import Namespace
+from functools import cache
 
 import pytest
 
@@ -33,19 +34,39 @@ def count_flops(flags: list[str]) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_other_layers_take_the_flops_that_are_recorded(world, base_flags, variant, kind, tmp_path):
-    """More than the dense model, whose attention is the same; also of copies and of a pruned last layer."""
-    flags = [*base_flags, *VARIANTS[variant], "--train-iters", "1", "--eval-iters", "0"]
-    if kind == "output-gate":
-        flags.append("--no-phd-prune-last-layer")
-    counted, recorded = [], []
-    for name, more in (("dense", []), (kind, OTHERS[kind])):
-        folder = tmp_path / name
-        counted += world.run(count_flops, [*flags, *more, "--tensorboard-dir", str(folder)])
-        recorded.append(8 * 40 * json.loads((folder / RUN_FILE).read_text())["flops_per_token"])
-    assert counted[1] - counted[0] == pytest.approx(recorded[1] - recorded[0], rel=1e-12)
+@pytest.fixture(scope="module")
+def flops(world, base_flags, tmp_path_factory):
+    """flops(variant, kind, more): of an iteration of 2 samples, counted and recorded."""
+
+    @cache
+    def run(variant: str, kind: str, more: str) -> tuple[int, float]:
+        folder = tmp_path_factory.mktemp("flops")
+        flags = [*base_flags, *VARIANTS[variant], *OTHERS.get(kind, []), *more.split()]
+        flags += ["--global-batch-size", "2", "--train-iters", "1", "--eval-iters", "0"]
+        (counted,) = world.run(count_flops, [*flags, "--tensorboard-dir", str(folder)])
+        return counted, 2 * 40 * json.loads((folder / RUN_FILE).read_text())["flops_per_token"]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind", "more"),
+    [
+        ("vanilla", "everywhere", ""),
+        ("vanilla", "output-gate", ""),
+        ("PHD-CSWA-3-5-12", "some-layers", ""),
+        ("PHD-CSWA-3-5-12", "shared", ""),
+        ("PHD-CSWA-3-5-12", "output-gate", "--no-phd-prune-last-layer"),
+    ],
+)
+def test_other_layers_take_the_flops_that_are_recorded(variant, kind, more, flops):
+    """More than the dense model, whose attention is the same; also of copies and of a pruned last layer. The
+    other kinds of the vanilla model are below.
+    """
+    counted, recorded = flops(variant, kind, more)
+    dense_counted, dense_recorded = flops(variant, "dense", more)
+    assert counted > dense_counted
+    assert counted - dense_counted == pytest.approx(recorded - dense_recorded, rel=1e-12)
 
 
 def ours_and_megatrons(cases: list[list[str]]) -> list[tuple[float, float]]:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from phd.run.record import METRICS_FILE, read_lines
-from tests.model.conftest import VARIANTS
+from tests.model.conftest import VARIANTS, write_documents
 
-SCHEDULE = shlex.split("--train-iters 4 --eval-interval 2 --eval-iters 2")
+SCHEDULE = shlex.split("--train-iters 4 --eval-interval 2 --eval-iters 2 --global-batch-size 4")
 PHD = VARIANTS["PHD-CSWA-3-5-12"]
 
 
@@ -17,23 +17,33 @@ def lines(run: Path, kind: str) -> list[dict]:
     return [line for line in read_lines(run / METRICS_FILE) if line["kind"] == kind]
 
 
+@pytest.fixture(scope="module")
+def untrained_flags(base_flags, start_flags) -> list[str]:
+    return [*base_flags, *start_flags, *SCHEDULE, "--train-iters", "2", "--lr", "0"]
+
+
+@pytest.fixture(scope="module")
+def vanilla_validation(world, untrained_flags, tmp_path_factory) -> dict:
+    """The line of the vanilla model's validation before any training step has changed it."""
+    run = tmp_path_factory.mktemp("vanilla")
+    world.pretrain([*untrained_flags, "--run-dir", str(run)])
+    (line,) = lines(run, "validation")
+    return line
+
+
 @pytest.mark.parametrize(
     ("ranks", "layout"), [(1, ""), (2, "--tensor-model-parallel-size 2"), (2, "--context-parallel-size 2")]
 )
 def test_the_original_copy_predicts_what_the_vanilla_model_would(
-    world, base_flags, start_flags, ranks, layout, tmp_path
+    world, untrained_flags, vanilla_validation, ranks, layout, tmp_path
 ):
     """Before any training step has told them apart: PHD's originals are the vanilla model's tokens."""
-    found = {}
-    for name, variant in (("phd", PHD), ("vanilla", [])):
-        run = tmp_path / name
-        flags = [*base_flags, *start_flags, *variant, *SCHEDULE, "--lr", "0", "--run-dir", str(run)]
-        world.pretrain([*flags, *layout.split()], ranks)
-        found[name] = [line for line in lines(run, "validation") if line["iteration"] == 2][0]
-    original = found["phd"]["lm loss original validation"]
-    assert original == pytest.approx(found["vanilla"]["lm loss validation"], rel=1e-5)
-    assert original != pytest.approx(found["phd"]["lm loss validation"], rel=1e-4)
-    assert "lm loss original validation" not in found["vanilla"]
+    world.pretrain([*untrained_flags, *PHD, *layout.split(), "--run-dir", str(tmp_path)], ranks)
+    (phd,) = lines(tmp_path, "validation")
+    original = phd["lm loss original validation"]
+    assert original == pytest.approx(vanilla_validation["lm loss validation"], rel=1e-5)
+    assert original != pytest.approx(phd["lm loss validation"], rel=1e-4)
+    assert "lm loss original validation" not in vanilla_validation
 
 
 def test_pruning_does_not_touch_validation(world, base_flags, start_flags, tmp_path):
@@ -49,12 +59,7 @@ def test_pruning_does_not_touch_validation(world, base_flags, start_flags, tmp_p
 
 
 def write_set(prefix: Path, text: bytes) -> str:
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-    document = np.frombuffer(text, dtype=np.uint8).astype(np.int64)
-    builder.add_document(document, [len(document)])
-    builder.finalize(f"{prefix}.idx")
+    write_documents(prefix, [np.frombuffer(text, dtype=np.uint8)])
     return str(prefix)
 
 
@@ -67,7 +72,7 @@ def test_named_validation_sets(world, base_flags, layout, tmp_path):
     train, flags = base_flags[at + 1], [*base_flags[:at], *base_flags[at + 2 :]]
     at = flags.index("--split")
     flags = [*flags[:at], *flags[at + 2 :]]
-    prose, code = b"It was the best of times. " * 40, b"def f(x): return x + 1\n" * 40
+    prose, code = b"It was the best of times. " * 10, b"def f(x): return x + 1\n" * 10
     paths = [write_set(tmp_path / name, text) for name, text in (("a", prose), ("b", code), ("c", prose))]
     data = ["--train-data-path", train, "--valid-data-path", *paths]
     names = [
@@ -101,10 +106,12 @@ def test_validation_has_a_micro_batch_size_of_its_own(world, base_flags, start_f
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("layout", ["", "--tensor-model-parallel-size 2 --sequence-parallel"])
+@pytest.mark.parametrize(
+    ("variant", "layout"),
+    [("vanilla", ""), ("PHD-CSWA-3-5-12", "--tensor-model-parallel-size 2 --sequence-parallel")],
+)
 def test_samples(world, base_flags, start_flags, variant, layout, tmp_path):
-    """The same text on one rank and two, and training goes on as without them."""
+    """A text for each prompt at every validation, and training goes on as without them."""
     run, without = tmp_path / "run", tmp_path / "without"
     ranks = 2 if layout else 1
     flags = [*base_flags, *start_flags, *VARIANTS[variant], *SCHEDULE, *layout.split()]
@@ -143,4 +150,7 @@ def test_samples_are_refused(world, flags):
     """Over a pipeline or a split sequence; where batches have one size."""
     (answer,) = world.run(refused_samples, flags)
     assert answer.startswith(f"--sample-prompts does not run with {flags}: ")
+
+
+def test_graphs_of_iterations_let_samples_be(world):
     assert world.run(refused_samples, "--cuda-graph-impl full_iteration") == [""]

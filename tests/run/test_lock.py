@@ -11,12 +11,12 @@ import pytest
 from phd.run.lock import LOCK_FILE, RunLock
 
 HOLD = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from phd.run.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print("held", flush=True)
-time.sleep(60)
+signal.pause()
 """
 
 

@@ -1,17 +1,15 @@
-"""Run by test_triton_band.py: what TritonBand launches, compiled for Hopper as on a GPU; as JSON, of
-each kernel and size the shared memory and what its registers spill, in bytes.
+"""What TritonBand launches, compiled for Hopper as on a GPU.
 
 The launches are recorded, so dtypes, strides and options are those of training in bf16: a number that 16
 divides lets the compiler load more at once, and then keep more in shared memory.
 """
 
 import io
-import json
 import re
-import sys
 from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
+import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -20,8 +18,6 @@ from triton.compiler import ASTSource
 from phd.attention.kernels import triton_band
 
 KERNELS = ("_forward_kernel", "_query_kernel", "_key_kernel")
-# head dimension, hidden copies, copies asking: of the benchmark, and the largest that fit
-SIZES = [(64, 1, 1), (64, 4, 4), (128, 4, 4), (128, 64, 64), (256, 32, 32)]
 POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
 ALIGNED = [["tt.divisibility", 16]]
 
@@ -82,18 +78,18 @@ def compiled(kernel: Any, arguments: tuple, settings: dict[str, Any]) -> dict[st
     return {"shared": result.metadata.shared, "spilled": max(map(int, spilled))}
 
 
-def main() -> None:
-    triton.knobs.nvidia.dump_ptxas_log = True
-    torch.cuda.device_of = nullcontext  # type: ignore[assignment, misc]
+def measure(sizes: list[str], patch: pytest.MonkeyPatch) -> dict[str, dict[str, int]]:
+    """Bytes of each kernel and size ("64-4-4": head dimension, hidden copies, copies asking): shared memory,
+    and what its registers spill.
+    """
+    patch.setenv("TRITON_DUMP_PTXAS_LOG", "1")
+    patch.setattr(torch.cuda, "device_of", nullcontext)
     for name in KERNELS:
-        setattr(triton_band, name, Recorder(getattr(triton_band, name)))
+        patch.setattr(triton_band, name, Recorder(getattr(triton_band, name)))
     found = {}
-    for size in SIZES:
-        assert triton_band.fits(size[1], size[0])
-        for name, launch in launches(*size).items():
-            found[f"{name}-{size[0]}-{size[1]}"] = compiled(*launch)
-    json.dump(found, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+    for size in sizes:
+        dim, hidden, asking = map(int, size.split("-"))
+        assert triton_band.fits(hidden, dim)
+        for name, launch in launches(dim, hidden, asking).items():
+            found[f"{name}-{size}"] = compiled(*launch)
+    return found
