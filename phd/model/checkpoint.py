@@ -5,6 +5,7 @@ start a K = 3 run from a K = 2 checkpoint silently, since all variants share the
 """
 
 import io
+import json
 import os
 import pickle
 import re
@@ -52,8 +53,8 @@ class _MetadataUnpickler(pickle.Unpickler):
 def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
     """Check what Megatron will load, every rank for itself and with the same result.
 
-    Where the newest checkpoint of --load is not whole, as after a kill or a full disk, the newest whole one
-    takes its place, with a warning. One that was asked for by --ckpt-step is not replaced.
+    Where the checkpoint of --load is not whole, as after a kill or a full disk, the newest whole one before
+    it takes its place, with a warning. One that was asked for by --ckpt-step is not replaced.
 
     Raises:
         ValueError: there is no whole checkpoint where one was saved; or one is unsafe to read; or it is of
@@ -67,17 +68,26 @@ def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
         return  # nothing there yet: the first start of a run that loads from where it saves
     _refuse_other_format(folder)
     if problem := find_torn(folder):
-        whole = whole_checkpoints(folder.parent)
-        if args.ckpt_step_given or source != "load" or not whole:
-            raise damaged(folder, problem, whole, source)
-        args.ckpt_step = whole[0]
-        if args.rank == 0:
-            print(
-                f"> WARNING: the checkpoint {folder} is damaged: {problem}; "
-                f"continuing from iteration {whole[0]}"
-            )
-        folder = iteration_folder(folder.parent, whole[0])
+        folder = fall_back(args, source, folder, problem)
     _refuse_other_variant(folder, args.override_phd_variant, config)
+
+
+def fall_back(args: Namespace, source: str, folder: Path, problem: str) -> Path:
+    """Let Megatron load the newest whole checkpoint before the damaged one in ``folder``, with a warning. Not a
+    later one: whoever wrote the iteration into the tracker file wanted to go back to it.
+
+    Raises:
+        ValueError: there is none; or the damaged one was asked for by --ckpt-step or is not the run's own.
+    """
+    before = [step for step in whole_checkpoints(folder.parent) if step < iteration_of(folder)]
+    if args.ckpt_step_given or source != "load" or not before:
+        raise damaged(folder, problem, before, source)
+    args.ckpt_step = before[0]
+    if args.rank == 0:
+        print(
+            f"> WARNING: the checkpoint {folder} is damaged: {problem}; continuing from iteration {before[0]}"
+        )
+    return iteration_folder(folder.parent, before[0])
 
 
 def checkpoint_source(args: Namespace) -> Literal["load", "pretrained_checkpoint"]:
@@ -105,6 +115,13 @@ def _look_at(folder: Path) -> tuple[str | None, list[Any]]:
         return f"{missing.filename} is missing", []
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError, KeyError) as error:
         return f"{folder / '.metadata'} cannot be read ({error})", []
+    about = folder / "metadata.json"  # written last; Megatron does not load without it
+    try:
+        json.loads(about.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{about} is missing", items
+    except ValueError as error:
+        return f"{about} cannot be read ({error})", items
     ends: dict[str, int] = {}
     for item in items:
         ends[item.relative_path] = max(ends.get(item.relative_path, 0), item.offset + item.length)
@@ -292,9 +309,9 @@ def damaged(folder: Path, problem: str, whole: list[int], source: str) -> ValueE
 
 
 def _advice(root: Path, whole: list[int], source: str = "load") -> str:
-    """What to do instead: the newest whole checkpoint in the same folder."""
+    """What to do instead: the first of the whole checkpoints in the same folder."""
     if not whole:
-        return f"There is no whole checkpoint in {root}: remove it, or take another, to start afresh"
+        return f"There is no whole checkpoint to go back to in {root}: remove it, or take another, to start afresh"
     found = f"The newest whole one is iteration {whole[0]}"
     if source == "load":
         return f"{found}: continue from it with --ckpt-step {whole[0]}"

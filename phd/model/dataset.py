@@ -1,6 +1,7 @@
 """Megatron's GPT data sets as the flags describe them."""
 
 import contextlib
+import copy
 import hashlib
 import resource
 import struct
@@ -66,13 +67,14 @@ def build_datasets(
         fast_cache_load=args.dataloader_fast_cache_load,
         defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
     )
+    wanted = [0, *num_samples[1:]] if args.skip_train else list(num_samples)
     if not args.mock_data:
         if config.mock:  # then Megatron would make it without being asked
             raise ValueError("there is no data: pass --data-path, of what `phd data` made, or --mock-data")
         refuse_missing(config)
         sizes = refuse_torn(config)
         refuse_other_tokenizer(config, args.tokenizer_model)
-        refuse_empty_splits(config, [0, *num_samples[1:]] if args.skip_train else num_samples)
+        refuse_empty_splits(config, wanted)
     cache = Path(args.data_cache_path)
     own = args.run_folder and Path(args.run_folder) in cache.parents  # no other job writes there
     if own and args.rank == 0:
@@ -83,7 +85,32 @@ def build_datasets(
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     kind = MockGPTDataset if args.mock_data else GPTDataset
-    return tuple(BlendedMegatronDatasetBuilder(kind, num_samples, is_built_on_rank, config).build())
+    return tuple(_WantedSplits(kind, wanted, is_built_on_rank, config).build())
+
+
+class _WantedSplits(BlendedMegatronDatasetBuilder):
+    """Builds the splits of which samples are asked for, and None for the others. Megatron would build them for
+    0 samples: without an end where a split has no document, and in vain elsewhere.
+    """
+
+    def __init__(
+        self,
+        kind: type[GPTDataset],
+        wanted: list[int | None],
+        is_built_on_rank: Callable[[], bool],
+        config: GPTDatasetConfig,
+    ) -> None:
+        # The data sets get the whole: the names of their caches hold all bounds of --split.
+        self._whole = config
+        config = copy.copy(config)
+        for bounds in ("split_matrix", "blend_per_split"):
+            if splits := getattr(config, bounds):
+                asked = [None if count == 0 else split for split, count in zip(splits, wanted, strict=True)]
+                setattr(config, bounds, asked)
+        super().__init__(kind, wanted, is_built_on_rank, config)
+
+    def build_generic_dataset(self, *args: Any) -> Any:
+        return super().build_generic_dataset(*args[:-1], self._whole)
 
 
 def allow_open_files() -> None:
@@ -115,7 +142,7 @@ def refuse_missing(config: GPTDatasetConfig) -> None:
 
 
 def refuse_torn(config: GPTDatasetConfig) -> dict[str, list[int]]:
-    """Check that every file has the bytes of which its index tells. Megatron maps them into memory: it would
+    """Check that every file has the bytes of which its index tells, and at least one token. Megatron maps them into memory: it would
     end in numpy's words, which name no file, or by SIGBUS without a word.
 
     Returns:
@@ -145,6 +172,8 @@ def refuse_torn(config: GPTDatasetConfig) -> dict[str, list[int]]:
                 needs = offset + length * DType.size(code)
                 if has[1] < needs:
                     raise ValueError(_torn(content, has[1], needs))
+        if not has[1]:
+            raise ValueError(f"{content} of --data-path holds no token: leave it out, or make it again")
         sizes[str(Path(prefix).resolve())] = has
     return sizes
 
@@ -217,7 +246,7 @@ def remove_caches_of_other_data(folder: Path, sizes: dict[str, list[int]]) -> No
 def refuse_empty_splits(config: GPTDatasetConfig, num_samples: Sequence[int | None]) -> None:
     """Check that every data set has something for each split in use.
 
-    Megatron lacks the check: its builder never ends where a split is empty, and its loop fails at the first
+    Megatron lacks the check: its builder never ends where a split has no token, and its loop fails at the first
     validation where there is no such split. A test split that is not there is left out.
 
     Args:
@@ -244,8 +273,9 @@ def refuse_empty_splits(config: GPTDatasetConfig, num_samples: Sequence[int | No
             documents = len(dataset.sequence_lengths)
             mine = dataset.sequence_lengths[round(first * documents) : round(last * documents)]
             has = f"--split {config.split} leaves {prefix}" if config.split else f"{prefix} has"
-            if len(mine) == 0:
-                raise ValueError(f"{has} no document for {name} ({documents} in all): {remedy}")
+            if mine.sum() == 0:
+                what, of = ("token", " documents") if len(mine) else ("document", "")
+                raise ValueError(f"{has} no {what} for {name} ({documents}{of} in all): {remedy}")
             sample = config.sequence_length + 1
             if wanted is None and mine.sum() < sample:
                 raise ValueError(

@@ -28,13 +28,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from phd.model.checkpoint import (
     checkpoint_source,
     chosen_folder,
-    damaged,
+    fall_back,
     find_damage,
     iteration_folder,
     iteration_of,
     mend_tracker,
     saved_folders,
-    whole_checkpoints,
 )
 from phd.model.saver import SaverDied, let_go
 from phd.run.lock import RunLock
@@ -264,19 +263,7 @@ def agree_on_checkpoint(args: Namespace) -> None:
         damage = next((text for text in found if text), None)
         if damage is None:
             return
-        others = [step for step in whole_checkpoints(folder.parent) if step != iteration_of(folder)]
-        if args.ckpt_step_given or source != "load":
-            raise damaged(folder, damage, others, source)
-        older = [step for step in others if step < iteration_of(folder)]
-        if not older:
-            raise ValueError(f"the checkpoint {folder} is damaged: {damage}. There is no whole one before it")
-        args.ckpt_step = older[0]
-        if args.rank == 0:
-            print(
-                f"> WARNING: the checkpoint {folder} is damaged: {damage}; "
-                f"continuing from iteration {older[0]}"
-            )
-        folder = chosen_folder(Path(root), args.ckpt_step)
+        folder = fall_back(args, source, folder, damage)
 
 
 def clear_place(save: Path, iteration: int) -> None:

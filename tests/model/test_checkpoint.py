@@ -272,7 +272,7 @@ def test_damaged_checkpoint_is_named(world, saved, copy, damage):
     assert re.search(message, *world.run(damage_in, copy / "iter_0000003"))
     if damage == "flipped-bit":
         return
-    assert re.search(f"{message}.*There is no whole checkpoint", *world.run(refusal, copy))
+    assert re.search(f"{message}.*There is no whole checkpoint to go back to", *world.run(refusal, copy))
     shutil.copytree(saved / "iter_0000003", copy / "iter_0000002")
     assert world.run(refusal, copy) == [""]
     assert re.search(

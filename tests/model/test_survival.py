@@ -316,7 +316,7 @@ def test_all_checkpoints_damaged(world, flags, part):
         tear(folder / "__0_0.distcp")
     before = contents(part)
     (answer,) = world.run(refused_at_start, [*flags, *own(part)])
-    assert "There is no whole checkpoint in" in answer
+    assert "There is no whole checkpoint to go back to in" in answer
     assert contents(part) == before
 
 
