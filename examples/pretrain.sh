@@ -28,7 +28,7 @@ FLAGS=(
   --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02
   --lr-decay-style cosine --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0
   --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather
-  --ckpt-fully-parallel-save --keep-last-checkpoints 3
+  --ckpt-fully-parallel-save --dist-ckpt-optim-fully-reshardable --keep-last-checkpoints 3
 )
 # Without it the ranks of a restart read in torchrun's store where those before them listened (torch 2.13).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1

@@ -69,7 +69,10 @@ def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
     _refuse_other_format(folder)
     if problem := find_torn(folder):
         folder = fall_back(args, source, folder, problem)
-    _refuse_other_variant(folder, args.override_phd_variant, config)
+    saved = read_args(folder)
+    if source == "load":
+        _refuse_other_sharding(folder, saved, args)
+    _refuse_other_variant(folder, saved, args.override_phd_variant, config)
 
 
 def fall_back(args: Namespace, source: str, folder: Path, problem: str) -> Path:
@@ -318,8 +321,28 @@ def _advice(root: Path, whole: list[int], source: str = "load") -> str:
     return f"{found}: write {whole[0]} into {root / TRACKER}"  # --ckpt-step is for the run's own ones too
 
 
-def _refuse_other_variant(folder: Path, override: bool, config: PHDConfig) -> None:
-    saved = read_args(folder)
+def _refuse_other_sharding(folder: Path, saved: Namespace, args: Namespace) -> None:
+    """Where the state of the optimizer does not fit this run's ranks. Megatron would say so late, from each."""
+    if args.no_load_optim or args.finetune or saved.no_save_optim:
+        return
+    anew = f"begin a new run with --pretrained-checkpoint {folder.parent}"
+    if saved.use_distributed_optimizer != args.use_distributed_optimizer:
+        do = "pass" if saved.use_distributed_optimizer else "leave out"
+        raise ValueError(
+            f"the checkpoint {folder} was saved {'with' if saved.use_distributed_optimizer else 'without'} "
+            f"--use-distributed-optimizer: {do} it, or {anew}"
+        )
+    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+    was, ours = ([getattr(one, name) for name in names] for one in (saved, args))
+    if was != ours and saved.use_distributed_optimizer and not saved.dist_ckpt_optim_fully_reshardable:
+        raise ValueError(
+            f"the checkpoint {folder} was saved with TP {was[0]} and PP {was[1]} in a way that only DP can "
+            f"change (this run: TP {ours[0]}, PP {ours[1]}): continue as before, with "
+            f"--dist-ckpt-optim-fully-reshardable, until it has saved again; or {anew}"
+        )
+
+
+def _refuse_other_variant(folder: Path, saved: Namespace, override: bool, config: PHDConfig) -> None:
     trained = trained_variant(saved)
     variant, ours = trained.variant, config.variant
     if variant == ours:

@@ -26,6 +26,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAs
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import clip_grads, distrib_optimizer
+from megatron.core.optimizer.optimizer import param_group_identifier_keys
 from megatron.core.tensor_parallel import random as tensor_parallel_random
 from megatron.core.transformer.moe import token_dispatcher
 from megatron.training import (
@@ -97,6 +98,7 @@ def apply(copies: int, observer: "Observer | None" = None) -> None:
     _tensor_parallel_rows(copies)
     observe(observer)
     _load_fp32_shards()
+    _take_rates()
     setattr(FileSystemWriterAsync, "preload_tensors", staticmethod(_stage))  # noqa: B010
     filesystem_async.get_write_results_queue = _results_queue
     _watch_saver()
@@ -329,6 +331,71 @@ def _load_fp32_shards() -> None:
     optimizer.load_parameter_state_from_dp_reshardable = torch.no_grad()(load)
 
 
+RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
+"""What the flags say of a group of parameters, and may say otherwise after a resume."""
+
+
+def _take_rates() -> None:
+    """Megatron finds the group of a checkpoint that continues as a group of the optimizer by their rates, too:
+    after a change of --lr it finds none. And it goes on with the rates of the checkpoint.
+    """
+    kinds: tuple[Any, ...] = (
+        megatron_optimizer.FP32Optimizer,
+        megatron_optimizer.Float16OptimizerWithFloat16Params,
+        distrib_optimizer.DistributedOptimizer,
+    )
+    for kind in kinds:
+        if not hasattr(kind.load_state_dict, "__wrapped__"):
+            kind.load_state_dict = _with_rates_settled(kind.load_state_dict)
+
+
+def _with_rates_settled(load: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(load)
+    def load_state_dict(self: Any, state: dict[str, Any]) -> None:
+        saved = state.get("optimizer", state)["param_groups"]
+        settle_rates(self.param_groups, saved, get_args())
+        load(self, state)
+
+    return load_state_dict
+
+
+def settle_rates(groups: list[dict[str, Any]], saved: list[dict[str, Any]], args: Any) -> None:
+    """Give groups of an optimizer and those of a checkpoint the same RATES: the new ones with
+    --override-opt-param-scheduler, the old ones with --use-checkpoint-opt-param-scheduler.
+
+    Raises:
+        ValueError: they differ and neither flag is given, or there are other groups.
+    """
+
+    def kind(group: dict[str, Any]) -> str:
+        """What it has in common with its counterpart, whatever the rates."""
+        return str([group.get(key, group.get(f"pre_{key}")) for key in param_group_identifier_keys
+                    if key not in RATES])  # fmt: skip
+
+    def sort(some: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Several of one kind are told apart by the order of their rates."""
+        return sorted(some, key=lambda group: (kind(group), *(group.get(rate) or 0.0 for rate in RATES)))
+
+    ours, theirs = sort(groups), sort(saved)
+    if [kind(group) for group in ours] != [kind(group) for group in theirs]:
+        raise ValueError(
+            f"the checkpoint has {len(saved)} groups of parameters, this run {len(groups)} others: pass the "
+            "flags it was trained with (--optimizer, --decoupled-lr, --apply-wd-to-qk-layernorm, --num-experts "
+            "and the like), or --no-load-optim to begin with new moments"
+        )
+    for group, its in zip(ours, theirs, strict=True):
+        new, old = ({rate: one[rate] for rate in RATES if rate in one} for one in (group, its))
+        if args.use_checkpoint_opt_param_scheduler:
+            group |= old
+        elif args.override_opt_param_scheduler or new == old:
+            its |= new
+        else:
+            raise ValueError(
+                f"the checkpoint was made for another schedule (of --lr and the like it has {old}, this run "
+                f"{new}): pass the same flags, or --override-opt-param-scheduler to change it on purpose"
+            )
+
+
 def _torch_adam_step() -> None:
     """Make a distributed-optimizer checkpoint load with torch's Adam, which counts steps per parameter."""
     optimizer = distrib_optimizer.DistributedOptimizer
@@ -358,7 +425,15 @@ def _torch_adam_step() -> None:
         for state in self.optimizer.state.values():
             state["step"] = torch.tensor(float(step))
 
+    set_states = optimizer._set_main_param_and_optimizer_states
+
+    @functools.wraps(set_states)
+    def set_all_but_step(self: Any, parameter: Any, tensors: dict) -> None:
+        """The original looks for a step, which fully reshardable checkpoints keep elsewhere."""
+        set_states(self, parameter, {"step": None} | tensors)
+
     optimizer.state_dict, optimizer.load_state_dict = state_dict, load_state_dict
+    optimizer._set_main_param_and_optimizer_states = set_all_but_step
 
 
 _preload_tensors = FileSystemWriterAsync.preload_tensors

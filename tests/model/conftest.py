@@ -87,9 +87,14 @@ def start_flags(world, base_flags: list[str], tmp_path_factory: pytest.TempPathF
 
 
 def losses(folder: Path) -> dict[str, list[float]]:
-    """Training loss and gradient norm of every step, in full precision, from the TensorBoard files."""
+    """Training loss and gradient norm of every step."""
+    return {tag: scalars(folder, tag) for tag in ("lm loss", "grad-norm")}
+
+
+def scalars(folder: Path, tag: str) -> list[float]:
+    """What was logged at every step, in full precision, from the TensorBoard files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: [scalar.value for scalar in events.Scalars(tag)] for tag in ("lm loss", "grad-norm")}
+    return [scalar.value for scalar in events.Scalars(tag)]

@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,9 +13,9 @@ from unittest.mock import patch
 import pytest
 
 from phd.run.status import TRACKER
-from tests.model.conftest import VARIANTS, losses
+from tests.model.conftest import VARIANTS, losses, scalars
 from tests.model.test_arguments import refused_at_start
-from tests.world import run_pretrain
+from tests.world import RankFailed, run_pretrain
 
 LAYOUTS = {
     "single": (1, ""),
@@ -22,6 +23,10 @@ LAYOUTS = {
     "PP2": (2, "--pipeline-model-parallel-size 2"),
     "CP2": (2, "--context-parallel-size 2 --phd-window 5"),
     "DP2-distopt": (2, "--use-distributed-optimizer"),
+    "DP2-reshardable": (
+        2,
+        "--use-distributed-optimizer --ckpt-fully-parallel-save --dist-ckpt-optim-fully-reshardable",
+    ),
     "async-save": (1, "--async-save"),
     # each copy has its own mask, drawn in the same order after a resume
     "dropout": (1, "--hidden-dropout 0.2"),
@@ -137,7 +142,14 @@ def write_slowly(*args: Any) -> None:
 
 @pytest.mark.parametrize(
     ("trained", "layout", "flags"),
-    [("TP2", "single", ""), ("TP2", "PP2", ""), ("DP2-distopt", "single", "--use-distributed-optimizer")],
+    [
+        ("TP2", "single", ""),
+        ("TP2", "PP2", ""),
+        ("DP2-distopt", "single", "--use-distributed-optimizer"),
+        # as examples/pretrain.sh saves
+        ("DP2-reshardable", "TP2", "--use-distributed-optimizer"),
+        ("DP2-reshardable", "PP2", "--use-distributed-optimizer"),
+    ],
 )
 def test_resume_on_another_layout(train, whole, trained, layout, flags, tmp_path):
     """What follows equals the continuation on the layout that saved; also where the state of the optimizer
@@ -148,6 +160,75 @@ def test_resume_on_another_layout(train, whole, trained, layout, flags, tmp_path
     for tag, values in same.items():
         assert len(values) == 6
         assert other[tag] == pytest.approx(values[3:], rel=1e-5)
+
+
+def test_another_layout_that_the_state_of_the_optimizer_does_not_fit(
+    world, base_flags, train, whole, tmp_path
+):
+    """Refused before anything begins, with two remedies, both walked."""
+    folder = first_half(whole("DP2-distopt")[0], tmp_path / "ckpt")
+    flags = [*base_flags, *PHD, *SCHEDULE, "--load", str(folder), "--tensor-model-parallel-size", "2"]
+    (answer,) = world.run(refused_at_start, flags)
+    assert f"{folder}/iter_0000003 was saved without" not in answer and "pass it, or begin a new run" in answer
+    flags += ["--use-distributed-optimizer"]
+    answers = world.run(refused_at_start, flags, ranks=2)
+    assert "was saved with TP 1 and PP 1 in a way that only DP can change (this run: TP 2, PP 1)" in answers[0]
+    assert "begin a new run with --pretrained-checkpoint " in answers[0]
+    anew = [*flags[: flags.index("--load")], "--pretrained-checkpoint", str(folder), *flags[-3:]]
+    assert world.run(refused_at_start, anew, ranks=2) == ["", ""]
+    train("DP2-reshardable", folder, "--exit-interval", "4")
+    assert world.run(refused_at_start, flags, ranks=2) == ["", ""]
+
+
+RATES = ["--lr", "1e-3", "--min-lr", "1e-4", "--lr-decay-style", "linear", "--lr-decay-iters", "9"]
+
+
+@pytest.mark.parametrize("layout", ["TP2", "DP2-distopt"])
+def test_the_learning_rate_changes_on_resume(world, base_flags, whole, layout, tmp_path):
+    """If asked for; also its decay. Adam's moments go on."""
+    ranks, flags = LAYOUTS[layout]
+    folder = first_half(whole(layout)[0], tmp_path / "ckpt")
+    flags = [*base_flags, *PHD, *flags.split(), *SCHEDULE, "--load", str(folder), *RATES]
+    with pytest.raises(RankFailed, match=r"another schedule .*'max_lr': 0.002.*'max_lr': 0.001"):
+        world.pretrain(flags, ranks)
+    for more, rates in {
+        "--override-opt-param-scheduler": [1e-3 - 9e-4 * step / 9 for step in (4, 5, 6)],
+        "--use-checkpoint-opt-param-scheduler": [2e-3] * 3,
+    }.items():
+        log = tmp_path / more
+        world.pretrain([*flags, more, "--tensorboard-dir", str(log)], ranks)
+        assert scalars(log, "learning-rate") == pytest.approx(rates)
+        assert losses(log)["lm loss"][0] == pytest.approx(whole(layout)[1]["lm loss"][3], rel=1e-5)
+
+
+def groups_settled(groups: list[dict], saved: list[dict], **flags: bool) -> list[dict] | str:
+    """What a checkpoint's groups are when they are loaded."""
+    from phd.model.compat import settle_rates
+
+    args = Namespace(
+        **{"override_opt_param_scheduler": False, "use_checkpoint_opt_param_scheduler": False} | flags
+    )
+    try:
+        settle_rates(groups, saved, args)
+    except ValueError as error:
+        return str(error)
+    return saved
+
+
+def test_groups_of_the_checkpoint_are_found_whatever_their_rates(world):
+    """Those without weight decay, those of --decoupled-lr, and two that only their rates tell apart."""
+
+    def make(rate: float, decay: float, **more: Any) -> dict:
+        return {"wd_mult": decay, "lr_mult": 1.0, "max_lr": rate, "min_lr": rate / 10, "params": [decay], **more}
+
+    saved = [make(1.0, 0.0), make(1.0, 1.0), make(5.0, 1.0), make(3.0, 1.0, is_decoupled_lr=True)]
+    ours = [make(6.0, 1.0, is_decoupled_lr=True), make(9.0, 1.0), make(2.0, 1.0), make(2.0, 0.0)]
+    (settled,) = world.run(partial(groups_settled, override_opt_param_scheduler=True), ours, saved)
+    assert [group["max_lr"] for group in settled] == [2.0, 2.0, 9.0, 6.0]
+    assert [group["params"] for group in settled] == [group["params"] for group in saved]
+    assert "another schedule" in world.run(groups_settled, ours, saved)[0]
+    (answer,) = world.run(groups_settled, ours[1:], saved)
+    assert "the checkpoint has 4 groups of parameters, this run 3 others: pass the flags" in answer
 
 
 def test_another_variant_is_refused_unless_asked_for(world, saved, base_flags):
@@ -166,16 +247,12 @@ def variant_refusals(trained: dict, ours: list[dict]) -> list[str]:
     from phd.model import checkpoint
 
     answers = []
-    read_args, checkpoint.read_args = checkpoint.read_args, lambda folder: Namespace(**trained)
-    try:
-        for fields in ours:
-            try:
-                checkpoint._refuse_other_variant(Path("ckpt"), False, PHDConfig(**fields))
-                answers.append("")
-            except ValueError as error:
-                answers.append(str(error))
-    finally:
-        checkpoint.read_args = read_args
+    for fields in ours:
+        try:
+            checkpoint._refuse_other_variant(Path("ckpt"), Namespace(**trained), False, PHDConfig(**fields))
+            answers.append("")
+        except ValueError as error:
+            answers.append(str(error))
     return answers
 
 
@@ -221,13 +298,16 @@ DAMAGE = {
     "missing": ("__1_0.distcp", Path.unlink, r"__1_0\.distcp is missing"),
     "torn-metadata": (".metadata", tear, r"\.metadata cannot be read"),
     "no-metadata": (".metadata", Path.unlink, r"\.metadata is missing"),
+    # what Megatron writes last
+    "killed-at-the-last": ("metadata.json", Path.unlink, r"metadata\.json is missing"),
+    "torn-at-the-last": ("metadata.json", lambda file: file.write_text(""), r"metadata\.json cannot be read"),
 }
 
 
-def damage_in(folder: Path) -> str:
+def damage_in(folder: Path, rank: int = 0, world_size: int = 1) -> str:
     from phd.model.checkpoint import find_damage
 
-    return find_damage(folder) or ""
+    return find_damage(folder, rank, world_size) or ""
 
 
 def refusal(folder: Path, step: int | None = None, pretrained: Path | None = None) -> str:
@@ -244,6 +324,11 @@ def refusal(folder: Path, step: int | None = None, pretrained: Path | None = Non
         rank=0,
         world_size=1,
         override_phd_variant=False,
+        no_load_optim=False,
+        finetune=False,
+        use_distributed_optimizer=False,
+        tensor_model_parallel_size=2,
+        pipeline_model_parallel_size=1,
     )
     try:
         settle_checkpoint(args, PHDConfig(phd_copies=3, phd_window=5, phd_chunk=12))
@@ -270,7 +355,9 @@ def test_damaged_checkpoint_is_named(world, saved, copy, damage):
     file, harm, message = DAMAGE[damage]
     harm(copy / "iter_0000003" / file)
     assert re.search(message, *world.run(damage_in, copy / "iter_0000003"))
-    if damage == "flipped-bit":
+    if damage == "flipped-bit":  # by the rank whose share it is
+        answers = [world.run(damage_in, copy / "iter_0000003", rank, 3)[0] for rank in range(3)]
+        assert sum(bool(answer) for answer in answers) == 1
         return
     assert re.search(f"{message}.*There is no whole checkpoint to go back to", *world.run(refusal, copy))
     shutil.copytree(saved / "iter_0000003", copy / "iter_0000002")
