@@ -97,6 +97,9 @@ def loss_func(
 ) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """Sum of the next-token losses of the last copies, number of original tokens, and both for the log.
 
+    Ranks that share the sequence return the tokens of all of them, and the sum as many times as there are
+    ranks: Megatron averages over ranks what it has divided by tokens, and masks may leave one of them fewer.
+
     Args:
         loss_mask: [b, s].
         original_losses: [b, s], what the original copies predict; in validation alone.
@@ -128,6 +131,10 @@ def loss_func(
     if original_losses is not None:
         original = torch.sum(original_losses.view(-1).float() * loss_mask)
         report["lm loss original"] = torch.cat([original.view(1), num_tokens.view(1)])
+    ranks = get_args().context_parallel_size
+    if ranks > 1 and not get_args().calculate_per_token_loss:
+        torch.distributed.all_reduce(num_tokens, group=parallel_state.get_context_parallel_group())
+        loss = loss * ranks
     return loss, num_tokens, report
 
 

@@ -273,14 +273,14 @@ MODEL = (
         "phd/model/documents.py",
         "starts = (torch.arange(shape[1]) - position_ids).cuda(non_blocking=True)",
         "starts = (torch.arange(shape[1]) - (position_ids - 1).clamp(min=0)).cuda(non_blocking=True)",
-        "tests/model/test_context_parallel.py::test_end_of_document_tokens_say_the_same",
+        "tests/model/test_documents.py",
     ),
     Mutation(
         "loss-of-masked-tokens-counted",
         "pretrain_phd.py",
         "loss = torch.sum(losses.view(-1).float() * loss_mask)",
         "loss = torch.sum(losses.view(-1).float())",
-        "tests/model/test_validation.py",
+        "tests/test_pretrain_phd.py",
     ),
     Mutation(
         "pipeline-messages-of-samples",
@@ -370,7 +370,7 @@ RUNS = (
         "phd/model/observer.py",
         "            save()\n            maybe_finalize_async_save(blocking=True)\n",
         "            save()\n",
-        "tests/model/test_survival.py::test_a_whole_checkpoint_stays_until_another_is_whole",
+        "tests/model/test_survival.py::test_an_asynchronous_save_is_awaited_before_it_replaces_another",
     ),
     Mutation(
         "checkpoint-removed-data-first",

@@ -33,6 +33,8 @@ CASES = {
         "--phd-copies 2 --recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
     ),
     "CP2": (2, "--phd-copies 2 --context-parallel-size 2"),
+    "PP2": (2, "--phd-copies 2 --pipeline-model-parallel-size 2"),
+    "bf16": (1, "--bf16 --num-layers 1"),
     "PP2-interleaved": (
         2,
         "--phd-copies 2 --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 "

@@ -76,8 +76,8 @@ def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
 
 
 def fall_back(args: Namespace, source: str, folder: Path, problem: str) -> Path:
-    """Let Megatron load the newest whole checkpoint before the damaged one in ``folder``, with a warning. Not a
-    later one: whoever wrote the iteration into the tracker file wanted to go back to it.
+    """Let Megatron load the newest whole checkpoint before the damaged one in ``folder``, with a warning. Not
+    a later one: whoever wrote the iteration into the tracker file wanted to go back to it.
 
     Raises:
         ValueError: there is none; or the damaged one was asked for by --ckpt-step or is not the run's own.
@@ -314,7 +314,8 @@ def damaged(folder: Path, problem: str, whole: list[int], source: str) -> ValueE
 def _advice(root: Path, whole: list[int], source: str = "load") -> str:
     """What to do instead: the first of the whole checkpoints in the same folder."""
     if not whole:
-        return f"There is no whole checkpoint to go back to in {root}: remove it, or take another, to start afresh"
+        nothing = f"There is no whole checkpoint to go back to in {root}"
+        return f"{nothing}: remove it, or take another, to start afresh"
     found = f"The newest whole one is iteration {whole[0]}"
     if source == "load":
         return f"{found}: continue from it with --ckpt-step {whole[0]}"
@@ -322,7 +323,7 @@ def _advice(root: Path, whole: list[int], source: str = "load") -> str:
 
 
 def _refuse_other_sharding(folder: Path, saved: Namespace, args: Namespace) -> None:
-    """Where the state of the optimizer does not fit this run's ranks. Megatron would say so late, from each."""
+    """Where the state of the optimizer does not fit this run. Megatron would say so late, on each rank."""
     if args.no_load_optim or args.finetune or saved.no_save_optim:
         return
     anew = f"begin a new run with --pretrained-checkpoint {folder.parent}"

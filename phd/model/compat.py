@@ -336,8 +336,8 @@ RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
 
 
 def _take_rates() -> None:
-    """Megatron finds the group of a checkpoint that continues as a group of the optimizer by their rates, too:
-    after a change of --lr it finds none. And it goes on with the rates of the checkpoint.
+    """Megatron finds the group of a checkpoint that continues as a group of the optimizer by their rates,
+    too: after a change of --lr it finds none. And it goes on with the rates of the checkpoint.
     """
     kinds: tuple[Any, ...] = (
         megatron_optimizer.FP32Optimizer,
@@ -380,8 +380,8 @@ def settle_rates(groups: list[dict[str, Any]], saved: list[dict[str, Any]], args
     if [kind(group) for group in ours] != [kind(group) for group in theirs]:
         raise ValueError(
             f"the checkpoint has {len(saved)} groups of parameters, this run {len(groups)} others: pass the "
-            "flags it was trained with (--optimizer, --decoupled-lr, --apply-wd-to-qk-layernorm, --num-experts "
-            "and the like), or --no-load-optim to begin with new moments"
+            "flags it was trained with (--optimizer, --decoupled-lr, --apply-wd-to-qk-layernorm, "
+            "--num-experts and the like), or --no-load-optim to begin with new moments"
         )
     for group, its in zip(ours, theirs, strict=True):
         new, old = ({rate: one[rate] for rate in RATES if rate in one} for one in (group, its))

@@ -89,8 +89,8 @@ def build_datasets(
 
 
 class _WantedSplits(BlendedMegatronDatasetBuilder):
-    """Builds the splits of which samples are asked for, and None for the others. Megatron would build them for
-    0 samples: without an end where a split has no document, and in vain elsewhere.
+    """Builds the splits of which samples are asked for, and None for the others. Megatron would build them
+    for 0 samples: without an end where a split has no document, and in vain elsewhere.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ def refuse_missing(config: GPTDatasetConfig) -> None:
 
 
 def refuse_torn(config: GPTDatasetConfig) -> dict[str, list[int]]:
-    """Check that every file has the bytes of which its index tells, and at least one token. Megatron maps them into memory: it would
-    end in numpy's words, which name no file, or by SIGBUS without a word.
+    """Check that every file has the bytes of which its index tells, and at least one token. Megatron maps
+    them into memory: it would end in numpy's words, which name no file, or by SIGBUS without a word.
 
     Returns:
         for every data set the bytes of its .idx and of its .bin.
@@ -246,8 +246,8 @@ def remove_caches_of_other_data(folder: Path, sizes: dict[str, list[int]]) -> No
 def refuse_empty_splits(config: GPTDatasetConfig, num_samples: Sequence[int | None]) -> None:
     """Check that every data set has something for each split in use.
 
-    Megatron lacks the check: its builder never ends where a split has no token, and its loop fails at the first
-    validation where there is no such split. A test split that is not there is left out.
+    Megatron lacks the check: its builder never ends where a split has no token, and its loop fails at the
+    first validation where there is no such split. A test split that is not there is left out.
 
     Args:
         config: with its split matrix made.

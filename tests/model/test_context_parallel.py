@@ -35,12 +35,19 @@ LAYOUTS = {
         "--recompute-num-layers 1",
     ),
 }
-DOCUMENTS = {"one-document": "", "packed": "--dataloader-inter-document-masking"}
+DOCUMENTS = {
+    "one-document": "",
+    "packed": "--dataloader-inter-document-masking",
+    # ranks have loss masks with other numbers of ones
+    "masked": "--dataloader-inter-document-masking --eod-mask-loss",
+}
 # layout, documents, variant: everything at once on all layouts, the others on the plainest
 CASES = [
     *(("CP2", "one-document", variant) for variant in ("PHD-CSWA-2-4-5", "PHD-CSWA-3-5-12", "longgen")),
     *(("CP2", "packed", variant) for variant in ("vanilla", "naive-2")),
     *((layout, "packed", "PHD-longgen") for layout in LAYOUTS),
+    ("CP2", "masked", "vanilla"),
+    *((layout, "masked", "PHD-CSWA-3-5-12") for layout in ("CP4", "CP2-DP2-distopt")),
 ]
 
 

@@ -62,7 +62,9 @@ def small(base_flags: list[str], *data: str) -> list[str]:
 def test_a_split_that_nothing_asks_for_is_not_built(world, base_flags, few, blend):
     """Its remedy, walked: Megatron's builder would never end, or assert that there is a sample."""
     flags = small(base_flags, "--split", "969,30,1", "--data-path", *blend.replace("{}", few).split())
-    with pytest.raises(RankFailed, match=r"few no document for validation \(3 in all\): give it more, or pass"):
+    with pytest.raises(
+        RankFailed, match=r"few no document for validation \(3 in all\): give it more, or pass"
+    ):
         world.pretrain(flags)
     assert "number of skipped iterations" in world.pretrain([*flags, "--eval-iters", "0"])
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -537,6 +538,31 @@ def test_a_whole_checkpoint_stays_until_another_is_whole(world, flags, tmp_path)
     assert newest > 0 and damage == ""
 
 
+def steps_of_saving_again(save: Path) -> list[str]:
+    """What happens when an iteration is saved for the second time, in order."""
+    from unittest.mock import patch
+
+    from phd.model import observer
+
+    steps: list[str] = []
+    saving = observer.Observer.__new__(observer.Observer)
+    saving.args = Namespace(save=str(save), rank=0)
+    with (
+        patch.object(observer.torch.distributed, "barrier"),
+        patch.object(observer, "maybe_finalize_async_save", lambda blocking: steps.append("wait")),
+        patch.object(
+            observer, "replace_checkpoint", lambda save, iteration: steps.append(f"replace {iteration}")
+        ),
+    ):
+        saving._save_again(3, lambda: steps.append(f"save into {Path(saving.args.save).name}"))
+    return [*steps, Path(saving.args.save).name]
+
+
+def test_an_asynchronous_save_is_awaited_before_it_replaces_another(world, tmp_path):
+    steps = ["save into again", "wait", "replace 3", tmp_path.name]
+    assert world.run(steps_of_saving_again, tmp_path) == [steps]
+
+
 def out_of_time(flags: list[str]) -> str:
     """A training whose time is up in each evaluation."""
     from unittest.mock import patch
@@ -636,9 +662,10 @@ def test_a_gpu_without_room_is_no_reason_to_start_again(world, tmp_path):
     assert code == FAILED and "out of GPU memory" in line
 
 
-def test_another_schedule_is_refused(flags, part):
+@pytest.mark.parametrize("change", ["--train-iters 50", "--lr 5e-4"])
+def test_another_schedule_is_refused(flags, part, change):
     before = trained(part)
-    begun = start(flags, part, "--train-iters", "50")
+    begun = start(flags, part, *change.split())
     assert begun.end() == 1
     assert "or --override-opt-param-scheduler to change it on purpose" in begun.output()
     assert judge(part)[0] == FAILED
