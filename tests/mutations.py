@@ -367,7 +367,7 @@ RUNS = (
     ),
     Mutation(
         "checkpoint-replaced-before-the-new-one-is-whole",
-        "phd/model/observer.py",
+        "phd/model/saves.py",
         "            save()\n            maybe_finalize_async_save(blocking=True)\n",
         "            save()\n",
         "tests/model/test_survival.py::test_an_asynchronous_save_is_awaited_before_it_replaces_another",

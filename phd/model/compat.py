@@ -160,7 +160,7 @@ def observe(observer: "Observer | None") -> None:
     """
     names = (
         *("train", "training_log", "print_rank_last", "evaluate", "evaluate_and_print_results"),
-        "save_checkpoint",
+        *("save_checkpoint", "maybe_finalize_async_save"),
     )
     original = {}
     for name in names:
@@ -225,6 +225,12 @@ def observe(observer: "Observer | None") -> None:
         else:
             observer.save(iteration, save)
 
+    @functools.wraps(original["maybe_finalize_async_save"])
+    def maybe_finalize_async_save(blocking: bool = False, terminate: bool = False) -> None:
+        wait = functools.partial(original["maybe_finalize_async_save"], blocking, terminate)
+        observer.saves.wait(wait, last=terminate)
+
+    training.maybe_finalize_async_save = maybe_finalize_async_save
     training.train, training.training_log, training.print_rank_last = train, training_log, print_rank_last
     training.evaluate, training.evaluate_and_print_results = evaluate, evaluate_and_print_results
     training.save_checkpoint = save_checkpoint

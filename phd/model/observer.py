@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from megatron.training import get_tensorboard_writer, get_wandb_writer
-from megatron.training.async_utils import maybe_finalize_async_save
 
 from phd.config import PHDConfig
 from phd.model import compat
 from phd.model.metrics import RunMetrics, about_run, count_parameters
 from phd.model.samples import continue_prompts
-from phd.model.survival import AGAIN, agree_on_checkpoint, clear_place, remove_old, replace_checkpoint
+from phd.model.saves import Saves
+from phd.model.survival import agree_on_checkpoint
 from phd.run.files import write_json
 from phd.run.record import Line, Recorder
 from phd.run.status import RunStatus
@@ -22,15 +22,15 @@ RUN_FILE = "phd_run.json"
 
 
 class Observer:
-    """Keeps the record of a run (on the rank that logs, the last) and its checkpoints' folder (on rank 0)."""
+    """Keeps the record of a run, on the rank that logs, the last."""
 
     def __init__(self, args: Namespace, config: PHDConfig) -> None:
         """``args`` are Megatron's, global already."""
         self.args, self.config = args, config
         self.metrics = RunMetrics(args, config)
+        self.saves = Saves(args)
         self._about: dict[str, Any] = {}
         self._begun = False
-        self._saved = 0
         self._loaded_samples: int | None = None
         # Samples, tokens and FLOPs before this start, where they are not today's lengths and costs.
         self._before: tuple[int, int, float] = (0, 0, 0.0)
@@ -115,49 +115,10 @@ class Observer:
             print(f"> the evaluation at iteration {iteration} was broken off and is not recorded", flush=True)
 
     def save(self, iteration: int, save: Callable[[], None]) -> None:
-        """Let Megatron save, unless that would write over what it has just loaded: it saves at the end, also
-        when a finished run is started again. An asynchronous save waits for the one before.
-
-        Every rank must call it.
-        """
-        args = self.args
-        place = Path(args.save)
-        if iteration == args.iteration and args.load and Path(args.load) == place:
-            return
-        # Megatron only warns that one is still being written: on a slow disk each would keep its copy of the
-        # model in memory, and a disk that gets full would leave none of them whole.
-        maybe_finalize_async_save(blocking=True)
+        """Let Megatron save, when the record until here is on the disk. Every rank must call it."""
         if self._recorder is not None:
             self._recorder.sync()
-        if iteration == self._saved:
-            self._save_again(iteration, save)
-        else:
-            if args.rank == 0:
-                clear_place(place, iteration)
-            torch.distributed.barrier()
-            save()
-        self._saved = iteration
-        if args.keep_last_checkpoints and args.rank == 0:
-            remove_old(place, args.keep_last_checkpoints)
-
-    def _save_again(self, iteration: int, save: Callable[[], None]) -> None:
-        """Megatron saves what it has saved before, when a result of the next iteration is invalid (then also
-        what it knows of that) or the batch grows. The first stays until the second is whole.
-        """
-        args = self.args
-        place = args.save
-        args.save = str(Path(place, AGAIN))
-        if args.rank == 0:
-            clear_place(Path(args.save), iteration)
-        torch.distributed.barrier()
-        try:
-            save()
-            maybe_finalize_async_save(blocking=True)
-        finally:
-            args.save = place
-        if args.rank == 0:
-            replace_checkpoint(Path(place), iteration)
-        torch.distributed.barrier()
+        self.saves.save(iteration, save)
 
     def _write(self, kind: str, iteration: int, **more: Any) -> None:
         if self._recorder is not None:

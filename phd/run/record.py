@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,7 @@ class Recorder:
 
     def add_scalar(self, tag: str, value: Any, step: int) -> None:
         """Megatron's call. Every loss comes twice, the second time against samples: one goes into a line."""
-        if self._tensorboard is not None:
-            self._tensorboard.add_scalar(tag, value, step)
+        self._show("add_scalar", tag, value, step)
         if not tag.endswith(" vs samples"):
             self._scalars[tag] = float(value)
 
@@ -156,11 +156,20 @@ class Recorder:
         """The rest of a SummaryWriter; without one, calls that do nothing."""
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._tensorboard, name) if self._tensorboard is not None else _nothing
+        return partial(self._show, name)
 
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    return None
+    def _show(self, call: str, *args: Any, **kwargs: Any) -> Any:
+        """Call TensorBoard. It is a view, too: the training goes on without when it cannot write."""
+        if self._tensorboard is None:
+            return None
+        try:
+            return getattr(self._tensorboard, call)(*args, **kwargs)
+        except OSError as error:
+            self._tensorboard = None
+            print(
+                f"> WARNING: TensorBoard gets nothing from here on ({error}). The training goes on, and "
+                f"{METRICS_FILE} has all of it"
+            )
 
 
 def _text(line: Line) -> str:

@@ -173,3 +173,23 @@ def test_scalars_reach_tensorboard(tmp_path):
     recorder.flush()
     assert board.got == [("lm loss", 10.0, 1), ("lm loss vs samples", 10.0, 8), "flush"]
     assert json.loads((tmp_path / METRICS_FILE).read_text())["iteration"] == 1
+
+
+def test_a_training_outlives_tensorboard(tmp_path, capsys):
+    """Whose files are on a disk that is full, or on one that is gone."""
+
+    class Board:
+        calls = 0
+
+        def add_scalar(self, *args):
+            Board.calls += 1
+            if Board.calls == 2:
+                raise OSError(28, "No space left on device")
+
+    recorder = train(tmp_path, 1, 3, tensorboard=Board())
+    recorder.flush()
+    assert Board.calls == 2
+    assert [line["lm loss"] for line in lines(tmp_path) if line["kind"] == "train"] == [10, 5, 10 / 3]
+    assert (
+        capsys.readouterr().out.count("TensorBoard gets nothing from here on ([Errno 28] No space left") == 1
+    )
