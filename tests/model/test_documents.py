@@ -12,7 +12,7 @@ def starts(position_ids: list[list[int]]) -> list[list[int]]:
     torch.distributed.init_process_group("gloo")
     parallel_state.initialize_model_parallel()
     try:
-        return document_starts(positions, tuple(positions.shape)).tolist()
+        return document_starts(positions, (len(position_ids), len(position_ids[0]))).tolist()
     finally:
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()

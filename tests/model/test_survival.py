@@ -387,7 +387,7 @@ def meanwhile(do: Callable[[], None]) -> None:
         do()
 
     saves.PAUSE_SECONDS = 0
-    saves.Saves._warn = warn_and_do
+    setattr(saves.Saves, "_warn", warn_and_do)  # noqa: B010
 
 
 @pytest.mark.parametrize("saving", ["sync", "async"])
