@@ -11,10 +11,10 @@ from data_tools.indexed import write_index
 
 @pytest.fixture
 def sets(tmp_path):
-    """Of 100, 400 and 1600 tokens."""
+    """Of 100, 400 and 1600 tokens, in documents of 10."""
     for name, tokens in (("a", 100), ("b", 400), ("c", 1600)):
         np.zeros(tokens, np.uint16).tofile(tmp_path / f"{name}.bin")
-        write_index(tmp_path / f"{name}.idx", np.dtype(np.uint16), [np.array([tokens], np.int32)])
+        write_index(tmp_path / f"{name}.idx", np.dtype(np.uint16), [np.full(tokens // 10, 10, np.int32)])
     return [str(tmp_path / name) for name in "abc"]
 
 
@@ -51,7 +51,7 @@ def test_file_is_what_megatron_takes(sets, tmp_path):
         ),
         ({"temperature": 9.0, "train_tokens": 2_100}, r"a: 2,100 tokens .* 5.95 times"),
         ({"temperature": 1.0, "train_tokens": 5_000, "train_share": 0.5}, r"4\.76 times"),
-        ({"temperature": 0.0}, "--temperature must be above 0"),
+        ({"temperature": 0.0}, "--temperature must be a number above 0"),
         ({"epochs": True}, "need PREFIX=NUMBER"),
     ],
     ids=["all", "one", "split", "temperature", "numbers"],
@@ -103,4 +103,4 @@ def test_paths_and_the_share_trained_on_are_printed(sets, tmp_path, monkeypatch,
     assert main() == 0
     output = capsys.readouterr().out
     assert all(prefix in output for prefix in sets)
-    assert "1,520" in output and "the 95.0% of the documents that --split leaves" in output
+    assert "1,520" in output and "the first 95.0% of the documents that --split leaves" in output

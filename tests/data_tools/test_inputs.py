@@ -32,10 +32,10 @@ def test_folder_pattern_file_in_their_order(folder):
 
 
 def test_what_a_folder_leaves_out_is_told(folder, tmp_path, capsys):
-    for name in ("a/y.jsonl.xz", "a/z.CSV", "README", "a/v1.2.md", "b.json", "b.json.gz", "b.json.zst"):
+    for name in ("a/y.jsonl.lz4", "a/z.CSV", "README", "a/v1.2.md", "b.json", "b.json.gz", "b.json.zst"):
         (folder / name).write_text(name)
     assert {"b.json", "b.json.gz", "b.json.zst"} < {*names(find_sources([folder]), folder)}
-    told = "7 files, left out: 2 .csv, 1 .jsonl.xz, 1 .md, 2 hidden, 1 without a suffix"
+    told = "7 files, left out: 2 .csv, 1 .jsonl.lz4, 1 .md, 2 hidden, 1 without a suffix"
     assert capsys.readouterr().out == f"--input {folder}: {told}\n"
     find_sources([f"file://{folder}"])
     assert told.split(",")[1] in capsys.readouterr().out
@@ -102,7 +102,7 @@ def test_urls_go_through_fsspec(folder):
     [
         ("none.jsonl", FileNotFoundError, "none.jsonl: there is no such file"),
         ("*.none", FileNotFoundError, "no file matches"),
-        ("a/x.csv", ValueError, r"x\.csv: expected one of \.jsonl, \.jsonl\.gz"),
+        ("a/x.csv", ValueError, r"x\.csv: expected one of \.jsonl, \.ndjson.*\.bz2"),
         ("file://IN/none.jsonl", FileNotFoundError, "there is no such file"),
         ("nonsense://a/b.jsonl", ValueError, "nonsense"),
     ],
@@ -115,7 +115,7 @@ def test_refused(name, error, message, folder):
 
 def test_empty_folder_and_twice(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no .jsonl.* file in this folder"):
+    with pytest.raises(FileNotFoundError, match="no file in this folder ends with one of .jsonl"):
         find_sources([tmp_path / "empty"])
     with pytest.raises(ValueError, match=r"b\.jsonl: named twice"):
         find_sources([folder, folder / "b.jsonl"])

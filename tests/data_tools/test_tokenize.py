@@ -17,6 +17,7 @@ import pytest
 import sentencepiece
 from pyarrow import parquet
 
+from data_tools import plan
 from data_tools import tokenize as module
 from data_tools.inputs import find_sources
 from data_tools.merge import merge_units
@@ -327,7 +328,7 @@ def test_again_does_nothing_and_a_change_is_refused(
     with pytest.raises(ValueError, match=r"out\.bin is missing"):
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
     (tmp_path / "out.json").write_text("{}")
-    with pytest.raises(ValueError, match="not written by `tokenize`"):
+    with pytest.raises(ValueError, match=r"out\.json is no card .*: move it away"):
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
 
 
@@ -353,7 +354,7 @@ def test_a_mended_record_costs_the_units_of_its_file(tokenizer_model, tmp_path, 
         path.write_text("".join(f'{{"text": "{path.stem} {i}"}}\n' for i in range(100)))
     good = inputs[1].read_text()
     inputs[1].write_text(good.replace('"b 60"', "6"))
-    monkeypatch.setattr(module, "unit_bytes", lambda sources: sum(source.size for source in sources) // 6)
+    monkeypatch.setattr(plan, "unit_bytes", lambda sources: sum(source.size for source in sources) // 6)
     arguments = {"tokenizer_model": tokenizer_model, "stop_on_bad_record": False, "max_bad_share": 1}
 
     def stop(*_, **__):
