@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.inputs import find_sources
+from data_tools.inputs import find_sources, open_named, read_list
 
 
 @pytest.fixture
@@ -79,6 +79,67 @@ def test_a_folder_that_cannot_be_read_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match="/a"):
         find_sources([folder])
+
+
+def test_a_file_under_several_names_is_read_once(folder, tmp_path, capsys):
+    """In a folder or a pattern it is told; named by two inputs it is refused."""
+    (folder / "c.jsonl").symlink_to(folder / "b.jsonl")
+    (folder / "a" / "d.jsonl").hardlink_to(folder / "b.jsonl")
+    found = names(find_sources([folder]), folder)
+    assert found == ["A.TXT", "a/b.parquet", "a/c.jsonl.gz", "a/d.jsonl"]
+    assert "2 linked again" in capsys.readouterr().out
+    assert names(find_sources([f"{folder}/[bc].jsonl"]), folder) == ["b.jsonl"]
+    assert "1 files, left out: 1 linked again" in capsys.readouterr().out
+    (tmp_path / "other.jsonl").symlink_to(folder / "b.jsonl")
+    for again in (folder / "c.jsonl", tmp_path / "other.jsonl", f"file://{folder}/c.jsonl", folder):
+        with pytest.raises(ValueError, match=r"named twice, .*\(it is .*b\.jsonl\)"):
+            find_sources([folder / "b.jsonl", again])
+
+
+def test_a_pipe_in_a_folder_is_left_out(folder, capsys):
+    """To read it would wait for ever."""
+    os.mkfifo(folder / "pipe.jsonl")
+    assert names(find_sources([folder]), folder) == ["A.TXT", "a/b.parquet", "a/c.jsonl.gz", "b.jsonl"]
+    assert "1 no files (pipes, devices)" in capsys.readouterr().out
+
+
+def test_every_kind_with_every_compression(tmp_path):
+    for name in ("a.ndjson", "b.NDJSON.GZ", "c.txt.gz", "d.txt.xz", "e.jsonl.bz2", "f.json.xz", "g.txt.zst"):
+        (tmp_path / name).write_text(name)
+    found = [(source.kind, source.compression) for source in find_sources([tmp_path])]
+    assert found == [
+        ("jsonl", None), ("jsonl", "gz"), ("txt", "gz"), ("txt", "xz"), ("jsonl", "bz2"), ("json", "xz"),
+        ("txt", "zst"),
+    ]  # fmt: skip
+
+
+def test_a_list_of_inputs(folder, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_bytes(b"\xef\xbb\xbf" + f"{folder}/b.jsonl\r\n\n{folder}/a\n{folder}/*.TXT".encode())
+    found = names(find_sources(read_list(listed)), folder)
+    assert found == ["b.jsonl", "a/b.parquet", "a/c.jsonl.gz", "A.TXT"]
+    listed.write_text(f"{folder}/b.jsonl\n{folder}/none.jsonl\n")
+    with pytest.raises(FileNotFoundError, match=r"--input-list .*list\.txt, line 2: .*none.jsonl: there is"):
+        read_list(listed)
+    listed.write_text("\n")
+    with pytest.raises(ValueError, match="it names no input"):
+        read_list(listed)
+
+
+def test_what_a_store_raises_names_the_input(folder, monkeypatch):
+    import fsspec
+
+    (source,) = find_sources([f"file://{folder}/b.jsonl"])
+
+    def fail(*_, **__):
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(fsspec, "open", fail)
+    with pytest.raises(ValueError, match=r"--input file://.*b\.jsonl: RuntimeError: no credentials"):
+        open_named(source)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", fail)
+    with pytest.raises(ValueError, match=r"--input file://.*: no credentials"):
+        find_sources([f"file://{folder}/b.jsonl"])
 
 
 def test_identity_changes_with_the_file(folder):
