@@ -4,6 +4,7 @@ It comes last, so a data set with a card is whole. A .bin and .idx without one a
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -98,8 +99,19 @@ def refuse_difference(
             old, new = _first_difference(before.get(name), value)
             raise ValueError(
                 f"{file} was made from something else ({name} was {old}, is {new}): give what it was made "
-                f"from, choose another {flag}, or delete {remedy} to begin anew"
+                f"from{_only_touched(old, new)}, choose another {flag}, or delete {remedy} to begin anew"
             )
+
+
+def _only_touched(old: Any, new: Any) -> str:
+    """How an input gets the time back that it had, if that may be all that has changed."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return ""
+    version = str(old.get("version"))
+    if {**old, "version": ""} != {**new, "version": ""} or not version.isdigit():
+        return ""
+    at = f"@{version[:-9] or 0}.{version[-9:]:0>9}"
+    return f" (if its content is what it was: touch -d {at} {shlex.quote(old['path'])})"
 
 
 def _first_difference(old: Any, new: Any) -> tuple[Any, Any]:
