@@ -84,10 +84,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def crc32(path: Path) -> int:
-    """CRC-32 of a file."""
+def crc32(path: Path, start: int = 0, end: int | None = None) -> int:
+    """CRC-32 of the bytes ``start`` to ``end`` of a file, of all of it by default."""
     value = 0
     with open(path, "rb") as file:
-        while part := file.read(1 << 24):
-            value = zlib.crc32(part, value)
+        file.seek(start)
+        while part := file.read(1 << 24 if end is None else min(1 << 24, end - start)):
+            value, start = zlib.crc32(part, value), start + len(part)
     return value

@@ -22,9 +22,10 @@ from data_tools.cards import (
     same_control_tokens,
     same_tokenizer,
 )
+from data_tools.contents import checksums
 from data_tools.files import append_suffix, lock
 from data_tools.indexed import BLOCK, Indexed, open_indexed, write_index
-from data_tools.places import check_prefix, data_set_files, refuse_over_inputs, refuse_twice
+from data_tools.places import check_prefix, data_set_files, real_prefix, refuse_over_inputs, refuse_twice
 from data_tools.plan import delete_work
 from data_tools.progress import byte_progress
 from data_tools.shard import json_line
@@ -84,7 +85,12 @@ def merge_units(folder: Path, output_prefix: Path, *, delete_units: bool = False
                 "the same arguments again, any number of ranks will do"
             )
         told = {name: made_from[name] for name in ("tokenizer_sha256", "eod_id", "bos_id")}
-        extra = {**same_tokenizer([part.prefix for part in parts[:1]]), **told, "made_from": made_from}
+        extra = {
+            **same_tokenizer([part.prefix for part in parts[:1]]),
+            **told,
+            "made_from": made_from,
+            "input_crc32": checksums(part.card for part in parts if part.card is not None),
+        }
         finished = _merge(parts, output_prefix, extra, _rejects_of_units(parts))
     if delete_units:
         delete_work(folder)
@@ -124,7 +130,7 @@ def merge_data_sets(prefixes: Sequence[Path], output_prefix: Path) -> dict[str, 
     refuse_over_inputs(data_set_files(output_prefix), read, "--output-prefix")
     merged_from = [
         {
-            "path": str(part.prefix.resolve()),
+            "path": real_prefix(part.prefix),
             "documents": part.indexed.documents,
             "tokens": part.indexed.tokens,
         }

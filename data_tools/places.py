@@ -77,6 +77,12 @@ def refuse_twice(prefixes: Iterable[Path]) -> None:
         known[key] = prefix
 
 
+def real_prefix(prefix: Path) -> str:
+    """A data set's prefix without links, also where its files are the links."""
+    real = os.path.realpath(append_suffix(prefix, ".bin"))
+    return real.removesuffix(".bin") if real.endswith(".bin") else str(prefix.resolve())
+
+
 def check_prefix(prefix: Path, ends: Iterable[str], flag: str) -> None:
     """Raise ValueError if a prefix already has an ending that will be appended, or no name."""
     if prefix.name in ("", "..") or prefix == Path("."):

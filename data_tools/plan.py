@@ -14,6 +14,7 @@ from data_tools.units import Unit, plan_units, unit_bytes
 
 UNIT_FILE = re.compile(r"[0-9a-f]{16}\..+")
 """What a file of a work unit is called, see ``units.Unit.name``."""
+PLAN_FILE = re.compile(r"plan\.json(\..+\.tmp)?")
 
 
 def make_plan(
@@ -45,9 +46,9 @@ def make_plan(
         except ValueError:
             if _holds_documents(folder):
                 raise
-            # A first command with a wrong field, say: nothing is lost with it.
+            # A first command with a wrong field, say: nothing is lost with it. Shards that it left have its
+            # options in their cards, and are made again.
             print(f"{file} was for other options or inputs, and no document was written: made anew")
-            delete_work(folder)
         else:
             unit_size = wanted["unit_bytes"]
             if changed:
@@ -109,7 +110,7 @@ def delete_work(folder: Path) -> None:
     for file in list(_unit_files(folder)):
         file.unlink(missing_ok=True)
     # The plan comes last: while it is there, the folder is known for what it is.
-    for file in folder.glob("plan.json*"):
+    for file in [file for file in folder.iterdir() if PLAN_FILE.fullmatch(file.name)]:
         file.unlink(missing_ok=True)
     kept = sum(1 for _ in folder.iterdir())
     if kept or folder.is_symlink():

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.contents import piece_crc32
 from data_tools.documents import EMPTY
 from data_tools.encoders import Encoder, load_encoder
 from data_tools.files import append_suffix, lock, sync, write_json
@@ -123,7 +124,13 @@ def write_shard(
                     report(state.add(batch, piece))
                     lines += batch.lines
                 state.lines.append(lines)
-        card = {"options": options, "unit": unit.identity(), "lines": state.lines, **state.finish()}
+        card = {
+            "options": options,
+            "unit": unit.identity(),
+            "input_crc32": [piece_crc32(piece) for piece in unit.pieces],
+            "lines": state.lines,
+            **state.finish(),
+        }
     write_json(append_suffix(prefix, ".json"), card)
     return card
 

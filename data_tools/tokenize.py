@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.cards import files_of, read_card, refuse_difference, refuse_without_card
+from data_tools.contents import with_old_times
 from data_tools.documents import EMPTY
 from data_tools.encoders import load_encoder
 from data_tools.encoders.base import BEGIN_TOKENS, END_TOKENS
@@ -329,7 +330,10 @@ def _check_done(prefix: Path, card: dict[str, Any], made_from: dict[str, Any]) -
     remedy = f"choose another --output-prefix, or delete {written} to begin anew"
     if "made_from" not in card:
         raise ValueError(f"{file} was not written by `tokenize`: {remedy}")
-    refuse_difference(file, card["made_from"], made_from, written)
+    inputs, changed = with_old_times(card, made_from["inputs"])
+    if changed is not None:
+        raise ValueError(f"{file} was made from something else ({changed} has other content now): {remedy}")
+    refuse_difference(file, card["made_from"], made_from | {"inputs": inputs}, written)
     for end, size in card["file_bytes"].items():
         part = append_suffix(prefix, end)
         if not part.is_file() or part.stat().st_size != size:

@@ -27,7 +27,7 @@ from data_tools.cards import (
 from data_tools.files import append_suffix, crc32, lock
 from data_tools.indexed import Indexed, open_indexed, write_index
 from data_tools.numbers import check_at_least
-from data_tools.places import data_set_files, refuse_over_inputs, refuse_twice
+from data_tools.places import data_set_files, real_prefix, refuse_over_inputs, refuse_twice
 from data_tools.progress import byte_progress
 
 BLOCK_TOKENS = 1 << 24
@@ -135,7 +135,7 @@ class _Writer:
 def _source(domain: Indexed, longer_than: int, kind: str) -> dict[str, Any]:
     """What a part is made from, for its card."""
     return {
-        "path": str(domain.prefix.resolve()),
+        "path": real_prefix(domain.prefix),
         "documents": domain.documents,
         "tokens": domain.tokens,
         "idx_crc32": crc32(append_suffix(domain.prefix, ".idx")),

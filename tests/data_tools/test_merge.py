@@ -117,6 +117,15 @@ def test_ids_of_others_are_not_taken_along(two, tmp_path):
     assert not (tmp_path / "out.ids.jsonl").exists()
 
 
+def test_the_same_data_sets_through_links_are_no_others(two, tmp_path):
+    card = merge_data_sets(two, tmp_path / "out")
+    for end in (".bin", ".idx", ".json"):
+        (tmp_path / f"link{end}").symlink_to(f"{two[0]}{end}")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    assert merge_data_sets([tmp_path / "link", two[1]], tmp_path / "out") == card
+    assert merge_data_sets([tmp_path / "folder" / "a", two[1]], tmp_path / "out") == card
+
+
 def test_merging_the_merged(two, tmp_path):
     merge_data_sets(two, tmp_path / "out")
     card = merge_data_sets([tmp_path / "out", two[0]], tmp_path / "twice")

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import shlex
+import subprocess
 
 import pytest
 import sentencepiece
@@ -159,6 +162,18 @@ def test_through_a_link_it_is_the_same(text, tmp_path, capsys):
     train_tokenizer([text], tmp_path / "a", vocab_size=287)
     (tmp_path / "linked.txt").symlink_to(text)
     train_tokenizer([tmp_path / "linked.txt"], tmp_path / "a", vocab_size=287)
+    assert "already done" in capsys.readouterr().out
+
+
+def test_a_touched_input_gets_its_time_back(text, tmp_path, capsys):
+    """As the message says, if its content is what it was."""
+    train_tokenizer([text], tmp_path / "a", vocab_size=287)
+    os.utime(text, ns=(1, 1_234_567_890_000_000_042))
+    with pytest.raises(ValueError, match=r"inputs was.*if its content is what it was: touch -d") as told:
+        train_tokenizer([text], tmp_path / "a", vocab_size=287)
+    command = str(told.value).split("what it was: ")[1].split("), choose")[0]
+    subprocess.run(shlex.split(command), check=True)
+    train_tokenizer([text], tmp_path / "a", vocab_size=287)
     assert "already done" in capsys.readouterr().out
 
 
