@@ -1,6 +1,7 @@
 """`python -m data_tools` is `phd data`."""
 
 import argparse
+import io
 import sys
 
 from data_tools.cli import add_subcommands
@@ -8,6 +9,9 @@ from data_tools.cli import add_subcommands
 
 def main() -> int:
     """Run one subcommand; bad input is one line on stderr and status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale may lack letters of a text, or of a path
     parser = argparse.ArgumentParser(prog="python -m data_tools", description="Text to Megatron data sets")
     add_subcommands(parser)
     args = parser.parse_args()

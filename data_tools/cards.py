@@ -4,12 +4,14 @@ It comes last, so a data set with a card is whole. A .bin and .idx without one a
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from data_tools.files import append_suffix, crc32, rename, sync, write_json
+from data_tools.places import DATA_SET_ENDS
 
 COMING = ".json.tmp"
 
@@ -23,13 +25,20 @@ def read_card(prefix: Path) -> dict[str, Any] | None:
     file = append_suffix(prefix, ".json")
     if not file.is_file():
         return None
+    if (card := _card_in(file)) is None:
+        raise ValueError(f"{file} is no card of `phd data`, and its place is a card's: move it away")
+    return card
+
+
+def _card_in(file: Path) -> dict[str, Any] | None:
+    """The card that a file holds; None if it is none, or not there."""
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
-        if card["documents"] >= 0 and card["tokens"] >= 0 and card["file_bytes"]:
+        if card["documents"] >= 0 and card["tokens"] >= 0 and card["file_bytes"].items():
             return card
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise ValueError(f"{file} is no card of `phd data`: move it away, or tokenize again")
+    return None
 
 
 def same_tokenizer(prefixes: Sequence[Path]) -> dict[str, Any]:
@@ -74,15 +83,35 @@ def _agreed(prefixes: Sequence[Path], names: Sequence[str], otherwise: str) -> d
     return agreed
 
 
-def refuse_difference(file: Path, before: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
-    """Raise ValueError if ``file`` was made from something else than ``now``; names the first difference."""
+def refuse_difference(
+    file: Path, before: dict[str, Any], now: dict[str, Any], remedy: str, flag: str = "--output-prefix"
+) -> None:
+    """Raise ValueError if ``file`` was made from something else than ``now``; names the first difference.
+
+    Args:
+        file: what tells of ``before``.
+        before, now: what it was made from, and what is asked for.
+        remedy: all files to delete for the place to be free; the caller knows that they are ours.
+        flag: that names the place.
+    """
     for name, value in now.items():
         if before.get(name) != value:
             old, new = _first_difference(before.get(name), value)
             raise ValueError(
                 f"{file} was made from something else ({name} was {old}, is {new}): give what it was made "
-                f"from, choose another --output-prefix, or delete {remedy} to begin anew"
+                f"from{_only_touched(old, new)}, choose another {flag}, or delete {remedy} to begin anew"
             )
+
+
+def _only_touched(old: Any, new: Any) -> str:
+    """How an input gets the time back that it had, if that may be all that has changed."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return ""
+    version = str(old.get("version"))
+    if {**old, "version": ""} != {**new, "version": ""} or not version.isdigit():
+        return ""
+    at = f"@{version[:-9] or 0}.{version[-9:]:0>9}"
+    return f" (if its content is what it was: touch -d {at} {shlex.quote(old['path'])})"
 
 
 def _first_difference(old: Any, new: Any) -> tuple[Any, Any]:
@@ -93,18 +122,24 @@ def _first_difference(old: Any, new: Any) -> tuple[Any, Any]:
 
 
 def refuse_without_card(prefix: Path, flag: str) -> None:
-    """Raise ValueError if PREFIX.bin or .idx is there without a card.
+    """Raise ValueError if a file of PREFIX is there without a card.
 
-    But if the card to come is there, they are what a run left that was stopped in ``put_in_place``.
+    But what the card to come names is what a run left that was stopped in ``put_in_place``.
     """
-    if append_suffix(prefix, ".json").is_file() or append_suffix(prefix, COMING).is_file():
+    if append_suffix(prefix, ".json").is_file():
         return
-    for end in (".bin", ".idx"):
-        if (file := append_suffix(prefix, end)).exists():
+    left = _card_in(append_suffix(prefix, COMING)) or {"file_bytes": {}}
+    for end in (*DATA_SET_ENDS, *([] if left["file_bytes"] else [COMING])):
+        if (file := append_suffix(prefix, end)).exists() and end not in left["file_bytes"]:
             raise ValueError(
                 f"{file} is there already and no card tells that it may be replaced: choose another {flag}, "
-                "or delete it"
+                "or move it away"
             )
+
+
+def files_of(prefix: Path, card: dict[str, Any]) -> str:
+    """What to delete for a data set to be gone: its files by name, as its card tells them."""
+    return ", ".join(str(append_suffix(prefix, end)) for end in (".json", *card["file_bytes"]))
 
 
 def put_in_place(prefix: Path, ends: Sequence[str], card: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +159,9 @@ def put_in_place(prefix: Path, ends: Sequence[str], card: dict[str, Any]) -> dic
     sizes = {end: file.stat().st_size for end, file in written.items()}
     card = card | {"file_bytes": sizes, "idx_crc32": crc32(written[".idx"])}
     coming = append_suffix(prefix, COMING)
+    # Sidecars that an earlier run put in place before it was stopped, and that this one does not have.
+    for end in (_card_in(coming) or card)["file_bytes"].keys() - sizes.keys():
+        append_suffix(prefix, end).unlink(missing_ok=True)
     write_json(coming, card)
     # A .bin without .idx is no data set to any reader: an old one goes first, the new one comes last.
     append_suffix(prefix, ".idx").unlink(missing_ok=True)

@@ -2,11 +2,14 @@
 
 import argparse
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_tools.inputs import KNOWN
-from data_tools.slurm import default_rank
+from data_tools.numbers import train_share
+from data_tools.slurm import choose_rank
 
 
 def add_subcommands(parser: argparse.ArgumentParser) -> Any:
@@ -38,11 +41,21 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         nargs="+",
-        required=True,
-        help=f"{KNOWN}: files, folders, patterns, URLs (fsspec)",
+        default=[],
+        help=f"{KNOWN}: files, folders, patterns, URLs (fsspec), pipes, and - for standard input",
     )
     parser.add_argument(
-        "--text-field", default="text", help="jsonl field or parquet column that holds the text"
+        "--input-list",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file that names more inputs, one a line",
+    )
+    parser.add_argument(
+        "--text-field",
+        default="text",
+        help="jsonl field or parquet column that holds the text; a.b is b within a",
     )
     parser.add_argument(
         "--document-separator",
@@ -53,7 +66,13 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--on-bad-record",
         choices=("stop", "skip"),
         default="stop",
-        help="broken JSON, a missing or empty text, invalid UTF-8: stop, or count, list and leave out",
+        help="broken JSON, a missing text, invalid UTF-8: stop, or count, list and leave out",
+    )
+    parser.add_argument(
+        "--on-empty-text",
+        choices=("skip", "bad"),
+        default="skip",
+        help="skip: pass over and count (as Megatron's tool does); bad: a bad record",
     )
 
 
@@ -93,19 +112,36 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _run_train(args: argparse.Namespace) -> int:
     from data_tools.train import train_tokenizer
 
-    train_tokenizer(
-        args.input,
-        args.output_prefix,
-        vocab_size=args.vocab_size,
-        model_type=args.model_type,
-        control_tokens=args.control_tokens,
-        seed=args.seed,
-        sample_rate=args.sample_rate,
-        max_sentences=args.max_sentences,
-        form=_form(args),
-        stop_on_bad_record=args.on_bad_record == "stop",
-    )
+    with _inputs(args) as inputs:
+        train_tokenizer(
+            inputs,
+            args.output_prefix,
+            vocab_size=args.vocab_size,
+            model_type=args.model_type,
+            control_tokens=args.control_tokens,
+            seed=args.seed,
+            sample_rate=args.sample_rate,
+            max_sentences=args.max_sentences,
+            form=_form(args),
+            stop_on_bad_record=args.on_bad_record == "stop",
+            empty_is_bad=args.on_empty_text == "bad",
+        )
     return 0
+
+
+@contextmanager
+def _inputs(args: argparse.Namespace, world_size: int = 1) -> Iterator[Sequence[Any]]:
+    """All inputs that the flags name, with files in the place of pipes."""
+    from data_tools.inputs import read_list
+    from data_tools.pipes import is_pipe, spooled
+
+    names = [*args.input, *(name for file in args.input_list for name in read_list(file))]
+    if not names:
+        raise ValueError("--input: name what to read, or with --input-list a file that names it")
+    if world_size > 1 and (pipe := next(filter(is_pipe, names), None)):
+        raise ValueError(f"--input {pipe}: a pipe can be read by one rank alone: give all ranks a file")
+    with spooled(names, args.output_prefix, is_text=args.document_separator is not None) as inputs:
+        yield inputs
 
 
 def _form(args: argparse.Namespace) -> Any:
@@ -152,18 +188,27 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
         help="size of a work unit (default: a 256th of the inputs, 4 MiB to 1 GiB)",
     )
     parser.add_argument(
-        "--rank", type=int, help="which share of the units to do (default: of SLURM's array or task, or 0)"
+        "--rank", type=int, help="which share of the units to do, from 0 (default: all of them)"
     )
-    parser.add_argument("--world-size", type=int, help="how many shares there are (default: SLURM's, or 1)")
+    parser.add_argument("--world-size", type=int, help="how many shares there are")
+    parser.add_argument(
+        "--slurm", action="store_true", help="--rank and --world-size from SLURM's job array and srun's tasks"
+    )
     parser.set_defaults(run=_run_tokenize)
 
 
 def _run_tokenize(args: argparse.Namespace) -> int:
+    rank, world_size = choose_rank(args.rank, args.world_size, args.slurm, os.environ)
+    with _inputs(args, world_size) as inputs:
+        _tokenize(args, inputs, rank, world_size)
+    return 0
+
+
+def _tokenize(args: argparse.Namespace, inputs: Sequence[Any], rank: int, world_size: int) -> None:
     from data_tools.tokenize import tokenize
 
-    rank, world_size = default_rank(args.rank, args.world_size, os.environ)
     tokenize(
-        args.input,
+        inputs,
         args.output_prefix,
         tokenizer_model=args.tokenizer_model,
         tiktoken_pattern=args.tiktoken_pattern,
@@ -180,8 +225,8 @@ def _run_tokenize(args: argparse.Namespace) -> int:
         worker_memory=args.worker_memory * 1_000_000,
         stop_on_bad_record=args.on_bad_record == "stop",
         max_bad_share=args.max_bad_share,
+        empty_is_bad=args.on_empty_text == "bad",
     )
-    return 0
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
@@ -238,11 +283,14 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _run_verify(args: argparse.Namespace) -> int:
     from data_tools.encoders import load_encoder
+    from data_tools.indexed import open_indexed
     from data_tools.verify import verify
 
     vocab_size = None
     if args.tokenizer_model is not None:
         vocab_size = load_encoder(args.tokenizer_model, fast=False, pattern=args.tiktoken_pattern).vocab_size
+    for prefix in args.prefix:
+        open_indexed(prefix)  # before the first of them is gone through, which may take hours
     for prefix in args.prefix:
         verify(prefix, vocab_size=vocab_size)
     return 0
@@ -283,14 +331,6 @@ def _add_length_of_training(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _train_share(split: str) -> float:
-    try:
-        shares = [float(share) for share in split.split(",")]
-        return shares[0] / sum(shares)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"--split {split}: expected numbers like 95,5,0") from error
-
-
 def _run_blend(args: argparse.Namespace) -> int:
     from data_tools.blend import blend
 
@@ -302,7 +342,7 @@ def _run_blend(args: argparse.Namespace) -> int:
         weights=args.weights,
         train_tokens=args.train_tokens,
         max_epochs=args.max_epochs,
-        train_share=_train_share(args.split),
+        train_share=train_share(args.split),
     )
     return 0
 
@@ -342,7 +382,7 @@ def _run_upsample(args: argparse.Namespace) -> int:
         long_share=args.long_share,
         train_tokens=args.train_tokens,
         max_epochs=args.max_epochs,
-        train_share=_train_share(args.split),
+        train_share=train_share(args.split),
     )
     return 0
 

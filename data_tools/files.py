@@ -50,6 +50,18 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds ``lock`` on ``path``; False where a file system has no locks."""
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+    return False
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, whole or not at all; of several writers at once the last one wins."""
     temporary = append_suffix(path, f".{socket.gethostname()}-{os.getpid()}.tmp")
@@ -72,10 +84,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def crc32(path: Path) -> int:
-    """CRC-32 of a file."""
+def crc32(path: Path, start: int = 0, end: int | None = None) -> int:
+    """CRC-32 of the bytes ``start`` to ``end`` of a file, of all of it by default."""
     value = 0
     with open(path, "rb") as file:
-        while part := file.read(1 << 24):
-            value = zlib.crc32(part, value)
+        file.seek(start)
+        while part := file.read(1 << 24 if end is None else min(1 << 24, end - start)):
+            value, start = zlib.crc32(part, value), start + len(part)
     return value

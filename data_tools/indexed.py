@@ -127,9 +127,22 @@ class Indexed:
         return np.fromfile(append_suffix(self.prefix, ".bin"), self.dtype, count=count, offset=offset)
 
     def document_lengths(self) -> np.ndarray:
-        """Tokens of each document, int64 [documents]."""
+        """Tokens of each document, int64 [documents].
+
+        Raises:
+            ValueError: the documents do not cover the sequences in order.
+        """
+        self.check_documents()
         ends = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
         return np.diff(ends[self.document_indices])
+
+    def check_documents(self) -> None:
+        """Raise ValueError unless the documents cover the sequences in order."""
+        documents = self.document_indices
+        if documents[0] != 0 or documents[-1] != self.sequences or np.any(np.diff(documents) < 0):
+            raise ValueError(
+                f"{self.prefix}.idx: the documents do not cover the sequences in order: tokenize again"
+            )
 
     def length_blocks(self) -> Iterator[np.ndarray]:
         """The sequence lengths, ``BLOCK`` at a time."""
@@ -160,8 +173,12 @@ def open_indexed(prefix: Path) -> Indexed:
         )
     dtype = np.dtype(DTYPES[code])
     _check_size(idx_file, HEADER.size + 12 * sequences + 8 * documents)
+    if not documents:
+        raise ValueError(f"{idx_file} has no document entries, not even the first: tokenize again")
     opened = Indexed(prefix, dtype, sequences, documents - 1, 0)
-    opened = replace(opened, tokens=int(opened.lengths.sum(dtype=np.int64)))
+    if (lengths := opened.lengths).size and lengths.min() < 0:
+        raise ValueError(f"{idx_file} has a sequence of {lengths.min()} tokens: tokenize again")
+    opened = replace(opened, tokens=int(lengths.sum(dtype=np.int64)))
     _check_size(bin_file, opened.tokens * dtype.itemsize)
     return opened
 

@@ -1,11 +1,15 @@
 """Look into a PREFIX.bin/.idx: counts, lengths, samples."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 
 from data_tools.encoders import load_encoder
+from data_tools.files import write_bytes
 from data_tools.indexed import open_indexed
+from data_tools.numbers import check_at_least
+from data_tools.places import data_set_files, refuse_over_inputs
 
 BAR_WIDTH = 40
 SAMPLE_TOKENS = 64
@@ -31,6 +35,11 @@ def inspect(
         FileNotFoundError: the .bin, .idx or tokenizer is missing.
         ValueError: the files are not whole, or a sample holds an id beyond the tokenizer's.
     """
+    if histogram is not None:
+        if histogram.suffix.lower() != ".png":
+            raise ValueError(f"--histogram {histogram}: it is a picture: name a file that ends with .png")
+        refuse_over_inputs([histogram], data_set_files(prefix), "--histogram")
+    check_at_least("--samples", samples, least=0)
     indexed = open_indexed(prefix)
     encoder = load_encoder(tokenizer_model, fast=False, pattern=tiktoken_pattern) if tokenizer_model else None
     lengths = indexed.document_lengths()
@@ -64,16 +73,19 @@ def draw_lengths(name: str, lengths: np.ndarray, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
+    title = name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")  # which begins a formula
     bins = np.geomspace(1, max(2, int(lengths.max(initial=1)) + 1), 60).tolist()
     figure = Figure(figsize=(8, 4), layout="constrained")
     documents = figure.add_subplot()
     documents.hist(lengths.clip(min=1), bins=bins, color="tab:blue", alpha=0.6, label="documents")
-    documents.set(xscale="log", xlabel="tokens in a document", ylabel="documents", title=name)
+    documents.set(xscale="log", xlabel="tokens in a document", ylabel="documents", title=title)
     tokens = documents.twinx()
     tokens.hist(
         lengths.clip(min=1), bins=bins, weights=lengths, histtype="step", color="tab:red", label="tokens"
     )
     tokens.set_ylabel("tokens")
     figure.legend(loc="outside lower center", ncols=2)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    write_bytes(path, content.getvalue())

@@ -14,15 +14,21 @@ from typing import IO, Any
 import numpy as np
 
 from data_tools.cards import (
+    files_of,
     put_in_place,
     read_card,
+    refuse_difference,
     refuse_without_card,
     same_control_tokens,
     same_tokenizer,
 )
+from data_tools.contents import checksums
 from data_tools.files import append_suffix, lock
 from data_tools.indexed import BLOCK, Indexed, open_indexed, write_index
+from data_tools.places import check_prefix, data_set_files, real_prefix, refuse_over_inputs, refuse_twice
+from data_tools.plan import delete_work
 from data_tools.progress import byte_progress
+from data_tools.shard import json_line
 
 COPY_BYTES = 1 << 26
 IDS, REJECTS, UNITS = ".ids.jsonl", ".rejects.jsonl", ".units"
@@ -49,6 +55,7 @@ def merge_units(folder: Path, output_prefix: Path, *, delete_units: bool = False
     Raises:
         ValueError: units are missing, the folder is something else, or the output is there already.
     """
+    check_prefix(output_prefix, (".bin", ".idx"), "--output-prefix")
     try:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         made_from, names, options = plan["made_from"], list(plan["units"]), plan["options"]
@@ -57,6 +64,9 @@ def merge_units(folder: Path, output_prefix: Path, *, delete_units: bool = False
             print(f"{output_prefix} is whole, and {folder} was deleted after its merge: nothing to do")
             return card
         raise ValueError(f"{folder}: no folder of work units, plan.json cannot be read ({error})") from error
+    read = [folder / "plan.json", *(file for name in names for file in data_set_files(folder / name))]
+    read += [each["path"] for each in made_from["inputs"]]
+    refuse_over_inputs(data_set_files(output_prefix), read, "--output-prefix")
     finished = _finished(output_prefix, "made_from", made_from)
     if finished is None:
         parts, missing = [], []
@@ -75,10 +85,15 @@ def merge_units(folder: Path, output_prefix: Path, *, delete_units: bool = False
                 "the same arguments again, any number of ranks will do"
             )
         told = {name: made_from[name] for name in ("tokenizer_sha256", "eod_id", "bos_id")}
-        extra = {**same_tokenizer([part.prefix for part in parts[:1]]), **told, "made_from": made_from}
+        extra = {
+            **same_tokenizer([part.prefix for part in parts[:1]]),
+            **told,
+            "made_from": made_from,
+            "input_crc32": checksums(part.card for part in parts if part.card is not None),
+        }
         finished = _merge(parts, output_prefix, extra, _rejects_of_units(parts))
     if delete_units:
-        shutil.rmtree(folder)
+        delete_work(folder)
     return finished
 
 
@@ -108,11 +123,14 @@ def merge_data_sets(prefixes: Sequence[Path], output_prefix: Path) -> dict[str, 
         ValueError: they hold ids of different types or tokenizers, end documents differently, one comes twice
             or is the output, or the output is there already.
     """
+    check_prefix(output_prefix, (".bin", ".idx"), "--output-prefix")
     parts = [Part(prefix, open_indexed(prefix), read_card(prefix)) for prefix in prefixes]
-    _refuse_twice(prefixes, output_prefix)
+    refuse_twice(prefixes)
+    read = [file for prefix in prefixes for file in data_set_files(prefix)]
+    refuse_over_inputs(data_set_files(output_prefix), read, "--output-prefix")
     merged_from = [
         {
-            "path": str(part.prefix.resolve()),
+            "path": real_prefix(part.prefix),
             "documents": part.indexed.documents,
             "tokens": part.indexed.tokens,
         }
@@ -130,28 +148,19 @@ def merge_data_sets(prefixes: Sequence[Path], output_prefix: Path) -> dict[str, 
     return finished or _merge(parts, output_prefix, extra, None)
 
 
-def _refuse_twice(prefixes: Sequence[Path], output_prefix: Path) -> None:
-    files: set[Path] = set()
-    for prefix in prefixes:
-        file = append_suffix(prefix, ".bin").resolve()
-        if file in files:
-            raise ValueError(f"{prefix}: named twice, its documents would be in the data twice")
-        files.add(file)
-    if append_suffix(output_prefix, ".bin").resolve() in files:
-        raise ValueError(f"--output-prefix {output_prefix} is one of the data sets to merge: choose another")
-
-
 def _finished(output_prefix: Path, name: str, value: Any) -> dict[str, Any] | None:
     """The card of an earlier merge of the same; other files in the place are refused."""
     card = read_card(output_prefix)
     if card is None:
         return None
-    if card.get(name) == value and open_indexed(output_prefix).tokens == card["tokens"]:
-        return card
-    raise ValueError(
-        f"{append_suffix(output_prefix, '.json')} is there already and was made from something else: choose "
-        "another --output-prefix, or delete it with its .bin and .idx"
-    )
+    where = append_suffix(output_prefix, ".json")
+    refuse_difference(where, card, {name: value}, files_of(output_prefix, card))
+    if (tokens := open_indexed(output_prefix).tokens) != card["tokens"]:
+        raise ValueError(
+            f"{where} speaks of {card['tokens']:,} tokens, the .idx beside it of {tokens:,}: choose another "
+            f"--output-prefix, or delete {files_of(output_prefix, card)} to begin anew"
+        )
+    return card
 
 
 def _merge(
@@ -161,7 +170,7 @@ def _merge(
     rejects: Iterator[bytes] | None,
 ) -> dict[str, Any]:
     if not sum(part.indexed.documents for part in parts):
-        raise ValueError("--input: there is no document in these files")
+        raise ValueError("there is no document in these files: nothing to write")
     refuse_without_card(output_prefix, "--output-prefix")
     output_prefix.parent.mkdir(parents=True, exist_ok=True)
     bin_bytes = sum(part.indexed.tokens for part in parts) * parts[0].indexed.dtype.itemsize
@@ -171,7 +180,7 @@ def _merge(
             f"the merged .bin takes {bin_bytes:,} bytes and {free:,} are free",
             str(output_prefix),
         )
-    with_ids = [part for part in parts if append_suffix(part.prefix, IDS).is_file()]
+    with_ids = [part for part in parts if part.card is not None and IDS in part.card["file_bytes"]]
     if with_ids and len(with_ids) < len(parts):
         without = next(part.prefix for part in parts if part not in with_ids)
         raise ValueError(
@@ -262,7 +271,7 @@ def _rejects_of_units(parts: Sequence[Part]) -> Iterator[bytes]:
             for line in records:
                 record = json.loads(line)
                 record["line"] += before[record["file"], record.pop("start")]
-                yield json.dumps(record, ensure_ascii=False).encode() + b"\n"
+                yield json_line(record)
 
 
 def _copy(source: Path, target: IO[bytes], report: Callable[[int], Any] = lambda done: None) -> None:

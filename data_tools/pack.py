@@ -9,7 +9,11 @@ import numpy as np
 from rich.table import Table
 
 from data_tools.indexed import open_indexed
+from data_tools.numbers import check_at_least
 from data_tools.tables import print_table
+
+MOST_TOKENS = 2**31 - 1
+"""Of a context: as Megatron's indices hold it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def _best_fit(lengths: np.ndarray, length: int) -> int:
     """
     rest = lengths % length
     full = int((lengths // length).sum())
-    sizes = np.bincount(rest[rest > 0], minlength=length)
+    sizes = np.bincount(rest[rest > 0])
     room: dict[int, int] = {}  # free tokens -> sequences
     rooms: list[int] = []  # its keys, sorted
     opened = 0
@@ -79,7 +83,7 @@ def _best_fit(lengths: np.ndarray, length: int) -> int:
                 insort(rooms, free)
             room[free] = room.get(free, 0) + count
 
-    for size in range(length - 1, 0, -1):
+    for size in range(len(sizes) - 1, 0, -1):
         left = int(sizes[size])
         while left:
             place = bisect_left(rooms, size)
@@ -108,8 +112,8 @@ def pack(prefix: Path, context_lengths: Sequence[int]) -> list[Statistics]:
         FileNotFoundError, ValueError: see ``open_indexed``.
         ValueError: a length below 1, or a data set without tokens.
     """
-    if min(context_lengths) < 1:
-        raise ValueError(f"--length must be at least 1, got {min(context_lengths)}")
+    for length in context_lengths:
+        check_at_least("--length", length, most=MOST_TOKENS)
     lengths = open_indexed(prefix).document_lengths()
     if not lengths.sum():
         raise ValueError(f"{prefix} holds no tokens")

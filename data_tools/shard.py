@@ -9,7 +9,7 @@ import threading
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.contents import piece_crc32
+from data_tools.documents import EMPTY
 from data_tools.encoders import Encoder, load_encoder
 from data_tools.files import append_suffix, lock, sync, write_json
 from data_tools.indexed import BLOCK, token_dtype, write_index
-from data_tools.records import Batch, Format, Reject, open_parquet, read_batches
+from data_tools.parquet import open_parquet
+from data_tools.records import Batch, Format, Reject, read_batches
 from data_tools.units import Piece, Unit
 
 # What SentencePiece writes for a space: the one character that it does not give back (a space comes instead).
@@ -46,6 +49,7 @@ class Settings:
     batch_bytes: int
     stop_on_bad_record: bool
     max_bad_share: float
+    empty_is_bad: bool = False  # an empty text is a bad record, not one that is passed over and counted
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,13 @@ def write_shard(
                     report(state.add(batch, piece))
                     lines += batch.lines
                 state.lines.append(lines)
-        card = {"options": options, "unit": unit.identity(), "lines": state.lines, **state.finish()}
+        card = {
+            "options": options,
+            "unit": unit.identity(),
+            "input_crc32": [piece_crc32(piece) for piece in unit.pieces],
+            "lines": state.lines,
+            **state.finish(),
+        }
     write_json(append_suffix(prefix, ".json"), card)
     return card
 
@@ -155,7 +165,7 @@ class _Shard:
 
     def add(self, batch: Batch, piece: Piece) -> Advance:
         self._add_rejects(batch.rejects, piece)
-        encoded = self.encoder.encode(batch.texts, limit=self.settings.batch_bytes)
+        encoded = self._encode(batch.texts, piece)
         self._check_sample(batch.texts, encoded, piece)
         ids, lengths = assemble(encoded, self.settings.bos_id, self.settings.eod_id, self.dtype)
         content = ids.tobytes()
@@ -170,9 +180,21 @@ class _Shard:
         self._check_share()
         return Advance(batch.size, len(batch.texts), len(ids))
 
+    def _encode(self, texts: Sequence[str], piece: Piece) -> list[np.ndarray]:
+        try:
+            return self.encoder.encode(texts, limit=self.settings.batch_bytes)
+        except Exception as error:  # tokenizers raises nothing more precise, and names no document
+            if len(texts) > 1:
+                for text in texts:
+                    self._encode([text], piece)
+            raise ValueError(
+                f"{piece.source.path}: the tokenizer fails on the document that begins "
+                f"{texts[0][:80]!r}: {error}"
+            ) from error
+
     def _add_rejects(self, rejects: Sequence[Reject], piece: Piece) -> None:
         for reject in rejects:
-            if self.settings.stop_on_bad_record:
+            if self.settings.stop_on_bad_record and (reject.kind != EMPTY or self.settings.empty_is_bad):
                 line = lines_before(piece) + reject.line
                 raise BadRecords(
                     f"{piece.source.path}, line {line}: {reject.kind}: {reject.detail}; mend it and run the "
@@ -182,15 +204,14 @@ class _Shard:
             self.rejects[reject.kind] += 1
             # The line within the range: the merge, which knows all ranges, makes it the line of the file.
             record = {"file": piece.source.path, "start": piece.start, **asdict(reject)}
-            self.files[".rejects.jsonl"].write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self.files[".rejects.jsonl"].write(json_line(record))
 
     def _check_share(self) -> None:
         """Stop early where nearly everything is bad: the wrong field, the wrong file."""
-        records = len(self.lengths) + self.rejects.total()
+        bad = bad_records(self.rejects, self.settings)
+        records = len(self.lengths) + bad.total()
         if records >= FEWEST_JUDGED:
-            check_bad_share(
-                self.rejects, records, self.settings.max_bad_share, f"{self.prefix}.rejects.jsonl.tmp"
-            )
+            check_bad_share(bad, records, self.settings.max_bad_share, f"{self.prefix}.rejects.jsonl.tmp")
 
     def _check_sample(self, texts: Sequence[str], encoded: Sequence[np.ndarray], piece: Piece) -> None:
         """Compare with the reference: the first document, and then enough to keep to ``CHECKED_SHARE``."""
@@ -255,6 +276,16 @@ def assemble(
     parts = [part for ids in encoded for part in (*first, ids, *last)]
     lengths = [len(ids) + extra for ids in encoded]
     return (np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)), lengths
+
+
+def json_line(record: dict[str, Any]) -> bytes:
+    """A record of a list of rejects; what of a file's name is not UTF-8 is escaped, as JSON escapes it."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def bad_records(rejects: Mapping[str, int], settings: Settings) -> Counter[str]:
+    """Those of the rejects that count as bad."""
+    return Counter({kind: count for kind, count in rejects.items() if kind != EMPTY or settings.empty_is_bad})
 
 
 def check_bad_share(rejects: Counter[str], records: int, most: float, where: str) -> None:

@@ -4,34 +4,49 @@ Everything that a run has finished is found again by the next one, on this machi
 the shards lie in PREFIX.units until the data set is whole.
 """
 
-import hashlib
-import json
 import multiprocessing
-import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from data_tools.cards import read_card, refuse_difference, refuse_without_card
+from data_tools.cards import files_of, read_card, refuse_difference, refuse_without_card
+from data_tools.contents import with_old_times
+from data_tools.documents import EMPTY
 from data_tools.encoders import load_encoder
 from data_tools.encoders.base import BEGIN_TOKENS, END_TOKENS
-from data_tools.files import append_suffix, write_json
-from data_tools.inputs import Source, find_sources
+from data_tools.files import append_suffix
+from data_tools.inputs import Source, find_sources, named_as_before
 from data_tools.merge import UNITS, merge_units
+from data_tools.numbers import check_at_least
+from data_tools.places import check_prefix, data_set_files, refuse_inputs_within, refuse_over_inputs
+from data_tools.plan import delete_work, make_plan, read_plan
 from data_tools.progress import byte_progress
 from data_tools.records import Format
-from data_tools.shard import STOP, Settings, check_bad_share, is_whole, shard_prefix, start_worker, work
-from data_tools.units import Unit, plan_units, unit_bytes
+from data_tools.shard import (
+    STOP,
+    Settings,
+    bad_records,
+    check_bad_share,
+    is_whole,
+    shard_prefix,
+    start_worker,
+    work,
+)
+from data_tools.units import Unit
 
 BATCHES_A_WORKER = 128
 """A batch is this part of a worker's memory: the text, its copies on the way, and the tokenizer's own."""
 POLL_SECONDS = 0.25
+NO_MAIN_GUARD = 79
+"""Exit status of a worker whose main module calls ``tokenize`` while it is imported."""
 
 
 def tokenize(
@@ -53,6 +68,7 @@ def tokenize(
     worker_memory: int = 1_000_000_000,
     stop_on_bad_record: bool = True,
     max_bad_share: float = 0.01,
+    empty_is_bad: bool = False,
 ) -> dict[str, Any] | None:
     """Write ``output_prefix``.bin, .idx and a .json that says what they hold; the .json is written last.
 
@@ -74,6 +90,7 @@ def tokenize(
         worker_memory: bytes that a worker may use, for documents up to a twentieth of that.
         stop_on_bad_record: otherwise they are counted and listed in ``output_prefix``.rejects.jsonl.
         max_bad_share: more of them stop the run all the same.
+        empty_is_bad: an empty text is a bad record; otherwise it is passed over, counted and listed.
 
     Returns:
         the content of the .json; None if other ranks' units are still to come.
@@ -85,13 +102,19 @@ def tokenize(
         FileNotFoundError: an input or the tokenizer is missing.
     """
     form = form or Format()
-    _check_options(workers, rank, world_size, unit_size, max_bad_share)
+    _check_options(workers, rank, world_size, unit_size, worker_memory, max_bad_share)
+    check_prefix(output_prefix, (".bin", ".idx"), "--output-prefix")
     if eod_token is not None and not append_eod:
         raise ValueError(f"--eod-token {eod_token} does nothing without --append-eod: give both, or none")
     if bos_token is not None and not prepend_bos:
         raise ValueError(f"--bos-token {bos_token} does nothing without --prepend-bos: give both, or none")
     sources = find_sources(inputs)
     _check_form(sources, form)
+    folder = append_suffix(output_prefix, UNITS)
+    _check_places(output_prefix, folder, [source.path for source in sources], tokenizer_model)
+    card = read_card(output_prefix)
+    if (done := card or read_plan(folder)) and "made_from" in done:
+        sources = named_as_before(sources, done["made_from"]["inputs"])
     encoder = load_encoder(tokenizer_model, fast=False, pattern=tiktoken_pattern)
     eod_id = encoder.control_id(eod_token, END_TOKENS, "--eod-token", "--append-eod") if append_eod else None
     bos_id = (
@@ -111,17 +134,15 @@ def tokenize(
         "id_field": form.id_field,
         "document_separator": form.document_separator,
     }
-    folder = append_suffix(output_prefix, UNITS)
-    card = append_suffix(output_prefix, ".json")
-    if card.is_file():
-        content = _already_done(output_prefix, card, made_from)
+    if card is not None:
+        _check_done(output_prefix, card, made_from)
         if world_size == 1:  # a run that was stopped after its last step but one
-            shutil.rmtree(folder, ignore_errors=True)
-        print(f"{output_prefix}: already done, {_summary(content)}")
-        return content
+            delete_work(folder)
+        print(f"{output_prefix}: already done, {_summary(card)}")
+        return card
 
     refuse_without_card(output_prefix, "--output-prefix")
-    units, options = _plan(folder, made_from, sources, unit_size, form.document_separator is not None)
+    units, options = make_plan(folder, made_from, sources, unit_size, form.document_separator is not None)
     settings = Settings(
         tokenizer_model=Path(tokenizer_model),
         form=form,
@@ -132,10 +153,11 @@ def tokenize(
         batch_bytes=max(1 << 16, worker_memory // BATCHES_A_WORKER),
         stop_on_bad_record=stop_on_bad_record,
         max_bad_share=max_bad_share,
+        empty_is_bad=empty_is_bad,
     )
     mine = units[rank::world_size]
     _run(mine, folder, options, settings, workers, f"rank {rank} of {world_size}: " if world_size > 1 else "")
-    _check_rejects(mine, folder, max_bad_share)
+    _check_rejects(mine, folder, settings)
     if world_size > 1:
         missing = sum(not is_whole(shard_prefix(folder, unit), unit, options) for unit in units)
         left = f"{missing} of {len(units)} units are left to other ranks" if missing else "all units are done"
@@ -150,14 +172,19 @@ def tokenize(
 
 
 def _check_options(
-    workers: int, rank: int, world_size: int, unit_size: int | None, max_bad_share: float
+    workers: int,
+    rank: int,
+    world_size: int,
+    unit_size: int | None,
+    worker_memory: int,
+    max_bad_share: float,
 ) -> None:
-    if workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {workers}")
+    check_at_least("--workers", workers)
     if world_size < 1 or not 0 <= rank < world_size:
         raise ValueError(f"--rank must be from 0 to --world-size less one, got {rank} of {world_size}")
-    if unit_size is not None and unit_size < 1:
-        raise ValueError(f"--unit-bytes must be at least 1, got {unit_size}")
+    if unit_size is not None:
+        check_at_least("--unit-bytes", unit_size)
+    check_at_least("--worker-memory", worker_memory)
     if not 0 <= max_bad_share <= 1:
         raise ValueError(f"--max-bad-share must be from 0 to 1, got {max_bad_share}")
 
@@ -171,46 +198,6 @@ def _check_form(sources: Sequence[Source], form: Format) -> None:
             raise ValueError("--document-separator is for .txt files and no --input is one: leave it out")
     if form.id_field is not None and "txt" in kinds:
         raise ValueError("--id-field: .txt files have no fields; leave it out, or those files")
-
-
-def _plan(
-    folder: Path,
-    made_from: dict[str, Any],
-    sources: Sequence[Source],
-    unit_size: int | None,
-    txt_is_split: bool,
-) -> tuple[list[Unit], str]:
-    """Cut the inputs into units and write the plan; an earlier one has to be for the same options and paths.
-
-    The content of an input may have changed since then, when a bad record was mended. With the size of units
-    as it was, the cuts in all other files are the same, and their shards are found again.
-
-    Returns:
-        the units, and a digest of the options, which is in the cards of their shards.
-    """
-    file = folder / "plan.json"
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if earlier is not None:
-        before, inputs = earlier["made_from"], made_from["inputs"]
-        changed = 0
-        if [each["path"] for each in before["inputs"]] == [each["path"] for each in inputs]:
-            changed = sum(old != new for old, new in zip(before["inputs"], inputs, strict=True))
-            before = before | {"inputs": inputs}
-        refuse_difference(file, before, made_from, str(folder))
-        unit_size = unit_size or earlier.get("unit_bytes")
-        refuse_difference(file, earlier, {"unit_bytes": unit_size}, str(folder))
-        if changed:
-            print(f"{changed:,} of {len(inputs):,} inputs have changed: the units of the others are kept")
-    unit_size = unit_size or unit_bytes(sources)
-    units = plan_units(sources, unit_size, txt_is_split=txt_is_split)
-    parameters = {name: value for name, value in made_from.items() if name != "inputs"}
-    options = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
-    names = [unit.name for unit in units]
-    plan = {"made_from": made_from, "unit_bytes": unit_size, "options": options, "units": names}
-    if plan != earlier:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, plan)
-    return units, options
 
 
 def _run(
@@ -232,6 +219,7 @@ def _run(
         ProcessPoolExecutor(min(workers, len(todo)), context, start_worker, (settings, counters)) as pool,
     ):
         task = progress.add_task(f"{title}tokenize", total=sum(unit.size for unit in todo), note="")
+        processes: set[BaseProcess] = set()
         waiting = iter(todo)
         running: dict[Future, Unit] = {}
         done_bytes = 0
@@ -249,8 +237,9 @@ def _run(
             while True:
                 while len(running) < 2 * workers and (unit := next(waiting, None)) is not None:
                     with _no_interrupts():  # which a worker that this starts inherits
-                        future = pool.submit(work, unit, shard_prefix(folder, unit), options)
+                        future = _submit(pool, unit, folder, options)
                     running[future] = unit
+                    processes.update(multiprocessing.active_children())
                 if not running:
                     break
                 finished, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -260,11 +249,9 @@ def _run(
                     peak = max(peak, memory)
                 show()
         except BrokenProcessPool as error:
-            raise ValueError(
-                f"--workers {workers}: one of them was killed, most often for want of memory; "
-                "take fewer, or a "
-                "smaller --worker-memory. The same command goes on from here"
-            ) from error
+            pool.shutdown(cancel_futures=True)
+            how = _why_broken({process.exitcode for process in processes})
+            raise ValueError(f"--workers {workers}: one of them {how}") from error
         finally:
             with counters.get_lock():
                 counters[STOP] = 1
@@ -274,6 +261,37 @@ def _run(
         f"{title}{done_bytes / 1e6:,.1f} MB in {seconds:,.1f} s ({done_bytes / 1e6 / seconds:,.1f} MB/s), "
         f"at most {peak / 1e6:,.0f} MB a worker"
     )
+
+
+def _submit(pool: ProcessPoolExecutor, unit: Unit, folder: Path, options: str) -> Future:
+    """Hand a unit to a worker, a new process perhaps."""
+    try:
+        return pool.submit(work, unit, shard_prefix(folder, unit), options)
+    except RuntimeError as error:
+        if "bootstrapping" not in str(error):
+            raise
+        sys.exit(NO_MAIN_GUARD)  # this is a worker, on its way through the main module: its parent says so
+
+
+def _why_broken(exit_codes: set[int | None]) -> str:
+    """What became of a worker, by how the workers ended: the others were sent SIGTERM."""
+    again = "The same command again goes on from here"
+    if NO_MAIN_GUARD in exit_codes:
+        return (
+            "came back to the call that had started it: a worker imports the main script anew, so put the "
+            'call of `tokenize` there under `if __name__ == "__main__":`'
+        )
+    if -signal.SIGKILL in exit_codes:
+        return (
+            "was killed (SIGKILL), most often for want of memory; take fewer, or a smaller --worker-memory. "
+            f"{again}"
+        )
+    left = sorted(code for code in exit_codes if code not in (None, 0, -signal.SIGTERM))
+    if not left:
+        return f"was ended from outside (SIGTERM). {again}"
+    if left[0] < 0:
+        return f"was ended by {signal.Signals(-left[0]).name}. {again}"
+    return f"ended with status {left[0]}; what it said of it is printed above. {again}"
 
 
 @contextmanager
@@ -286,34 +304,45 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _check_rejects(units: Sequence[Unit], folder: Path, max_bad_share: float) -> None:
-    rejects: Counter[str] = Counter()
+def _check_rejects(units: Sequence[Unit], folder: Path, settings: Settings) -> None:
+    bad: Counter[str] = Counter()
     records = 0
     for unit in units:
         card = read_card(shard_prefix(folder, unit))
         assert card is not None
-        rejects.update(card["rejects"])
-        records += card["documents"] + sum(card["rejects"].values())
-    check_bad_share(rejects, records, max_bad_share, f"{folder}/*.rejects.jsonl")
+        bad.update(of_unit := bad_records(card["rejects"], settings))
+        records += card["documents"] + of_unit.total()
+    check_bad_share(bad, records, settings.max_bad_share, f"{folder}/*.rejects.jsonl")
 
 
-def _already_done(prefix: Path, card: Path, made_from: dict[str, Any]) -> dict[str, Any]:
-    written = f"{card} and the .bin and .idx beside it"
+def _check_places(
+    output_prefix: Path, folder: Path, inputs: Sequence[str], tokenizer_model: str | Path
+) -> None:
+    """Raise ValueError if an output would lie over an input, or an input among what is deleted at the end."""
+    read = [*inputs, tokenizer_model]
+    refuse_over_inputs([*data_set_files(output_prefix), folder / "plan.json"], read, "--output-prefix")
+    refuse_inputs_within(folder, read, "--output-prefix")
+
+
+def _check_done(prefix: Path, card: dict[str, Any], made_from: dict[str, Any]) -> None:
+    """Raise ValueError if the data set is not the one that is asked for, or not whole."""
+    file, written = append_suffix(prefix, ".json"), files_of(prefix, card)
     remedy = f"choose another --output-prefix, or delete {written} to begin anew"
-    try:
-        content = json.loads(card.read_text(encoding="utf-8"))
-        before, file_bytes = content["made_from"], content["file_bytes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{card} was not written by `tokenize`: {remedy}") from error
-    refuse_difference(card, before, made_from, written)
-    for end, size in file_bytes.items():
-        file = append_suffix(prefix, end)
-        if not file.is_file() or file.stat().st_size != size:
-            raise ValueError(f"{file} is missing or not the {size} bytes that {card} tells: {remedy}")
-    return content
+    if "made_from" not in card:
+        raise ValueError(f"{file} was not written by `tokenize`: {remedy}")
+    inputs, changed = with_old_times(card, made_from["inputs"])
+    if changed is not None:
+        raise ValueError(f"{file} was made from something else ({changed} has other content now): {remedy}")
+    refuse_difference(file, card["made_from"], made_from | {"inputs": inputs}, written)
+    for end, size in card["file_bytes"].items():
+        part = append_suffix(prefix, end)
+        if not part.is_file() or part.stat().st_size != size:
+            raise ValueError(f"{part} is missing or not the {size} bytes that {file} tells: {remedy}")
 
 
-def _summary(content: dict[str, Any]) -> str:
-    rejects = sum(content["rejects"].values())
-    bad = f", {rejects:,} bad records left out" if rejects else ""
-    return f"{content['documents']:,} documents, {content['tokens']:,} tokens, {content['dtype']}{bad}"
+def _summary(card: dict[str, Any]) -> str:
+    empty = card["rejects"].get(EMPTY, 0)
+    bad = sum(card["rejects"].values()) - empty
+    told = f", {empty:,} empty texts passed over" if empty else ""
+    told += f", {bad:,} bad records left out" if bad else ""
+    return f"{card['documents']:,} documents, {card['tokens']:,} tokens, {card['dtype']}{told}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_tools.inputs import Source
-from data_tools.records import open_parquet
+from data_tools.parquet import open_parquet
 
 SMALLEST, LARGEST = 4 << 20, 1 << 30  # bytes
 UNITS = 256

@@ -15,10 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.blend import blend
-from data_tools.cards import put_in_place, read_card, refuse_without_card, same_tokenizer
+from data_tools.blend import Length, Part, check_path, check_place, refuse_unread, share_out, write_blend
+from data_tools.cards import (
+    files_of,
+    put_in_place,
+    read_card,
+    refuse_difference,
+    refuse_without_card,
+    same_tokenizer,
+)
 from data_tools.files import append_suffix, crc32, lock
 from data_tools.indexed import Indexed, open_indexed, write_index
+from data_tools.numbers import check_at_least
+from data_tools.places import data_set_files, real_prefix, refuse_over_inputs, refuse_twice
 from data_tools.progress import byte_progress
 
 BLOCK_TOKENS = 1 << 24
@@ -57,37 +66,56 @@ def upsample(
     """
     if not 0 < long_share < 1:
         raise ValueError(f"--long-share must lie between 0 and 1, got {long_share}")
-    if longer_than < 1:
-        raise ValueError(f"--longer-than must be at least 1, got {longer_than}")
+    check_at_least("--longer-than", longer_than)
+    length = Length(train_tokens, max_epochs, train_share)
     names = [prefix.name for prefix in prefixes]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two domains are called {min(twice)}: rename one, the parts go by their names")
+    # All that can be refused is refused before the first domain is split: that may take hours.
+    output = output.resolve()
+    check_path(output)
+    blend_file = output / "blend.txt"
+    refuse_twice(prefixes)
     domains = [open_indexed(prefix) for prefix in prefixes]
     same_tokenizer(prefixes)
+    check_place(blend_file, prefixes, "--output")
+    read = [file for prefix in prefixes for file in data_set_files(prefix)]
+    parts: list[Part] = []
+    wanted: list[float] = []
     for domain in domains:
+        check_path(domain.prefix.name)
         long = domain.document_lengths() > longer_than
+        if not domain.documents:
+            raise ValueError(f"{domain.prefix} holds no documents: leave it out")
         if long.all() or not long.any():
             raise ValueError(
                 f"{domain.prefix} has no documents of {'at most' if long.any() else 'more than'} "
                 f"{longer_than:,} tokens: choose another --longer-than, or leave it out"
             )
+        for kind, share in zip(KINDS, (long_share, 1 - long_share), strict=True):
+            prefix = output / f"{domain.prefix.name}-{kind}"
+            refuse_over_inputs(data_set_files(prefix), read, "--output")
+            lengths = _lengths(domain, long if kind == "long" else ~long)
+            parts.append(Part(prefix, int(lengths[: round(train_share * len(lengths))].sum(dtype=np.int64))))
+            refuse_unread(parts[-1], train_share)
+            wanted.append(share * domain.tokens)
+    shares = share_out(parts, wanted, blend_file, length)
+    todo = [domain for domain in domains if not _is_split(domain, output, longer_than)]
     output.mkdir(parents=True, exist_ok=True)
-    weighted = []
+    need = sum(domain.tokens * domain.dtype.itemsize for domain in todo)
+    if need > (free := shutil.disk_usage(output).free):
+        raise OSError(errno.ENOSPC, f"the parts take {need:,} bytes and {free:,} are free", str(output))
     with byte_progress() as progress:
-        total = sum(domain.tokens * domain.dtype.itemsize for domain in domains)
-        task = progress.add_task("split", total=total, note="")
-        for domain in domains:
+        task = progress.add_task("split", total=need, note="")
+        for domain in todo:
             _split(domain, output, longer_than, lambda done: progress.update(task, advance=done))
-            for kind, share in zip(KINDS, (long_share, 1 - long_share), strict=True):
-                weighted.append(f"{output / f'{domain.prefix.name}-{kind}'}={share * domain.tokens}")
-    return blend(
-        weighted,
-        output / "blend.txt",
-        weights=True,
-        train_tokens=train_tokens,
-        max_epochs=max_epochs,
-        train_share=train_share,
-    )
+    write_blend(blend_file, parts, shares)
+    return shares
+
+
+def _lengths(domain: Indexed, kept: np.ndarray) -> np.ndarray:
+    """Tokens of the sequences of the documents ``kept``, int32."""
+    return domain.lengths[np.repeat(kept, np.diff(domain.document_indices))]
 
 
 @dataclass
@@ -104,30 +132,35 @@ class _Writer:
         self.crc, self.size = zlib.crc32(content, self.crc), self.size + len(content)
 
 
-def _split(domain: Indexed, output: Path, longer_than: int, report: Callable[[int], Any]) -> None:
-    """Write the long and the short documents of ``domain``; skip what an earlier run finished."""
-    source = {
-        "path": str(domain.prefix.resolve()),
+def _source(domain: Indexed, longer_than: int, kind: str) -> dict[str, Any]:
+    """What a part is made from, for its card."""
+    return {
+        "path": real_prefix(domain.prefix),
         "documents": domain.documents,
         "tokens": domain.tokens,
         "idx_crc32": crc32(append_suffix(domain.prefix, ".idx")),
         "longer_than": longer_than,
+        "documents_kept": kind,
     }
+
+
+def _is_split(domain: Indexed, output: Path, longer_than: int) -> bool:
+    """Whether an earlier run finished both parts; refuses what else lies in their places."""
+    found = []
+    for kind in KINDS:
+        prefix = output / f"{domain.prefix.name}-{kind}"
+        refuse_without_card(prefix, "--output")
+        card = read_card(prefix)
+        if card is not None:
+            now = {"split_from": _source(domain, longer_than, kind)}
+            refuse_difference(append_suffix(prefix, ".json"), card, now, files_of(prefix, card), "--output")
+        found.append(card is not None)
+    return all(found)
+
+
+def _split(domain: Indexed, output: Path, longer_than: int, report: Callable[[int], Any]) -> None:
+    """Write the long and the short documents of ``domain``."""
     writers = {kind: _Writer(output / f"{domain.prefix.name}-{kind}") for kind in KINDS}
-    wanted = {kind: source | {"documents_kept": kind} for kind in KINDS}
-    found = {kind: read_card(writer.prefix) for kind, writer in writers.items()}
-    for kind, card in found.items():
-        refuse_without_card(writers[kind].prefix, "--output")
-        if card is not None and card.get("split_from") != wanted[kind]:
-            raise ValueError(
-                f"{append_suffix(writers[kind].prefix, '.json')} is there already and was made from "
-                "something else: choose another --output, or delete it with its .bin and .idx"
-            )
-    if all(found.values()):
-        report(domain.tokens * domain.dtype.itemsize)
-        return
-    if (need := domain.tokens * domain.dtype.itemsize) > (free := shutil.disk_usage(output).free):
-        raise OSError(errno.ENOSPC, f"the parts take {need:,} bytes and {free:,} are free", str(output))
     long = domain.document_lengths() > longer_than
     temporary = {kind: append_suffix(writer.prefix, ".bin.tmp") for kind, writer in writers.items()}
     with lock(temporary["long"]), lock(temporary["short"]):
@@ -137,7 +170,8 @@ def _split(domain: Indexed, output: Path, longer_than: int, report: Callable[[in
                 writers["short"].write(shorts, ids[~of_long])
                 report(ids.nbytes)
         for kind, writer in writers.items():
-            _finish(domain, long if kind == "long" else ~long, writer, wanted[kind])
+            source = _source(domain, longer_than, kind)
+            _finish(domain, long if kind == "long" else ~long, writer, source)
 
 
 def _blocks(domain: Indexed, long: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -160,7 +194,7 @@ def _finish(domain: Indexed, kept: np.ndarray, writer: _Writer, source: dict[str
     """The part's .idx and card, and both files in their places."""
     temporary = {end: append_suffix(writer.prefix, f"{end}.tmp") for end in (".bin", ".idx")}
     sequences = np.diff(domain.document_indices)
-    lengths = domain.lengths[np.repeat(kept, sequences)]
+    lengths = _lengths(domain, kept)
     write_index(temporary[".idx"], domain.dtype, [lengths], [np.cumsum(sequences[kept])])
     card = read_card(domain.prefix) or {}
     known = ("tokenizer_sha256", "eod_id", "bos_id", "vocab_size", "made_from")

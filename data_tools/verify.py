@@ -54,11 +54,7 @@ def _check_index(indexed: Indexed) -> None:
     ends = np.cumsum(lengths)
     if not np.array_equal(indexed.offsets, (ends - lengths) * indexed.dtype.itemsize):
         raise ValueError(f"{indexed.prefix}.idx: the sequences do not follow one another: tokenize again")
-    documents = indexed.document_indices
-    if documents[0] != 0 or documents[-1] != len(lengths) or np.any(np.diff(documents) < 0):
-        raise ValueError(
-            f"{indexed.prefix}.idx: the documents do not cover the sequences in order: tokenize again"
-        )
+    indexed.check_documents()
 
 
 def _check_card(indexed: Indexed, card: dict[str, Any]) -> None:

@@ -591,9 +591,30 @@ DATA = (
     Mutation(
         "data-blend-temperature-upside-down",
         "data_tools/blend.py",
-        "count ** (1 / (temperature or 1.0))",
-        "count ** (temperature or 1.0)",
+        "math.log(part.tokens / most) / (temperature or 1.0)",
+        "math.log(part.tokens / most) * (temperature or 1.0)",
         "tests/data_tools/test_blend.py",
+    ),
+    Mutation(
+        "data-blend-counts-what-no-training-reads",
+        "data_tools/blend.py",
+        "last = round(train_share * float(indexed.sequences))",
+        "last = indexed.sequences",
+        "tests/data_tools/test_blend.py",
+    ),
+    Mutation(
+        "data-output-over-an-input",
+        "data_tools/places.py",
+        "if (key := file_key(output)) in read:",
+        "if (key := file_key(output)) in list(read)[:0]:",
+        "tests/data_tools/test_places.py",
+    ),
+    Mutation(
+        "data-linked-files-read-twice",
+        "data_tools/inputs.py",
+        "file_key(source.path) or source.path",
+        "source.path",
+        "tests/data_tools/test_inputs.py",
     ),
 )
 

@@ -3,15 +3,19 @@
 import argparse
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from data_tools import cards
+from data_tools import tokenize as tokenize_module
+from data_tools.encoders import load_encoder
+from data_tools.shard import Settings, is_whole, shard_prefix, write_shard
 from data_tools.tokenize import tokenize
 from data_tools.train import train_tokenizer
+from data_tools.units import Unit
 
 HARD = {
     "english": "It was the best of times, it was the worst of times.\n",
@@ -102,6 +106,21 @@ def stopped_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractC
             yield
 
     return stopped
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units are made here and not by workers, which take seconds to start."""
+
+    def run(
+        units: Sequence[Unit], folder: Path, options: str, settings: Settings, workers: int, title: str
+    ) -> None:
+        encoder = load_encoder(settings.tokenizer_model, fast=False)
+        for unit in units:
+            if not is_whole(shard_prefix(folder, unit), unit, options):
+                write_shard(unit, shard_prefix(folder, unit), options, settings, encoder)
+
+    monkeypatch.setattr(tokenize_module, "_run", run)
 
 
 @pytest.fixture

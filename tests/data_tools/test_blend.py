@@ -1,20 +1,22 @@
 """Weights that add up, epochs that are kept to, and a file that Megatron reads."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from data_tools.blend import blend
-from data_tools.indexed import write_index
+from data_tools.blend import blend, tokens_read
+from data_tools.indexed import open_indexed, write_index
+from data_tools.numbers import train_share
 
 
 @pytest.fixture
 def sets(tmp_path):
-    """Of 100, 400 and 1600 tokens."""
+    """Of 100, 400 and 1600 tokens, in documents of 10."""
     for name, tokens in (("a", 100), ("b", 400), ("c", 1600)):
         np.zeros(tokens, np.uint16).tofile(tmp_path / f"{name}.bin")
-        write_index(tmp_path / f"{name}.idx", np.dtype(np.uint16), [np.array([tokens], np.int32)])
+        write_index(tmp_path / f"{name}.idx", np.dtype(np.uint16), [np.full(tokens // 10, 10, np.int32)])
     return [str(tmp_path / name) for name in "abc"]
 
 
@@ -42,6 +44,116 @@ def test_file_is_what_megatron_takes(sets, tmp_path):
     assert weights == pytest.approx(shares)
 
 
+def write(prefix, lengths):
+    np.zeros(sum(lengths), np.uint16).tofile(f"{prefix}.bin")
+    write_index(prefix.with_name(f"{prefix.name}.idx"), np.dtype(np.uint16), [np.array(lengths, np.int32)])
+    return str(prefix)
+
+
+UNEVEN = {
+    "long-last": [3] * 95 + [4000] * 5,
+    "long-first": [4000] * 5 + [3] * 95,
+    "few": [7, 100, 2],
+    "with-empty": [0, 50, 0, 9, 0, 0, 1],
+}
+
+
+@pytest.mark.parametrize("split", ["95,5,0", "969,30,1", "50,40,10", "1"])
+@pytest.mark.parametrize("lengths", UNEVEN.values(), ids=UNEVEN)
+def test_tokens_are_those_that_megatron_reads(lengths, split, tmp_path):
+    """A split is of documents, not of tokens: an epoch's tokens as Megatron's own data set counts them."""
+    from megatron.core.datasets.blended_megatron_dataset_config import (
+        convert_split_vector_to_split_matrix,
+        parse_and_normalize_split,
+    )
+    from megatron.core.datasets.gpt_dataset import GPTDataset
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    write(tmp_path / "a", lengths)
+    data = IndexedDataset(str(tmp_path / "a"))
+    beginning, end = convert_split_vector_to_split_matrix(parse_and_normalize_split(split))[0]
+    documents = GPTDataset.numel_low_level_dataset(data)
+    indices = np.arange(int(round(beginning * float(documents))), int(round(end * float(documents))))
+    reader = SimpleNamespace(dataset=data, indices=indices)
+    expected = GPTDataset._get_num_tokens_per_epoch(reader)
+    assert tokens_read(open_indexed(tmp_path / "a"), train_share(split)) == expected
+
+
+def test_an_overrun_is_seen_where_documents_are_uneven(tmp_path):
+    """The first 95 documents of 100 hold 285 tokens: 77,000 go through them 270 times."""
+    prefix = write(tmp_path / "a", UNEVEN["long-last"])
+    with pytest.raises(ValueError, match=r"would go through it 270\.18 times, .* reads 285 tokens of it"):
+        blend([prefix], tmp_path / "blend.txt", train_tokens=77_000, train_share=0.95)
+    # Each remedy: fewer tokens, more epochs, less weight.
+    blend([prefix], tmp_path / "blend.txt", train_tokens=1140, train_share=0.95)
+    blend([prefix], tmp_path / "blend.txt", train_tokens=77_000, train_share=0.95, max_epochs=271)
+    other = write(tmp_path / "b", [10] * 10_000)
+    sets = [f"{prefix}=1", f"{other}=99"]
+    blend(sets, tmp_path / "blend.txt", weights=True, train_tokens=77_000, train_share=0.95)
+    long_first = write(tmp_path / "c", UNEVEN["long-first"])
+    blend([long_first], tmp_path / "c.txt", train_tokens=77_000, train_share=0.95)
+
+
+def test_what_training_reads_nothing_of(tmp_path):
+    prefix = write(tmp_path / "a", [0] * 95 + [10] * 5)
+    with pytest.raises(ValueError, match=r"holds no tokens in the first 95\.0% of .* leave it out"):
+        blend([prefix], tmp_path / "blend.txt", train_share=0.95)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 1e300])
+def test_extreme_temperatures(temperature, tmp_path):
+    even = [write(tmp_path / name, [100]) for name in "ab"]
+    assert blend(even, tmp_path / "blend.txt", temperature=temperature) == [0.5, 0.5]
+    uneven = [even[0], write(tmp_path / "c", [1000])]
+    if temperature > 1:
+        assert blend(uneven, tmp_path / "blend.txt", temperature=temperature) == pytest.approx([0.5, 0.5])
+        return
+    with pytest.raises(ValueError, match=r"a: its weight is 0 .*leave it out, or .* higher --temperature"):
+        blend(uneven, tmp_path / "blend.txt", temperature=temperature)
+    blend(uneven, tmp_path / "blend.txt", temperature=1.0)
+    blend(uneven[1:], tmp_path / "blend.txt", temperature=temperature)
+
+
+@pytest.mark.parametrize("numbers", [(1e-11, 1), (1e-200, 3e99), (0.1, 0.2)])
+def test_weights_are_written_in_all_their_digits(numbers, sets, tmp_path):
+    entries = [f"{prefix}={number}" for prefix, number in zip(sets, numbers, strict=False)]
+    shares = blend(entries, tmp_path / "blend.txt", weights=True)
+    words = (tmp_path / "blend.txt").read_text().split()
+    assert [float(word) for word in words[::2]] == shares
+    assert min(shares) > 0 and shares[0] == pytest.approx(numbers[0] / sum(numbers))
+
+
+@pytest.mark.parametrize("how", ["weights", "epochs"])
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "1e101", "0"])
+def test_numbers_that_are_none(how, number, sets, tmp_path):
+    with pytest.raises(ValueError, match="the number must be above 0 and below"):
+        blend([f"{sets[0]}={number}"], tmp_path / "blend.txt", **{how: True})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": float("nan")}, "--temperature must be a number above 0, got nan"),
+        ({"temperature": float("inf")}, "--temperature must be a number above 0, got inf"),
+        ({"max_epochs": float("nan")}, "--max-epochs must be a number above 0, got nan"),
+        ({"max_epochs": 0.0}, "--max-epochs must be a number above 0, got 0"),
+        ({"train_tokens": 0}, "--train-tokens must be at least 1, got 0"),
+        ({"train_tokens": -5}, "--train-tokens must be at least 1, got -5"),
+        ({"train_tokens": 10**400}, "--train-tokens must be at most"),
+    ],
+)
+def test_flags_that_are_no_numbers(changes, message, sets, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        blend(sets, tmp_path / "blend.txt", **changes)
+    assert not (tmp_path / "blend.txt").exists()
+
+
+def test_a_path_that_is_not_utf8(tmp_path):
+    prefix = write(tmp_path / "a\udcff", [10])
+    with pytest.raises(ValueError, match="cannot hold a path that is not UTF-8"):
+        blend([prefix], tmp_path / "blend.txt")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -51,7 +163,7 @@ def test_file_is_what_megatron_takes(sets, tmp_path):
         ),
         ({"temperature": 9.0, "train_tokens": 2_100}, r"a: 2,100 tokens .* 5.95 times"),
         ({"temperature": 1.0, "train_tokens": 5_000, "train_share": 0.5}, r"4\.76 times"),
-        ({"temperature": 0.0}, "--temperature must be above 0"),
+        ({"temperature": 0.0}, "--temperature must be a number above 0"),
         ({"epochs": True}, "need PREFIX=NUMBER"),
     ],
     ids=["all", "one", "split", "temperature", "numbers"],
@@ -103,4 +215,4 @@ def test_paths_and_the_share_trained_on_are_printed(sets, tmp_path, monkeypatch,
     assert main() == 0
     output = capsys.readouterr().out
     assert all(prefix in output for prefix in sets)
-    assert "1,520" in output and "the 95.0% of the documents that --split leaves" in output
+    assert "1,520" in output and "the first 95.0% of the documents that --split leaves" in output

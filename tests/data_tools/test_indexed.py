@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from data_tools.indexed import open_indexed, token_dtype, write_index
+from data_tools.indexed import HEADER, MAGIC, open_indexed, token_dtype, write_index
+from data_tools.inspect import inspect
+from data_tools.pack import pack
+from data_tools.verify import verify
 
 
 def megatron_pair(prefix, documents, dtype):
@@ -66,3 +69,40 @@ def test_unknown_dtype(tmp_path):
     (tmp_path / "a.idx").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.idx speaks of a data type 99"):
         open_indexed(tmp_path / "a")
+
+
+def header(sequences, documents, dtype=8):
+    return HEADER.pack(MAGIC, 1, dtype, sequences, documents)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (header(0, 0), "has no document entries"),
+        (header(1, 0) + np.int32(1).tobytes() + np.int64(0).tobytes(), "has no document entries"),
+        (
+            header(2, 1) + np.int32([5, -4]).tobytes() + np.int64([0, 10, 0]).tobytes(),
+            "a sequence of -4 tokens",
+        ),
+        (header(2**62, 1), "speaks of"),
+        (header(1, 2, dtype=99), "data type 99"),
+    ],
+    ids=["nothing", "no-entries", "negative", "huge", "type"],
+)
+def test_an_index_that_is_none(index, message, tmp_path):
+    """One line, in whatever command reads it."""
+    (tmp_path / "a.idx").write_bytes(index)
+    np.zeros(1, np.uint16).tofile(tmp_path / "a.bin")
+    for read in (open_indexed, verify, inspect, lambda prefix: pack(prefix, [8])):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("documents", [[0, 3], [1, 2], [0, 2, 1, 2], [0, -1, 2]])
+def test_documents_that_do_not_cover_the_sequences(documents, tmp_path):
+    index = header(2, len(documents)) + np.int32([1, 1]).tobytes() + np.int64([0, 2, *documents]).tobytes()
+    (tmp_path / "a.idx").write_bytes(index)
+    np.zeros(2, np.uint16).tofile(tmp_path / "a.bin")
+    for read in (inspect, lambda prefix: pack(prefix, [8])):
+        with pytest.raises(ValueError, match="do not cover the sequences in order"):
+            read(tmp_path / "a")

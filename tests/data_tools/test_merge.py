@@ -4,16 +4,19 @@ import errno
 import os
 import resource
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from data_tools import merge as module
 from data_tools.blend import blend
-from data_tools.indexed import open_indexed
+from data_tools.indexed import open_indexed, write_index
 from data_tools.merge import is_units_folder, merge_data_sets, merge_units
 from data_tools.tokenize import tokenize
 from data_tools.verify import verify
+from tests.world import ROOT
 
 
 @pytest.fixture
@@ -41,7 +44,10 @@ def test_merged_is_tokenized_together(two, kernel, tokenizer_model, tmp_path, mo
         assert (tmp_path / f"out{end}").read_bytes() == (tmp_path / f"together{end}").read_bytes()
     verify(tmp_path / "out")
     assert merge_data_sets(two, tmp_path / "out") == content
-    with pytest.raises(ValueError, match=r"out\.json is there already and was made from something else"):
+    with pytest.raises(
+        ValueError,
+        match=r"out\.json was made from something else .*delete .*out\.json, .*out\.bin, .*out\.idx",
+    ):
         merge_data_sets(two[::-1], tmp_path / "out")
 
 
@@ -59,6 +65,65 @@ def test_more_data_sets_than_open_files(two, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     verify(tmp_path / "out")
+
+
+def test_four_hundred_parts_with_few_open_files(two, tmp_path):
+    """Through the command, as a job has it: their number does not matter, ids and bad records included."""
+    many = [tmp_path / f"many{number}" for number in range(400)]
+    for prefix in many:
+        for end in (".bin", ".idx", ".json"):
+            os.link(f"{two[0]}{end}", f"{prefix}{end}")
+        os.unlink(f"{prefix}.bin")  # or they would be one data set under many names
+        shutil.copy(f"{two[0]}.bin", f"{prefix}.bin")
+    command = [sys.executable, "-m", "data_tools", "merge", *many, "--output-prefix", tmp_path / "out"]
+    run = subprocess.run(
+        ["bash", "-c", 'ulimit -n 40; exec "$@"', "bash", *command],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert open_indexed(tmp_path / "out").documents == 400 * 50
+
+
+def test_data_sets_without_documents(two, tmp_path):
+    """Beside others they add nothing; alone they are refused."""
+    write_index(tmp_path / "empty.idx", np.dtype(np.uint16), [])
+    (tmp_path / "empty.bin").touch()
+    assert merge_data_sets([tmp_path / "empty", *two], tmp_path / "out")["documents"] == 100
+    with pytest.raises(ValueError, match="there is no document in these files"):
+        merge_data_sets([tmp_path / "empty"], tmp_path / "none")
+
+
+@pytest.mark.parametrize("done", [[0], [2], [0, 2], [1]])
+def test_ranks_with_a_gap(done, tokenizer_model, tmp_path, in_process):
+    """What is missing is named, and made by the same command; nothing is merged before."""
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(f'{{"text": "{i}"}}\n' for i in range(100)))
+    arguments = {"tokenizer_model": tokenizer_model, "unit_size": 400, "world_size": 3}
+    for rank in done:
+        tokenize([path], tmp_path / "out", rank=rank, **arguments)
+    with pytest.raises(ValueError, match=r"units are not done \(.*run `phd data tokenize`"):
+        merge_units(tmp_path / "out.units", tmp_path / "out")
+    assert not (tmp_path / "out.bin").exists()
+    for rank in range(3):
+        tokenize([path], tmp_path / "out", rank=rank, **arguments)
+    assert merge_units(tmp_path / "out.units", tmp_path / "out")["documents"] == 100
+
+
+def test_ids_of_others_are_not_taken_along(two, tmp_path):
+    """A file that is called like a data set's ids is one only if its card says so."""
+    for prefix in two:
+        prefix.with_name(f"{prefix.name}.ids.jsonl").write_text("precious\n")
+    merge_data_sets(two, tmp_path / "out")
+    assert not (tmp_path / "out.ids.jsonl").exists()
+
+
+def test_the_same_data_sets_through_links_are_no_others(two, tmp_path):
+    card = merge_data_sets(two, tmp_path / "out")
+    for end in (".bin", ".idx", ".json"):
+        (tmp_path / f"link{end}").symlink_to(f"{two[0]}{end}")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    assert merge_data_sets([tmp_path / "link", two[1]], tmp_path / "out") == card
+    assert merge_data_sets([tmp_path / "folder" / "a", two[1]], tmp_path / "out") == card
 
 
 def test_merging_the_merged(two, tmp_path):
@@ -133,7 +198,7 @@ def test_no_data_set_twice_and_none_over_itself(two, tmp_path):
         with pytest.raises(ValueError, match="named twice"):
             merge_data_sets([two[0], again], tmp_path / "out")
     two[0].with_suffix(".json").unlink()
-    with pytest.raises(ValueError, match=r"--output-prefix .*a is one of the data sets to merge"):
+    with pytest.raises(ValueError, match=r"--output-prefix: .*a\.bin would be written, and it is the input"):
         merge_data_sets(two, two[0])
 
 

@@ -64,3 +64,15 @@ def test_no_tokens(tmp_path):
     write_index(tmp_path / "a.idx", np.dtype(np.uint16), [np.zeros(2, np.int32)])
     with pytest.raises(ValueError, match="holds no tokens"):
         pack(tmp_path / "a", [8])
+
+
+@pytest.mark.parametrize("length", [0, -1, 2**31, 10**30])
+def test_lengths_that_are_none(length, tmp_path):
+    with pytest.raises(ValueError, match="--length must be at (least|most)"):
+        pack(tmp_path / "a", [8, length])
+
+
+def test_a_context_longer_than_all_documents():
+    """Its time and memory depend on the documents."""
+    result = statistics(np.array([3, 5, 2]), 2**31 - 1)
+    assert (result.packed_sequences, result.samples, result.cut_documents) == (1, 0, 0)

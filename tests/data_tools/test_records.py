@@ -1,13 +1,16 @@
 """Reading records: where documents begin and end, what is none, and damaged files."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import re
+import shutil
+import subprocess
 
 import pyarrow
 import pytest
-from pyarrow import parquet
 
 from data_tools.inputs import find_sources
 from data_tools.records import REJECT_KINDS, Format, read_batches
@@ -27,10 +30,18 @@ def rejects(path, form=None):
 
 
 def compress(path, content):
-    """By the name's ending."""
-    codec = {".gz": "gzip", ".zst": "zstd"}[path.suffix]
-    with pyarrow.CompressedOutputStream(str(path), codec) as file:
+    """By the name's ending, if it is one."""
+    packed = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": zstd}
+    path.write_bytes(packed.get(path.suffix, bytes)(content))
+
+
+def zstd(content):
+    sink = io.BytesIO()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as file:
         file.write(content)
+        file.flush()
+        sink.close = lambda: None
+    return sink.getvalue()
 
 
 def test_jsonl_keeps_every_character(tmp_path):
@@ -39,19 +50,50 @@ def test_jsonl_keeps_every_character(tmp_path):
     assert texts(path, Format("body")) == ["a\n\0", "  "]
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n')
-    assert texts(path) == ["a", "b"]
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst", ".xz", ".bz2"])
+@pytest.mark.parametrize(
+    ("name", "content", "separator", "expected"),
+    [
+        ("in.jsonl", b'@{"text": "a"}\n{"text": "b"}\n', None, ["a", "b"]),
+        ("in.ndjson", b'@{"text": "a"}\n@{"text": "b"}\n', None, ["a", "b"]),  # two files put together
+        ("in.json", b'@{"text": "a"}\n@\n', None, ["a"]),
+        ("in.txt", b"@a\nb", None, ["a\nb"]),
+        ("in.txt", b"@a\n---\nb@", "---", ["a\n", "b\ufeff"]),
+        ("in.txt", b"@---\na", "---", ["a"]),
+    ],
+    ids=["jsonl", "ndjson", "json", "txt", "separated", "separator-first"],
+)
+def test_a_byte_order_mark_is_no_text(ending, name, content, separator, expected, tmp_path):
+    path = tmp_path / f"{name}{ending}"
+    compress(path, content.replace(b"@", b"\xef\xbb\xbf"))
+    (batch,) = batches(path, Format(document_separator=separator))
+    assert (batch.texts, batch.rejects) == (expected, [])
 
 
-def test_ids_of_any_kind(tmp_path):
+def test_a_mark_alone_is_an_empty_text(tmp_path):
+    (tmp_path / "in.txt").write_bytes(b"\xef\xbb\xbf")
+    assert [reject.kind for reject in rejects(tmp_path / "in.txt")] == ["empty"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("ending", [".jsonl", ".txt", ".jsonl.gz", ".txt.xz"])
+def test_utf_16_is_named(encoding, ending, tmp_path):
+    path = tmp_path / f"in{ending}"
+    compress(path, '{"text": "a, b and c"}\n{"text": "d"}\n'.encode(encoding))
+    (source,) = find_sources([path])
+    with pytest.raises(ValueError, match=rf"in{re.escape(ending)}: not UTF-8 but UTF-16 or UTF-32.* iconv"):
+        list(read_batches(source, 0, None, Format(), 1 << 20))
+
+
+def test_utf_16_is_seen_in_every_range_and_converted_it_is_read(tmp_path):
     path = tmp_path / "in.jsonl"
-    path.write_text('{"text": "a", "id": "é\\n"}\n{"text": "b", "id": 3}\n{"text": "c"}\n')
-    (batch,) = batches(path, Format(id_field="id"))
-    assert [json.loads(identifier) for identifier in batch.ids] == ["é\n", 3]
-    assert not any("\n" in identifier for identifier in batch.ids)
-    assert batch.rejects[0].detail == "no field 'id' (--id-field names another)"
+    content = '{"text": "a"}\n' * 40
+    path.write_text(content, encoding="utf-16")
+    (source,) = find_sources([path])
+    with pytest.raises(ValueError, match="UTF-16"):
+        list(read_batches(source, 400, 500, Format(), 1 << 20))
+    path.write_text(path.read_text(encoding="utf-16"), encoding="utf-8")  # as iconv does
+    assert len(texts(path)) == 40
 
 
 @pytest.mark.parametrize(
@@ -111,7 +153,7 @@ def test_empty_txt(tmp_path):
     assert [reject.kind for reject in rejects(tmp_path / "in.txt")] == ["empty"]
 
 
-@pytest.mark.parametrize("ending", ["gz", "zst"])
+@pytest.mark.parametrize("ending", ["gz", "zst", "xz", "bz2"])
 def test_compressed(ending, tmp_path):
     content = b"".join(b'{"text": "document %d"}\n' % i for i in range(5000))
     path = tmp_path / f"in.jsonl.{ending}"
@@ -122,7 +164,7 @@ def test_compressed(ending, tmp_path):
     assert len(texts(path)) == 10_000
 
 
-@pytest.mark.parametrize("ending", ["gz", "zst"])
+@pytest.mark.parametrize("ending", ["gz", "zst", "xz", "bz2"])
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
 def test_cut_off_archive_is_an_error(ending, keep, tmp_path):
     """Never a short data set."""
@@ -136,24 +178,123 @@ def test_cut_off_archive_is_an_error(ending, keep, tmp_path):
         texts(path)
 
 
-def test_damaged_gzip_is_an_error(tmp_path):
-    path = tmp_path / "in.jsonl.gz"
-    content = bytearray(gzip.compress(b'{"text": "a"}\n' * 1000))
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged or cut off"):
+@pytest.mark.parametrize("ending", ["gz", "zst", "xz", "bz2"])
+def test_a_damaged_archive_is_an_error(ending, tmp_path):
+    """In its middle, and where a second one begins: the end of the first is not the end of the file."""
+    path = tmp_path / f"in.jsonl.{ending}"
+    compress(path, "".join(f'{{"text": "{i} {i * 7919 % 1000}"}}\n' for i in range(5000)).encode())
+    good = path.read_bytes()
+    damaged = bytearray(good)
+    damaged[len(good) // 2] ^= 0xFF
+    for content in (bytes(damaged), good + b"x" + good[1:], good + b"garbage", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"in\.jsonl\.{ending}: damaged or cut off"):
+            texts(path)
+
+
+@pytest.mark.parametrize("ending", ["gz", "xz", "bz2"])
+@pytest.mark.parametrize("zeros", [1, 512, 3_000_000])
+def test_zeros_after_an_archive_are_padding(ending, zeros, tmp_path):
+    """As tapes and block devices leave them; also between two."""
+    path = tmp_path / f"in.jsonl.{ending}"
+    compress(path, b'{"text": "a"}\n' * 10)
+    path.write_bytes((path.read_bytes() + bytes(zeros)) * 2)
+    assert texts(path) == ["a"] * 20
+
+
+def zstd_of_window(content, window_log):
+    """One frame of one raw block, which says that it needs a window of so many bits."""
+    block = (1 | len(content) << 3).to_bytes(3, "little")
+    return b"\x28\xb5\x2f\xfd\x00" + bytes([(window_log - 10) << 3]) + block + content
+
+
+@pytest.mark.parametrize("window_log", [27, 28, 31])
+def test_a_large_window_is_no_damage(window_log, tmp_path):
+    path = tmp_path / "in.jsonl.zst"
+    path.write_bytes(zstd_of_window(b'{"text": "a"}\n', window_log))
+    if window_log == 27:
+        assert texts(path) == ["a"]
+        return
+    with pytest.raises(
+        ValueError, match=r"in\.jsonl\.zst: .* window over 128 MiB .*zstd -dc --long=31"
+    ) as told:
         texts(path)
+    assert "damaged" not in str(told.value)
+    if shutil.which("zstd"):
+        command = (
+            str(told.value)
+            .split("anew: ")[1]
+            .replace("FILE", str(path))
+            .replace("NEW", f"{tmp_path}/new.jsonl")
+        )
+        subprocess.run(["bash", "-c", command], check=True, capture_output=True)
+        assert texts(tmp_path / "new.jsonl.zst") == ["a"]
 
 
-@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_frames_to_skip_hold_no_text(tmp_path):
+    """pzstd writes them."""
+    path = tmp_path / "in.jsonl.zst"
+    compress(path, b'{"text": "a"}\n')
+    path.write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0size" + path.read_bytes())
+    assert texts(path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "right"),
+    [
+        ("in.jsonl", ".gz", "in.jsonl.gz"),
+        ("in.txt", ".xz", "in.txt.xz"),
+        ("in.jsonl.gz", ".zst", "in.jsonl.zst"),
+        ("in.txt.bz2", ".gz", "in.txt.gz"),
+        ("in.jsonl.gz", "", "in.jsonl"),
+        ("in.json.zst", "", "in.json"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says(name, how, right, tmp_path):
+    """It is told by its first bytes, and renamed it is read."""
+    compress(tmp_path / f"packed{how}", b'{"text": "a"}\n')
+    path = (tmp_path / f"packed{how}").rename(tmp_path / name)
+    ending = right.removeprefix("in") if how else "." + name.rpartition(".")[2]
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}: .*rename it.*{re.escape(ending)}"):
+        texts(path)
+    path = path.rename(tmp_path / right)
+    assert len(texts(path)) == 1
+
+
+def test_packed_twice(tmp_path):
+    compress(tmp_path / "in.jsonl.gz", gzip.compress(b'{"text": "a"}\n'))
+    with pytest.raises(ValueError, match="what is packed in it is gz again: unpack it once"):
+        texts(tmp_path / "in.jsonl.gz")
+    (tmp_path / "once.jsonl.gz").write_bytes(gzip.decompress((tmp_path / "in.jsonl.gz").read_bytes()))
+    assert texts(tmp_path / "once.jsonl.gz") == ["a"]
+
+
+def test_a_text_may_begin_like_an_archive(tmp_path):
+    for start in ("BZh91AY&SY", "PAR1\x15", "P*M\x18"):
+        (tmp_path / "in.txt").write_text(f"{start} is how it begins")
+        assert texts(tmp_path / "in.txt") == [f"{start} is how it begins"]
+
+
+def test_a_read_that_fails_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n')
+    (source,) = find_sources([path])
+
+    class Failing(io.BytesIO):
+        def readlines(self, hint=-1):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("data_tools.records._open_lines", lambda source: Failing())
+    with pytest.raises(OSError, match="Input/output error.*in.jsonl"):
+        list(read_batches(source, 0, None, Format(), 1 << 20))
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst", ".xz", ".bz2"])
 def test_json_is_json_lines(ending, tmp_path):
     path = tmp_path / f"in.json{ending}"
 
     def write(content):
-        if ending:
-            compress(path, content)
-        else:
-            path.write_bytes(content)
+        compress(path, content)
 
     write(b'\xef\xbb\xbf\n{"text": "a"}\n{"text": "b"}\n')
     assert texts(path) == ["a", "b"]
@@ -174,37 +315,6 @@ def test_a_later_range_of_a_json_array_is_an_error_too(tmp_path):
     (source,) = find_sources([path])
     with pytest.raises(ValueError, match=r"in\.json: not JSON lines.*begins with '\["):
         list(read_batches(source, 40, 90, Format(), 1 << 20))
-
-
-def test_parquet(tmp_path):
-    path = tmp_path / "in.parquet"
-    table = pyarrow.table({"body": ["a\n\0", None, "", "é"], "id": [1, 2, 3, 4], "other": [0.5] * 4})
-    parquet.write_table(table, path)
-    (batch,) = batches(path, Format("body", "id"))
-    assert batch.texts == ["a\n\0", "é"]
-    assert batch.ids == ["1", "4"]
-    assert [(reject.line, reject.kind) for reject in batch.rejects] == [(2, "not a string"), (3, "empty")]
-    assert batch.lines == 4
-
-
-def test_parquet_of_bytes_and_of_text_that_is_none(tmp_path):
-    path = tmp_path / "in.parquet"
-    parquet.write_table(pyarrow.table({"text": pyarrow.array([b"a", b"\xff", b"b"], pyarrow.binary())}), path)
-    assert texts(path) == ["a", "b"]
-    text = pyarrow.array([b"a", b"\xff", b"b"], pyarrow.binary()).view(pyarrow.string())
-    parquet.write_table(pyarrow.table({"text": text}), path)
-    assert texts(path) == ["a", "b"]
-    assert [reject.kind for reject in rejects(path)] == ["invalid UTF-8"]
-
-
-def test_parquet_that_is_none(tmp_path):
-    path = tmp_path / "in.parquet"
-    parquet.write_table(pyarrow.table({"body": ["a"]}), path)
-    with pytest.raises(ValueError, match=r"no column 'text'; it has body"):
-        texts(path)
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=r"in\.parquet: not a parquet file"):
-        texts(path)
 
 
 def test_through_fsspec(tmp_path):

@@ -17,6 +17,7 @@ import pytest
 import sentencepiece
 from pyarrow import parquet
 
+from data_tools import plan
 from data_tools import tokenize as module
 from data_tools.inputs import find_sources
 from data_tools.merge import merge_units
@@ -327,7 +328,7 @@ def test_again_does_nothing_and_a_change_is_refused(
     with pytest.raises(ValueError, match=r"out\.bin is missing"):
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
     (tmp_path / "out.json").write_text("{}")
-    with pytest.raises(ValueError, match="not written by `tokenize`"):
+    with pytest.raises(ValueError, match=r"out\.json is no card .*: move it away"):
         tokenize([hard_jsonl], tmp_path / "out", tokenizer_model=tokenizer_model)
 
 
@@ -353,7 +354,7 @@ def test_a_mended_record_costs_the_units_of_its_file(tokenizer_model, tmp_path, 
         path.write_text("".join(f'{{"text": "{path.stem} {i}"}}\n' for i in range(100)))
     good = inputs[1].read_text()
     inputs[1].write_text(good.replace('"b 60"', "6"))
-    monkeypatch.setattr(module, "unit_bytes", lambda sources: sum(source.size for source in sources) // 6)
+    monkeypatch.setattr(plan, "unit_bytes", lambda sources: sum(source.size for source in sources) // 6)
     arguments = {"tokenizer_model": tokenizer_model, "stop_on_bad_record": False, "max_bad_share": 1}
 
     def stop(*_, **__):
@@ -431,6 +432,110 @@ def test_bad_record_stops_the_run(tokenizer_model, tmp_path):
     assert (card["documents"], card["rejects"]) == (1, {"not a string": 1})
 
 
+def test_empty_texts_are_passed_over_and_counted(tokenizer_model, tmp_path, in_process, capsys):
+    """As Megatron's own tool does; they are no bad records, however many, unless that is asked for."""
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n' + '{"text": ""}\n' * 9)
+    card = tokenize([path], tmp_path / "out", tokenizer_model=tokenizer_model)
+    assert (card["documents"], card["rejects"]) == (1, {"empty": 9})
+    assert "1 documents, 1 tokens, uint16, 9 empty texts passed over\n" in capsys.readouterr().out
+    listed = (tmp_path / "out.rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in listed] == list(range(2, 11))
+    strict = {"tokenizer_model": tokenizer_model, "empty_is_bad": True}
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 2: empty: .* --on-bad-record skip"):
+        tokenize([path], tmp_path / "strict", **strict)
+    with pytest.raises(ValueError, match=r"9 of 10 records are bad \(9 empty\), more than --max-bad-share"):
+        tokenize([path], tmp_path / "strict", stop_on_bad_record=False, **strict)
+    tokenize([path], tmp_path / "strict", stop_on_bad_record=False, max_bad_share=0.9, **strict)
+    path.write_text('{"text": ""}\n')
+    with pytest.raises(ValueError, match="there is no document"):
+        tokenize([path], tmp_path / "none", tokenizer_model=tokenizer_model)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "parquet"])
+def test_a_name_that_is_not_utf8(kind, tokenizer_model, tmp_path, in_process, monkeypatch):
+    """A bad record in such a file is listed like any other, also by the merge of ranks."""
+    folder = tmp_path / "in\udcff"
+    folder.mkdir()
+    path = folder / f"\udcfe.{kind}"
+    form = Format()
+    if kind == "parquet":
+        with open(path, "wb") as file:
+            parquet.write_table(pyarrow.table({"text": ["a", None]}), file)
+    elif kind == "txt":
+        path.write_bytes(b"a\n---\n\xff")
+        form = Format(document_separator="---")
+    else:
+        path.write_text('{"text": "a"}\nbad\n')
+    prefix = folder / "out\udcfd"
+    arguments = {"tokenizer_model": tokenizer_model, "stop_on_bad_record": False, "max_bad_share": 0.5}
+    tokenize([path], prefix, form=form, world_size=2, **arguments)
+    card = merge_units(prefix.with_name(f"{prefix.name}.units"), prefix)
+    assert sum(card["rejects"].values()) == 1
+    (line,) = prefix.with_name(f"{prefix.name}.rejects.jsonl").read_bytes().splitlines()
+    assert json.loads(line.decode("utf-8"))["file"] == str(path)
+    verify(prefix)
+    with pytest.raises(ValueError, match="line|row"):
+        tokenize([path], prefix.with_name("other"), form=form, tokenizer_model=tokenizer_model)
+
+
+def test_a_name_that_is_not_utf8_in_a_message(tokenizer_model, tmp_path):
+    """Whatever the encoding of the terminal."""
+    path = tmp_path / "\udcff.jsonl"
+    path.write_text("bad\n")
+    (tmp_path / "folder").mkdir()
+    for inputs in ([str(path)], [f"{tmp_path}/\udcfe.jsonl"], [str(tmp_path / "folder")]):
+        run = subprocess.run(
+            [*COMMAND, "--input", *inputs, "--tokenizer-model", "none\udcff.model", "--output-prefix", "out"],
+            cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False,
+        )  # fmt: skip
+        assert run.returncode == 2
+        assert b"error: --" in run.stderr and b"Traceback" not in run.stderr
+
+
+def test_what_the_tokenizer_refuses_names_the_document(tmp_path, in_process):
+    """A word-level model without an unknown token raises what tells no file."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "other words"}\n{"text": "a"}\n')
+    with pytest.raises(ValueError, match=r"in\.jsonl: the tokenizer fails on .* begins 'other words': .*UNK"):
+        tokenize([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer_model=tmp_path / "tokenizer.json")
+
+
+def test_a_script_without_a_main_guard_is_told_so(words, tokenizer_model, tmp_path):
+    script = tmp_path / "script.py"
+    call = "tokenize([sys.argv[1]], Path(sys.argv[2]), tokenizer_model=sys.argv[3])"
+    start = "import sys\nfrom pathlib import Path\nfrom data_tools.tokenize import tokenize\n"
+    command = [sys.executable, script, words, tmp_path / "out", tokenizer_model]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for ending, status in ((call, 1), (f"if __name__ == '__main__':\n    {call}", 1)):
+        script.write_text(start + ending)
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == status
+        last = run.stderr.strip().splitlines()[-1]
+        if ending == call:
+            assert 'under `if __name__ == "__main__":`' in last and "memory" not in last
+        else:
+            assert "broken JSON" in last  # the worker came to the first bad record
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ({-signal.SIGKILL, -signal.SIGTERM, 0}, "was killed .* want of memory"),
+        ({-signal.SIGSEGV, -signal.SIGTERM}, "was ended by SIGSEGV"),
+        ({1, -signal.SIGTERM, None}, "ended with status 1; what it said"),
+        ({-signal.SIGTERM}, r"ended from outside \(SIGTERM\)"),
+        ({module.NO_MAIN_GUARD, -signal.SIGTERM}, "imports the main script anew"),
+    ],
+)
+def test_why_a_worker_is_gone(codes, message):
+    assert re.search(message, module._why_broken(codes))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -441,6 +546,8 @@ def test_bad_record_stops_the_run(tokenizer_model, tmp_path):
         ({"rank": 2, "world_size": 2}, ValueError, "--rank must be from 0"),
         ({"unit_size": -1}, ValueError, "--unit-bytes must be at least 1"),
         ({"max_bad_share": 2}, ValueError, "--max-bad-share must be from 0 to 1"),
+        ({"max_bad_share": float("nan")}, ValueError, "--max-bad-share must be from 0 to 1, got nan"),
+        ({"worker_memory": -1}, ValueError, "--worker-memory must be at least 1"),
         ({"form": Format(document_separator="---")}, ValueError, "--document-separator is for .txt files"),
         ({"form": Format(document_separator="a\nb")}, ValueError, "--document-separator is one line"),
         ({"append_eod": True, "eod_token": "<end>"}, ValueError, "--eod-token <end>"),

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import shlex
+import subprocess
 
 import pytest
 import sentencepiece
@@ -143,3 +146,52 @@ def test_stopped_before_the_model_is_there(text, tmp_path, monkeypatch):
             train_tokenizer([text], tmp_path / "a", vocab_size=287)
     train_tokenizer([text], tmp_path / "a", vocab_size=287)
     train_tokenizer([text], tmp_path / "a", vocab_size=287)
+
+
+def test_empty_texts_are_passed_over_and_counted(tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"text": "some words and more words"}\n' * 20 + '{"text": ""}\n' * 5)
+    with pytest.raises(ValueError, match=r"line 21: empty: .* --on-bad-record skip"):
+        train_tokenizer([tmp_path / "in.jsonl"], tmp_path / "a", vocab_size=280, empty_is_bad=True)
+    train_tokenizer([tmp_path / "in.jsonl"], tmp_path / "a", vocab_size=280)
+    assert "20 documents, 5 empty texts passed over" in capsys.readouterr().out
+    card = json.loads((tmp_path / "a.model.json").read_text())
+    assert (card["bad_records"], card["empty_texts"]) == (0, 5)
+
+
+def test_through_a_link_it_is_the_same(text, tmp_path, capsys):
+    train_tokenizer([text], tmp_path / "a", vocab_size=287)
+    (tmp_path / "linked.txt").symlink_to(text)
+    train_tokenizer([tmp_path / "linked.txt"], tmp_path / "a", vocab_size=287)
+    assert "already done" in capsys.readouterr().out
+
+
+def test_a_touched_input_gets_its_time_back(text, tmp_path, capsys):
+    """As the message says, if its content is what it was."""
+    train_tokenizer([text], tmp_path / "a", vocab_size=287)
+    os.utime(text, ns=(1, 1_234_567_890_000_000_042))
+    with pytest.raises(ValueError, match=r"inputs was.*if its content is what it was: touch -d") as told:
+        train_tokenizer([text], tmp_path / "a", vocab_size=287)
+    command = str(told.value).split("what it was: ")[1].split("), choose")[0]
+    subprocess.run(shlex.split(command), check=True)
+    train_tokenizer([text], tmp_path / "a", vocab_size=287)
+    assert "already done" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_made_is_told_before_the_work(text, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(module, "_sample", None)
+    with pytest.raises(OSError, match="file"):
+        train_tokenizer([text], tmp_path / "file" / "a", vocab_size=287)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 10**12}, "--vocab-size must be at most"),
+        ({"sample_rate": float("nan")}, "--sample-rate must be above 0"),
+        ({"control_tokens": [" "]}, "--control-tokens: one of them is empty"),
+    ],
+)
+def test_numbers_and_tokens_that_are_none(changes, message, text, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer([text], tmp_path / "a", **{"vocab_size": 300} | changes)

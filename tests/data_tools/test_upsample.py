@@ -127,6 +127,34 @@ def test_refusals(changes, message, domains, tmp_path):
         upsample(domains, tmp_path / "out", **{"longer_than": 10, "long_share": 0.7} | changes)
 
 
+@pytest.mark.parametrize(
+    ("output", "changes", "message"),
+    [
+        ("my out", {}, "cannot hold a path with a space"),
+        ("out", {"train_tokens": 1000}, "more than --max-epochs 4"),
+        ("out", {"train_share": 0.01}, "web-long holds no tokens in the first 1.0%"),
+        ("out", {"max_epochs": float("nan")}, "--max-epochs must be a number above 0"),
+        ("taken", {}, r"code-short\.idx is there already"),
+    ],
+)
+def test_what_is_refused_is_refused_before_the_work(output, changes, message, domains, tmp_path, monkeypatch):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "code-short.idx").write_bytes(b"of the last domain")
+    monkeypatch.setattr(module, "_split", None)
+    with pytest.raises(ValueError, match=message):
+        upsample(domains, tmp_path / output, **{"longer_than": 10, "long_share": 0.7} | changes)
+    assert not (tmp_path / output / "blend.txt").exists()
+
+
+def test_epochs_are_of_what_training_reads(domains, tmp_path, capsys):
+    """Tokens of the first documents of a part, not that share of its tokens."""
+    upsample(domains, tmp_path / "out", longer_than=10, long_share=0.7, train_share=0.6)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "-long" in line]
+    tokens = [int(line.split("\u2502")[2]) for line in rows]
+    lengths = [[length for length in LENGTHS[name] if length > 10] for name in LENGTHS]
+    assert tokens == [sum(each[: round(len(each) * 0.6)]) for each in lengths]
+
+
 def test_two_domains_of_one_name(domains, tmp_path):
     with pytest.raises(ValueError, match="two domains are called web"):
         upsample([domains[0], tmp_path / "else" / "web"], tmp_path / "out", longer_than=10, long_share=0.7)

@@ -121,3 +121,12 @@ def test_ids_that_were_lost(tokenizer_model, tmp_path):
     (tmp_path / "out.ids.jsonl").unlink()
     with pytest.raises(ValueError, match=r"out\.ids\.jsonl is missing"):
         verify(tmp_path / "out")
+
+
+def test_a_missing_one_is_told_before_the_work(prefix, monkeypatch, capsys):
+    from data_tools.__main__ import main
+
+    monkeypatch.setattr("sys.argv", ["phd data", "verify", str(prefix), f"{prefix}-none"])
+    assert main() == 2
+    told = capsys.readouterr()
+    assert "out-none.bin: there is no such file" in told.err and "whole" not in told.out
