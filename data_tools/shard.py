@@ -20,7 +20,7 @@ import numpy as np
 from data_tools.encoders import Encoder, load_encoder
 from data_tools.files import append_suffix, lock, sync, write_json
 from data_tools.indexed import BLOCK, token_dtype, write_index
-from data_tools.records import Batch, Format, Reject, open_parquet, read_batches
+from data_tools.records import Batch, Format, Reject, open_parquet, read_batches, without_tokens
 from data_tools.units import Piece, Unit
 
 # What SentencePiece writes for a space: the one character that it does not give back (a space comes instead).
@@ -135,6 +135,7 @@ class _Shard:
         self.lines: list[int] = []
         self.rejects: Counter[str] = Counter()
         self.tokens = self.crc = self.marked = self.checked = self.characters = self.checked_characters = 0
+        self.unknown = self.documents_with_unknown = 0
         self.ends = [
             ".bin",
             ".rejects.jsonl",
@@ -154,9 +155,13 @@ class _Shard:
         self.stack.close()
 
     def add(self, batch: Batch, piece: Piece) -> Advance:
-        self._add_rejects(batch.rejects, piece)
         encoded = self.encoder.encode(batch.texts, limit=self.settings.batch_bytes)
         self._check_sample(batch.texts, encoded, piece)
+        lengths = list(map(len, encoded))
+        if not all(lengths):
+            batch, encoded = without_tokens(batch, lengths), [ids for ids in encoded if len(ids)]
+        self._add_rejects(batch.rejects, piece)
+        self._count_unknown(batch.texts, encoded)
         ids, lengths = assemble(encoded, self.settings.bos_id, self.settings.eod_id, self.dtype)
         content = ids.tobytes()
         self.files[".bin"].write(content)
@@ -169,6 +174,12 @@ class _Shard:
             self.files[".ids.jsonl"].write("".join(f"{identifier}\n" for identifier in batch.ids).encode())
         self._check_share()
         return Advance(batch.size, len(batch.texts), len(ids))
+
+    def _count_unknown(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> None:
+        for text, ids in zip(texts, encoded, strict=True):
+            if unknown := self.encoder.unknown(text, ids):
+                self.unknown += unknown
+                self.documents_with_unknown += 1
 
     def _add_rejects(self, rejects: Sequence[Reject], piece: Piece) -> None:
         for reject in rejects:
@@ -230,6 +241,8 @@ class _Shard:
             "vocab_size": self.encoder.vocab_size,
             "rejects": dict(sorted(self.rejects.items())),
             "documents_with_space_mark": self.marked,
+            "documents_with_unknown": self.documents_with_unknown,
+            "unknown": self.unknown,
             "checked_against_reference": self.checked,
             "crc32": self.crc,
             "file_bytes": {end: append_suffix(self.prefix, end).stat().st_size for end in ends},

@@ -97,6 +97,11 @@ def tokenize(
     bos_id = (
         encoder.control_id(bos_token, BEGIN_TOKENS, "--bos-token", "--prepend-bos") if prepend_bos else None
     )
+    if encoder.switched_off:
+        print(
+            f"{tokenizer_model} asks for {', '.join(encoder.switched_off)}: switched off, as a text is to have all "
+            "of its ids, and the same each time"
+        )
     for name, token in (("EOD", eod_id), ("BOS", bos_id)):
         if token is not None:
             string = next(string for string, index in encoder.specials.items() if index == token)
@@ -146,6 +151,12 @@ def tokenize(
     print(f"{output_prefix}: {_summary(content)}")
     if marked := content["documents_with_space_mark"]:
         print(f"{marked:,} documents hold U+2581, SentencePiece's sign for a space: it decodes to one")
+    if documents := content["documents_with_unknown"]:
+        share = documents / content["documents"]
+        print(
+            f"{documents:,} documents ({share:.1%}) hold what the tokenizer does not know and cannot give back, "
+            f"{content['unknown']:,} times: take a tokenizer with byte fallback, or one made for this text"
+        )
     return content
 
 

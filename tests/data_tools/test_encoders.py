@@ -186,7 +186,7 @@ def test_tiktoken_of_openai_knows_its_end(tiktoken_model, tmp_path):
         ("a.json", b"[3]", "v2", "not what TikTokenTokenizer reads"),
         ("a.json", b"[]", None, "--tiktoken-pattern: .* needs one of v1, v2"),
         ("a.tiktoken", b"YQ== 0\nnot base64\n", "r50k_base", "line 2: expected TOKEN_IN_BASE64 RANK"),
-        ("a.tiktoken", b"YQ== 0\n", None, "needs one of r50k_base, cl100k_base"),
+        ("a.tiktoken", b"YQ== 0\n", None, "needs one of r50k_base, cl100k_base, o200k_base, llama3"),
         ("a.model", b"nothing", "v2", "--tiktoken-pattern is for tiktoken's files"),
     ],
 )
