@@ -198,6 +198,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_merge(args: argparse.Namespace) -> int:
+    from data_tools.cards import losses
     from data_tools.merge import is_units_folder, merge_data_sets, merge_units
 
     folders = [path for path in args.inputs if is_units_folder(path)]
@@ -208,6 +209,8 @@ def _run_merge(args: argparse.Namespace) -> int:
     else:
         content = merge_data_sets(args.inputs, args.output_prefix)
     print(f"{args.output_prefix}: {content['documents']:,} documents, {content['tokens']:,} tokens")
+    for loss in losses(content):
+        print(loss)
     return 0
 
 

@@ -184,7 +184,7 @@ def without_tokens(batch: Batch, lengths: Sequence[int]) -> Batch:
 def _why_nothing(text: str) -> tuple[str, str]:
     if text.isspace():
         return EMPTY, "the document is white space, of which the tokenizer leaves nothing"
-    return NO_TOKENS, "the tokenizer knows none of its characters"
+    return NO_TOKENS, "the tokenizer knows none of its characters (--tokenizer-model names another)"
 
 
 def _head(record: Any) -> str:

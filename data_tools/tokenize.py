@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_tools.cards import read_card, refuse_difference, refuse_without_card
+from data_tools.cards import losses, read_card, refuse_difference, refuse_without_card
 from data_tools.encoders import load_encoder
 from data_tools.encoders.base import BEGIN_TOKENS, END_TOKENS
 from data_tools.files import append_suffix, write_json
@@ -149,14 +149,8 @@ def tokenize(
         return None
     content = merge_units(folder, output_prefix, delete_units=True)
     print(f"{output_prefix}: {_summary(content)}")
-    if marked := content["documents_with_space_mark"]:
-        print(f"{marked:,} documents hold U+2581, SentencePiece's sign for a space: it decodes to one")
-    if documents := content["documents_with_unknown"]:
-        share = documents / content["documents"]
-        print(
-            f"{documents:,} documents ({share:.1%}) hold what the tokenizer does not know and cannot give back, "
-            f"{content['unknown']:,} times: take a tokenizer with byte fallback, or one made for this text"
-        )
+    for loss in losses(content):
+        print(loss)
     return content
 
 

@@ -172,10 +172,27 @@ def test_specials(models):
         encoder.control_id(None, ("<s>",), "--bos-token", "--prepend-bos")
 
 
-def test_tiktoken_of_openai_knows_its_end(tiktoken_model, tmp_path):
-    path = tmp_path / "r50k_base.tiktoken"
-    path.write_bytes(tiktoken_model.read_bytes())
-    assert load_encoder(path).specials == {"<|endoftext|>": 50256}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_known_by_what_it_holds(kind, models, tmp_path):
+    path, pattern = models[kind]
+    for name in ("tokenizer", "tokenizer.model"):
+        (tmp_path / name).write_bytes(path.read_bytes())
+        encoder = load_encoder(tmp_path / name, pattern=pattern)
+        assert type(encoder) is type(load(models, kind))
+        assert encoder.sha256 == load(models, kind).sha256
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_folder_of_hugging_face(name, models, tmp_path):
+    path, _ = models["hugging-face" if name == "tokenizer.json" else "sentencepiece"]
+    (tmp_path / name).write_bytes(path.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert load_encoder(tmp_path).sha256 == load_encoder(path).sha256
+
+
+def test_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor tokenizer\.model: name the file"):
+        load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize(
