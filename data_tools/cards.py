@@ -81,7 +81,7 @@ def losses(card: dict[str, Any]) -> Iterator[str]:
     if documents := card.get("documents_with_unknown"):
         yield (
             f"{documents:,} of {card['documents']:,} documents hold what the tokenizer does not know, "
-            f"{card['unknown']:,} times: it is lost; a tokenizer with bytes for it, or made for this text, keeps it"
+            f"{card['unknown']:,} times: it is lost; a tokenizer with bytes, or made for this text, keeps it"
         )
 
 

@@ -1,8 +1,8 @@
 """Text to token ids: the reference tokenizers, and a fast path that gives the same ids.
 
-A reference is SentencePiece (.model), Hugging Face tokenizers (tokenizer.json) or tiktoken (ranks, or the .json
-of Megatron's ``TikTokenTokenizer``). The fast path is gigatoken, where it is certain to do the same. It would
-turn a control token that a text spells out (``<s>``) into the control token: such documents go to the
+A reference is SentencePiece (.model), Hugging Face tokenizers (tokenizer.json) or tiktoken (ranks, or the
+.json of Megatron's ``TikTokenTokenizer``). The fast path is gigatoken, where it is certain to do the same. It
+would turn a control token that a text spells out (``<s>``) into the control token: such documents go to the
 reference, which is told to keep them text.
 """
 
@@ -21,8 +21,8 @@ def load_encoder(path: Path, *, fast: bool = True, pattern: str | None = None) -
     """The tokenizer in a file, by what the file holds: its name says nothing about the ids.
 
     Args:
-        path: SentencePiece's, Hugging Face's or Megatron's JSON, tiktoken's ranks, or a folder of Hugging Face
-            with a tokenizer.json or tokenizer.model.
+        path: SentencePiece's model, Hugging Face's or Megatron's JSON, tiktoken's ranks, or a folder of Hugging
+            Face with a tokenizer.json or tokenizer.model.
         fast: whether to take gigatoken where it can.
         pattern: of tiktoken, which its files do not hold.
 

@@ -25,7 +25,7 @@ class Encoder(ABC):
         sha256: of its file.
         specials: strings of control and added tokens, with their ids.
         loses_space_mark: decodes U+2581 to a space.
-        unknown_id: written for what it does not know; None if there is no such id or nothing that it needs it for.
+        unknown_id: written for what it does not know; None if there is no such id, or nothing it is needed for.
         switched_off: what its file asks for that a data set must not have, in words.
         why_slow: why there is no fast path, or None if there is one.
     """
@@ -122,7 +122,9 @@ class Encoder(ABC):
         self._literals = re.compile("|".join(map(re.escape, literals))) if many else literals
         try:
             self._fast = load()
-        except BaseException as error:  # gigatoken has no error class of its own, and its panics are no Exception
+        except (
+            BaseException
+        ) as error:  # gigatoken has no error class of its own, and its panics are no Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             self.why_slow = f"gigatoken does not read it ({error})"

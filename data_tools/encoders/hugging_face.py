@@ -50,11 +50,12 @@ class HuggingFaceEncoder(Encoder):
 
     def _switch_off(self, document: Document) -> list[str]:
         """Have the same text give all of its ids, and the same each time."""
-        tokenizer, found = self._tokenizer, []
+        tokenizer = self._tokenizer
+        found: list[str] = []
         for name in ("dropout", "alpha"):
             if value := getattr(tokenizer.model, name, None):
                 setattr(tokenizer.model, name, None)
-                found.append(f"{name} {value}")
+                found.append(f"{name} {value:g}")
         found += [name for name in ("truncation", "padding") if document.get(name)]
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -65,8 +66,8 @@ class HuggingFaceEncoder(Encoder):
             self.reference([RARE])
         except Exception as error:  # tokenizers raises nothing more precise
             raise ValueError(
-                f"--tokenizer-model {path}: it fails on characters that it does not know ({error}): name one of "
-                "its tokens as the unknown one, unk_token (Unigram: unk_id) in the file's model"
+                f"--tokenizer-model {path}: it fails on characters that it does not know ({error}): name one "
+                "of its tokens as the unknown one, unk_token (Unigram: unk_id) in the file's model"
             ) from error
 
     def _take_fast_path(self) -> None:

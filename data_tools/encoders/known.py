@@ -17,8 +17,8 @@ def all_known(text: str) -> bool:
 
 @cache
 def _known() -> np.ndarray:
-    """Of each code point, whether it was assigned in Python's tables, or in old ones if Python's are newer than
-    what the libraries have. Beyond these ranges are no letters, and what is rare is left to the reference."""
+    """Of each code point, whether it was assigned in Python's tables, or in old ones if Python's are newer
+    than what the libraries have. Beyond these ranges are no letters, and what is rare is the reference's."""
     version = tuple(map(int, unicodedata.unidata_version.split(".")[:2]))
     category = unicodedata.category if version <= NEWEST_TABLES else unicodedata.ucd_3_2_0.category
     known = np.zeros(0x110000, bool)

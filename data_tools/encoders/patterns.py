@@ -5,7 +5,9 @@ _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+LLAMA3 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+)
 QWEN2 = LLAMA3.replace("{1,3}", "")
 QWEN35 = QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 O200K = "|".join(
@@ -29,8 +31,8 @@ DEEPSEEK = (
 )
 
 FAST = {(GPT2,), (LLAMA3,), (QWEN2,), (QWEN35,), (O200K,), (NEMOTRON,), DEEPSEEK}
-"""Of a tokenizer.json: those that gigatoken splits as Oniguruma does, which `tokenizers` has, on every text of
-known characters. It reads two spellings of cl100k's too, in which it does not: ``\\p{N}{1,3}+``, where
+"""Of a tokenizer.json: those that gigatoken splits as Oniguruma does, which `tokenizers` has, on every text
+of known characters. It reads two spellings of cl100k's too, in which it does not: ``\\p{N}{1,3}+``, where
 Oniguruma takes the + for a repetition, and ``\\s*[\\r\\n]`` without a + behind it."""
 
 # Names that tiktoken's users know, and what the split expressions of these encodings are.

@@ -43,15 +43,22 @@ class SentencePieceEncoder(Encoder):
         # The space before a part is left to the prefix, which no symbol of the user's may have a share in.
         self._is_cut = self.is_bpe and not (
             self._dummy_prefix
-            and any(piece.type == kinds.USER_DEFINED and set(piece.piece) & {" ", "\u2581"} for piece in proto.pieces)
+            and any(
+                piece.type == kinds.USER_DEFINED and set(piece.piece) & {" ", "\u2581"}
+                for piece in proto.pieces
+            )
         )
-        normal = [piece.score for piece in proto.pieces if piece.type == kinds.NORMAL and len(piece.piece) > 1]
+        normal = [
+            piece.score for piece in proto.pieces if piece.type == kinds.NORMAL and len(piece.piece) > 1
+        ]
         if not self.is_bpe:
             self.why_slow = "only BPE with byte fallback and identity normalisation has a fast path"
         elif any(piece.type == kinds.UNUSED for piece in proto.pieces):
             self.why_slow = "it has unused pieces, which SentencePiece takes apart again"
         elif len(set(normal)) < len(normal):
-            self.why_slow = "some of its pieces have the same score, and gigatoken does not merge the leftmost first"
+            self.why_slow = (
+                "some of its pieces have the same score, and gigatoken does not merge the leftmost first"
+            )
         elif fast:
             # "<0x" begins the names of the byte tokens.
             self._use_fast(lambda: _gigatoken(path), more_literals=["<0x"])

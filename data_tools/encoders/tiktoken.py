@@ -18,7 +18,13 @@ END = "<|endoftext|>"
 ENDS = {("r50k_base", 50281): 50256, ("cl100k_base", 100256): 100257, ("o200k_base", 199998): 199999}
 """Pattern, first id after the ranks: <|endoftext|> of the encodings that do not have it there (the first of
 these is p50k_base)."""
-LLAMA3_SPECIALS = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
+LLAMA3_SPECIALS = {
+    0: "begin_of_text",
+    1: "end_of_text",
+    6: "start_header_id",
+    7: "end_header_id",
+    9: "eot_id",
+}
 LLAMA3_SPECIAL_COUNT = 256
 
 
@@ -44,8 +50,8 @@ class TiktokenEncoder(Encoder):
         ranks, self.specials = _megatron_ranks(path) if is_megatrons else _tiktoken_ranks(path, pattern)
         if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:
             raise ValueError(
-                f"--tokenizer-model {path}: has no token for the byte {lacking[0]:#04x}, so that it cannot encode "
-                "every text: copy the file again, or make it with all 256 bytes"
+                f"--tokenizer-model {path}: has no token for the byte {lacking[0]:#04x}, so that it cannot "
+                "encode every text: copy the file again, or make it with all 256 bytes"
             )
         self._encoding = tiktoken.Encoding(
             name=path.stem, pat_str=known[pattern], mergeable_ranks=ranks, special_tokens=self.specials

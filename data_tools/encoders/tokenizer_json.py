@@ -1,9 +1,10 @@
 """What is certain of a tokenizer.json: whether gigatoken does the same, and whether a text may be cut.
 
-Only what is listed here is taken for certain. gigatoken passes over what it does not know of (a Digits beside a
-Split, the behavior of a Split, a suffix of words), so that it reads a file is no proof. Fuzzing is in the tests.
+Only what is listed here is taken for certain. gigatoken passes over what it does not know of (a Digits beside
+a Split, the behavior of a Split, a suffix of words), so that it reads a file is no proof. The tests compare on
+random texts.
 
-That gigatoken orders merges by what they make, and not one by one, is no difference: whichever text a piece is
+That gigatoken orders merges by what they make, and not one by one, is no difference: whatever text a piece is
 made in, its last merge is that of the piece alone, as merges within it do not depend on what is around it.
 """
 
@@ -36,7 +37,11 @@ def knows_everything(document: Document) -> bool:
         document: the file as it is.
     """
     model = document["model"]
-    if model.get("type") != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+    if (
+        model.get("type") != "BPE"
+        or model.get("continuing_subword_prefix")
+        or model.get("end_of_word_suffix")
+    ):
         return False
     if model.get("byte_fallback"):
         return _has_fallback(model["vocab"])
@@ -93,7 +98,9 @@ def _why_not_byte_fallback(document: Document) -> str | None:
         step["type"] == "Prepend" or (step["type"] == "Replace" and "String" in step["pattern"])
         for step in normalizer
     ):
-        return f"its normalizer does more than put spaces in ({_types(document['normalizer'], 'normalizers')})"
+        return (
+            f"its normalizer does more than put spaces in ({_types(document['normalizer'], 'normalizers')})"
+        )
     pre_tokenizer = document["pre_tokenizer"]
     if pre_tokenizer is None or pre_tokenizer["type"] == "Metaspace":
         return None

@@ -191,7 +191,9 @@ def test_folder_of_hugging_face(name, models, tmp_path):
 
 
 def test_folder_without_a_tokenizer(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor tokenizer\.model: name the file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither tokenizer\.json nor tokenizer\.model: name the file"
+    ):
         load_encoder(tmp_path)
 
 

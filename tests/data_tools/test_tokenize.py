@@ -16,6 +16,7 @@ import pyarrow
 import pytest
 import sentencepiece
 from pyarrow import parquet
+from tokenizers import Tokenizer, models
 
 from data_tools import tokenize as module
 from data_tools.inputs import find_sources
@@ -481,3 +482,28 @@ def test_a_large_vocabulary_is_int32(tmp_path):
     card = tokenize([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer_model=tmp_path / "tokenizer.json")
     assert card["dtype"] == "int32"
     assert documents(tmp_path / "out") == [[3, 69999, 65535]]
+
+
+def save_letters(path, **changes):
+    """A tokenizer.json of two letters, and of nothing else."""
+    tokenizer = json.loads(Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str())
+    path.write_text(json.dumps(tokenizer | {"model": tokenizer["model"] | changes}))
+    return path
+
+
+def test_what_the_tokenizer_does_not_know_is_told(tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("ab", "a\u5929b", "\u5929\u5730")))
+    arguments = {"tokenizer_model": save_letters(tmp_path / "letters.json"), "max_bad_share": 0.5}
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 3: no tokens"):
+        tokenize([path], tmp_path / "out", **arguments)
+    card = tokenize([path], tmp_path / "out", stop_on_bad_record=False, **arguments)
+    assert (card["rejects"], card["documents_with_unknown"], card["unknown"]) == ({"no tokens": 1}, 1, 1)
+    assert "1 of 2 documents hold what the tokenizer does not know, 1 times" in capsys.readouterr().out
+
+
+def test_dropout_is_switched_off_and_told(tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": "ab" * 100}) + "\n")
+    arguments = {"tokenizer_model": save_letters(tmp_path / "letters.json", dropout=0.5)}
+    assert tokenize([tmp_path / "in.jsonl"], tmp_path / "out", **arguments)["tokens"] == 100
+    assert "letters.json asks for dropout 0.5: switched off" in capsys.readouterr().out

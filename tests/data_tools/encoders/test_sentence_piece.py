@@ -1,4 +1,4 @@
-"""SentencePiece models that are unusual: where gigatoken differs, or a cut would, the reference does the work."""
+"""Unusual SentencePiece models: where gigatoken would differ, or a cut, the reference does the work."""
 
 import random
 

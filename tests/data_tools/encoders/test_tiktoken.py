@@ -24,7 +24,9 @@ def test_the_name_of_the_file_does_not_matter(pattern, name, tiktoken_model, tmp
     encoder, usual = load_encoder(path, pattern=pattern), load_encoder(tiktoken_model, pattern=pattern)
     assert (encoder.specials, encoder.vocab_size) == (usual.specials, usual.vocab_size)
     assert encoder.is_fast, encoder.why_slow
-    assert encoder.encode(["it's 12345 PLACES"])[0].tolist() == usual.encode(["it's 12345 PLACES"])[0].tolist()
+    assert (
+        encoder.encode(["it's 12345 PLACES"])[0].tolist() == usual.encode(["it's 12345 PLACES"])[0].tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,8 +54,13 @@ def test_control_tokens_of_llama_3():
 def test_random_texts(pattern, tiktoken_model):
     encoder = load_encoder(tiktoken_model, pattern=pattern)
     texts = [*random_texts(LETTERS, 3000), NEW_CHARACTERS]
-    ranks = {encoder._encoding.decode_single_token_bytes(rank): rank for rank in range(encoder.vocab_size - len(encoder.specials))}
-    reference = tiktoken.Encoding("reference", pat_str=patterns.TIKTOKEN[pattern], mergeable_ranks=ranks, special_tokens={})
+    ranks = {
+        encoder._encoding.decode_single_token_bytes(rank): rank
+        for rank in range(encoder.vocab_size - len(encoder.specials))
+    }
+    reference = tiktoken.Encoding(
+        "reference", pat_str=patterns.TIKTOKEN[pattern], mergeable_ranks=ranks, special_tokens={}
+    )
     for text, ids in zip(texts, encoder.encode(texts), strict=True):
         assert ids.tolist() == reference.encode_ordinary(text), text
 
@@ -66,7 +73,9 @@ def test_a_token_that_no_merges_lead_to_takes_the_slow_path(token_bytes, tmp_pat
 
 
 def test_ranks_with_a_gap(token_bytes, tmp_path):
-    path = write_ranks(tmp_path / "a.tiktoken", token_bytes, [*range(300), *range(310, len(token_bytes) + 10)])
+    path = write_ranks(
+        tmp_path / "a.tiktoken", token_bytes, [*range(300), *range(310, len(token_bytes) + 10)]
+    )
     encoder = load_encoder(path, pattern="r50k_base")
     assert encoder.specials == {"<|endoftext|>": len(token_bytes) + 10}
     assert encoder.decode(encoder.encode(["the parser"])[0].tolist()) == "the parser"
