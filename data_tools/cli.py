@@ -63,13 +63,13 @@ def _add_tokenizer(parser: argparse.ArgumentParser, *, required: bool, purpose: 
         "--tokenizer-model",
         type=Path,
         required=required,
-        help=f"{purpose}: SentencePiece .model, Hugging Face tokenizer.json or its folder, tiktoken .tiktoken "
-        "or .json",
+        help=f"{purpose}: SentencePiece .model, Hugging Face tokenizer.json or its folder, tiktoken "
+        ".tiktoken or .json",
     )
     parser.add_argument(
         "--tiktoken-pattern",
-        help="v1 or v2 of Megatron's TikTokenizer; r50k_base, cl100k_base, o200k_base or llama3 of a .tiktoken "
-        "or Llama 3's tokenizer.model",
+        help="v1 or v2 of Megatron's TikTokenizer; r50k_base, cl100k_base, o200k_base or llama3 (Llama 3's "
+        "tokenizer.model) of ranks",
     )
 
 

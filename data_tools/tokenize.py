@@ -99,8 +99,8 @@ def tokenize(
     )
     if encoder.switched_off:
         print(
-            f"{tokenizer_model} asks for {', '.join(encoder.switched_off)}: switched off, as a text is to have "
-            "all of its ids, and the same each time"
+            f"{tokenizer_model} asks for {', '.join(encoder.switched_off)}: switched off, as a text is to "
+            "have all of its ids, and the same each time"
         )
     for name, token in (("EOD", eod_id), ("BOS", bos_id)):
         if token is not None:

@@ -21,8 +21,8 @@ def load_encoder(path: Path, *, fast: bool = True, pattern: str | None = None) -
     """The tokenizer in a file, by what the file holds: its name says nothing about the ids.
 
     Args:
-        path: SentencePiece's model, Hugging Face's or Megatron's JSON, tiktoken's ranks, or a folder of Hugging
-            Face with a tokenizer.json or tokenizer.model.
+        path: SentencePiece's model, Hugging Face's or Megatron's JSON, tiktoken's ranks, or a folder of
+            Hugging Face with a tokenizer.json or tokenizer.model.
         fast: whether to take gigatoken where it can.
         pattern: of tiktoken, which its files do not hold.
 

@@ -25,7 +25,7 @@ class Encoder(ABC):
         sha256: of its file.
         specials: strings of control and added tokens, with their ids.
         loses_space_mark: decodes U+2581 to a space.
-        unknown_id: written for what it does not know; None if there is no such id, or nothing it is needed for.
+        unknown_id: written for what it does not know; None if nothing is, or there is no such id.
         switched_off: what its file asks for that a data set must not have, in words.
         why_slow: why there is no fast path, or None if there is one.
     """

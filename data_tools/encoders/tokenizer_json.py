@@ -1,8 +1,8 @@
 """What is certain of a tokenizer.json: whether gigatoken does the same, and whether a text may be cut.
 
 Only what is listed here is taken for certain. gigatoken passes over what it does not know of (a Digits beside
-a Split, the behavior of a Split, a suffix of words), so that it reads a file is no proof. The tests compare on
-random texts.
+a Split, the behavior of a Split, a suffix of words), so that it reads a file is no proof. The tests compare
+on random texts.
 
 That gigatoken orders merges by what they make, and not one by one, is no difference: whatever text a piece is
 made in, its last merge is that of the piece alone, as merges within it do not depend on what is around it.
@@ -107,6 +107,7 @@ def _why_not_byte_fallback(document: Document) -> str | None:
     # Gemma's: there are no spaces left to split at.
     if (
         pre_tokenizer["type"] == "Split"
+        and not pre_tokenizer["invert"]
         and pre_tokenizer["pattern"] == {"String": " "}
         and any(step.get("pattern") == {"String": " "} and step["content"] == "\u2581" for step in normalizer)
         and not any(" " in step.get("prepend", "") + step.get("content", "") for step in normalizer)
@@ -131,9 +132,9 @@ def can_be_cut(document: Document, added_tokens: Iterable[Any]) -> bool:
     """Whether a text may be cut between a letter and a space that another letter follows.
 
     So it is for a byte-level BPE that splits words like GPT-2, where nothing before the space belongs to the
-    word that begins with it. NFC, too, never looks past a space. Added tokens are looked for in the whole text:
-    one that holds a space may lie across the cut, and one that takes the spaces around it, or asks whether a
-    letter is beside it, looks across.
+    word that begins with it. NFC, too, never looks past a space. Added tokens are looked for in the whole
+    text: one that holds a space may lie across the cut, and one that takes the spaces around it, or asks
+    whether a letter is beside it, looks across.
 
     Args:
         document: the file as it is.
