@@ -5,7 +5,7 @@ It comes last, so a data set with a card is whole. A .bin and .idx without one a
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,17 @@ def _agreed(prefixes: Sequence[Path], names: Sequence[str], otherwise: str) -> d
                 )
             first.setdefault(name, prefix)
     return agreed
+
+
+def losses(card: dict[str, Any]) -> Iterator[str]:
+    """What of the documents the tokenizer cannot give back, a line each, to be told."""
+    if marked := card.get("documents_with_space_mark"):
+        yield f"{marked:,} documents hold U+2581, SentencePiece's sign for a space: it decodes to one"
+    if documents := card.get("documents_with_unknown"):
+        yield (
+            f"{documents:,} of {card['documents']:,} documents hold what the tokenizer does not know, "
+            f"{card['unknown']:,} times: it is lost; a tokenizer with bytes, or made for this text, keeps it"
+        )
 
 
 def refuse_difference(

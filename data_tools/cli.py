@@ -66,7 +66,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--on-bad-record",
         choices=("stop", "skip"),
         default="stop",
-        help="broken JSON, a missing text, invalid UTF-8: stop, or count, list and leave out",
+        help="broken JSON, a missing text, invalid UTF-8, a text of which the tokenizer "
+        "leaves nothing: stop, or count, list and leave out",
     )
     parser.add_argument(
         "--on-empty-text",
@@ -81,11 +82,13 @@ def _add_tokenizer(parser: argparse.ArgumentParser, *, required: bool, purpose: 
         "--tokenizer-model",
         type=Path,
         required=required,
-        help=f"{purpose}: SentencePiece .model, Hugging Face tokenizer.json, tiktoken .tiktoken or .json",
+        help=f"{purpose}: SentencePiece .model, Hugging Face tokenizer.json or its folder, tiktoken "
+        ".tiktoken or .json",
     )
     parser.add_argument(
         "--tiktoken-pattern",
-        help="v1 or v2 of Megatron's TikTokenizer; r50k_base or cl100k_base of a .tiktoken",
+        help="v1 or v2 of Megatron's TikTokenizer; r50k_base, cl100k_base, o200k_base or llama3 (Llama 3's "
+        "tokenizer.model) of ranks",
     )
 
 
@@ -241,6 +244,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_merge(args: argparse.Namespace) -> int:
+    from data_tools.cards import losses
     from data_tools.merge import is_units_folder, merge_data_sets, merge_units
 
     folders = [path for path in args.inputs if is_units_folder(path)]
@@ -251,6 +255,8 @@ def _run_merge(args: argparse.Namespace) -> int:
     else:
         content = merge_data_sets(args.inputs, args.output_prefix)
     print(f"{args.output_prefix}: {content['documents']:,} documents, {content['tokens']:,} tokens")
+    for loss in losses(content):
+        print(loss)
     return 0
 
 

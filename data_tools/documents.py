@@ -2,8 +2,8 @@
 
 import datetime
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 BROKEN_JSON = "broken JSON"
@@ -12,7 +12,8 @@ NOT_A_STRING = "not a string"
 INVALID_UTF8 = "invalid UTF-8"
 UNREADABLE = "unreadable"
 EMPTY = "empty"
-REJECT_KINDS = (BROKEN_JSON, MISSING_FIELD, NOT_A_STRING, INVALID_UTF8, UNREADABLE, EMPTY)
+NO_TOKENS = "no tokens"
+REJECT_KINDS = (BROKEN_JSON, MISSING_FIELD, NOT_A_STRING, INVALID_UTF8, UNREADABLE, EMPTY, NO_TOKENS)
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 200
@@ -43,6 +44,7 @@ class Batch:
     """Some consecutive documents of one range."""
 
     texts: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # of each document, as in Reject.line
     ids: list[str] = field(default_factory=list)  # JSON, one a document, if there is an id field
     rejects: list[Reject] = field(default_factory=list)
     lines: int = 0  # that begin in the range
@@ -70,6 +72,35 @@ def add(batch: Batch, number: int, record: Any, form: Format, parse: Parse) -> N
         batch.rejects.append(Reject(number, bad.kind, bad.detail, _head(record)))
         return
     batch.texts.append(text)
+    batch.numbers.append(number)
+
+
+def without_tokens(batch: Batch, lengths: Sequence[int]) -> Batch:
+    """Make rejects of the documents of which the tokenizer leaves nothing.
+
+    Args:
+        batch: as it was read.
+        lengths: tokens of each of its documents.
+    """
+    kept = [index for index, length in enumerate(lengths) if length]
+    rejects = [
+        Reject(number, *_why_nothing(text), _head(text[:HEAD_BYTES].encode()))
+        for text, number, length in zip(batch.texts, batch.numbers, lengths, strict=True)
+        if not length
+    ]
+    return replace(
+        batch,
+        texts=[batch.texts[index] for index in kept],
+        numbers=[batch.numbers[index] for index in kept],
+        ids=[batch.ids[index] for index in kept] if batch.ids else [],
+        rejects=sorted([*batch.rejects, *rejects], key=lambda reject: reject.line),
+    )
+
+
+def _why_nothing(text: str) -> tuple[str, str]:
+    if text.isspace():
+        return EMPTY, "the document is white space, of which the tokenizer leaves nothing"
+    return NO_TOKENS, "the tokenizer knows none of its characters (--tokenizer-model names another)"
 
 
 def parse_line(line: bytes, form: Format) -> tuple[str, Any]:

@@ -32,7 +32,14 @@ from data_tools.shard import json_line
 
 COPY_BYTES = 1 << 26
 IDS, REJECTS, UNITS = ".ids.jsonl", ".rejects.jsonl", ".units"
-ADDED_UP = ("documents", "tokens", "documents_with_space_mark", "checked_against_reference")
+ADDED_UP = (
+    "documents",
+    "tokens",
+    "documents_with_space_mark",
+    "documents_with_unknown",
+    "unknown",
+    "checked_against_reference",
+)
 
 
 @dataclass(frozen=True)

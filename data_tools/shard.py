@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.contents import piece_crc32
-from data_tools.documents import EMPTY
+from data_tools.documents import EMPTY, without_tokens
 from data_tools.encoders import Encoder, load_encoder
 from data_tools.files import append_suffix, lock, sync, write_json
 from data_tools.indexed import BLOCK, token_dtype, write_index
@@ -145,6 +145,7 @@ class _Shard:
         self.lines: list[int] = []
         self.rejects: Counter[str] = Counter()
         self.tokens = self.crc = self.marked = self.checked = self.characters = self.checked_characters = 0
+        self.unknown = self.documents_with_unknown = 0
         self.ends = [
             ".bin",
             ".rejects.jsonl",
@@ -164,9 +165,13 @@ class _Shard:
         self.stack.close()
 
     def add(self, batch: Batch, piece: Piece) -> Advance:
-        self._add_rejects(batch.rejects, piece)
         encoded = self._encode(batch.texts, piece)
         self._check_sample(batch.texts, encoded, piece)
+        lengths = list(map(len, encoded))
+        if not all(lengths):
+            batch, encoded = without_tokens(batch, lengths), [ids for ids in encoded if len(ids)]
+        self._add_rejects(batch.rejects, piece)
+        self._count_unknown(batch.texts, encoded)
         ids, lengths = assemble(encoded, self.settings.bos_id, self.settings.eod_id, self.dtype)
         content = ids.tobytes()
         self.files[".bin"].write(content)
@@ -191,6 +196,12 @@ class _Shard:
                 f"{piece.source.path}: the tokenizer fails on the document that begins "
                 f"{texts[0][:80]!r}: {error}"
             ) from error
+
+    def _count_unknown(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> None:
+        for text, ids in zip(texts, encoded, strict=True):
+            if unknown := self.encoder.unknown(text, ids):
+                self.unknown += unknown
+                self.documents_with_unknown += 1
 
     def _add_rejects(self, rejects: Sequence[Reject], piece: Piece) -> None:
         for reject in rejects:
@@ -251,6 +262,8 @@ class _Shard:
             "vocab_size": self.encoder.vocab_size,
             "rejects": dict(sorted(self.rejects.items())),
             "documents_with_space_mark": self.marked,
+            "documents_with_unknown": self.documents_with_unknown,
+            "unknown": self.unknown,
             "checked_against_reference": self.checked,
             "crc32": self.crc,
             "file_bytes": {end: append_suffix(self.prefix, end).stat().st_size for end in ends},

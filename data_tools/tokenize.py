@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from data_tools.cards import files_of, read_card, refuse_difference, refuse_without_card
+from data_tools.cards import files_of, losses, read_card, refuse_difference, refuse_without_card
 from data_tools.contents import with_old_times
 from data_tools.documents import EMPTY
 from data_tools.encoders import load_encoder
@@ -120,6 +120,11 @@ def tokenize(
     bos_id = (
         encoder.control_id(bos_token, BEGIN_TOKENS, "--bos-token", "--prepend-bos") if prepend_bos else None
     )
+    if encoder.switched_off:
+        print(
+            f"{tokenizer_model} asks for {', '.join(encoder.switched_off)}: switched off, as a text is to "
+            "have all of its ids, and the same each time"
+        )
     for name, token in (("EOD", eod_id), ("BOS", bos_id)):
         if token is not None:
             string = next(string for string, index in encoder.specials.items() if index == token)
@@ -166,8 +171,8 @@ def tokenize(
         return None
     content = merge_units(folder, output_prefix, delete_units=True)
     print(f"{output_prefix}: {_summary(content)}")
-    if marked := content["documents_with_space_mark"]:
-        print(f"{marked:,} documents hold U+2581, SentencePiece's sign for a space: it decodes to one")
+    for loss in losses(content):
+        print(loss)
     return content
 
 

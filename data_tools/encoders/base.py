@@ -25,6 +25,8 @@ class Encoder(ABC):
         sha256: of its file.
         specials: strings of control and added tokens, with their ids.
         loses_space_mark: decodes U+2581 to a space.
+        unknown_id: written for what it does not know; None if nothing is, or there is no such id.
+        switched_off: what its file asks for that a data set must not have, in words.
         why_slow: why there is no fast path, or None if there is one.
     """
 
@@ -32,6 +34,8 @@ class Encoder(ABC):
     sha256: str
     specials: dict[str, int]
     loses_space_mark = False
+    unknown_id: int | None = None
+    switched_off: Sequence[str] = ()
     why_slow: str | None = "it was switched off"
     _fast: Any = None
     _literals: re.Pattern[str] | list[str]
@@ -56,38 +60,43 @@ class Encoder(ABC):
         """
         yield text
 
+    def unknown(self, text: str, ids: np.ndarray) -> int:
+        """How much of ``text``, whose ids are ``ids``, the tokenizer does not know: ids that say so, or
+        characters without an id."""
+        return 0 if self.unknown_id is None else int(np.count_nonzero(ids == self.unknown_id))
+
     def encode(self, texts: Sequence[str], limit: int = 1 << 22) -> list[np.ndarray]:
         """Ids of each text, uint32; texts over ``limit`` characters in parts where that is safe."""
         results: list[np.ndarray] = [np.zeros(0, np.uint32)] * len(texts)
         short: list[int] = []
-        slow: list[bool] = []
+        plain: list[str | None] = []
         for index, text in enumerate(texts):
-            is_slow = self._is_slow(text)
+            fast = self._fast_input(text)
             # Of a text that spells a control token only the part around it needs to go the slow way.
-            most = min(limit, SLOW_PART) if is_slow and self.is_fast else limit
+            most = min(limit, SLOW_PART) if fast is None and self.is_fast else limit
             if len(text) > most:
                 encoded = (
-                    self._encode_whole(group, [self._is_slow(part) for part in group])
+                    self._encode_whole(group, [self._fast_input(part) for part in group])
                     for group in _groups(self.cut(text, most), limit)
                 )
                 results[index] = np.concatenate([ids for group in encoded for ids in group])
             else:
                 short.append(index)
-                slow.append(is_slow)
-        for index, ids in zip(short, self._encode_whole([texts[i] for i in short], slow), strict=True):
+                plain.append(fast)
+        for index, ids in zip(short, self._encode_whole([texts[i] for i in short], plain), strict=True):
             results[index] = ids
         return results
 
-    def _is_slow(self, text: str) -> bool:
-        return not self.is_fast or self._spells_special(text)
+    def _fast_input(self, text: str) -> str | None:
+        """What the fast path is to read for ``text``; None where only the reference is certain."""
+        return text if self.is_fast and not self._spells_special(text) else None
 
-    def _encode_whole(self, texts: list[str], slow: list[bool]) -> list[np.ndarray]:
+    def _encode_whole(self, texts: Sequence[str], fast: Sequence[str | None]) -> list[np.ndarray]:
         """Without cutting; all at once, as the fast path remembers words within a call only."""
-        fast = iter(
-            self._encode_fast([text for text, is_slow in zip(texts, slow, strict=True) if not is_slow])
-        )
+        done = iter(self._encode_fast([text for text in fast if text is not None]))
         return [
-            self._exact(text) if is_slow else next(fast) for text, is_slow in zip(texts, slow, strict=True)
+            self._exact(text) if plain is None else next(done)
+            for text, plain in zip(texts, fast, strict=True)
         ]
 
     def _exact(self, text: str) -> np.ndarray:
@@ -113,12 +122,18 @@ class Encoder(ABC):
         self._literals = re.compile("|".join(map(re.escape, literals))) if many else literals
         try:
             self._fast = load()
-        except Exception as error:  # gigatoken has no error class of its own
+        except (
+            BaseException
+        ) as error:  # gigatoken has no error class of its own, and its panics are no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             self.why_slow = f"gigatoken does not read it ({error})"
             return
-        plain = [text for text in TEXTS if not self._spells_special(text)]
-        for text, expected, ids in zip(plain, self.reference(plain), self._encode_fast(plain), strict=True):
-            if expected != ids.tolist():
+        inputs = [(text, plain) for text in TEXTS if (plain := self._fast_input(text)) is not None]
+        expected = self.reference([text for text, _ in inputs])
+        found = self._encode_fast([plain for _, plain in inputs])
+        for (text, _), right, ids in zip(inputs, expected, found, strict=True):
+            if right != ids.tolist():
                 self._fast = None
                 self.why_slow = f"gigatoken gives other ids than the reference for {text[:40]!r}"
                 return

@@ -32,6 +32,7 @@ class SentencePieceEncoder(Encoder):
         unchanged = not normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces
         is_plain = unchanged and normalizer.escape_whitespaces and not trainer.treat_whitespace_as_suffix
         self.is_bpe = trainer.model_type == trainer.BPE and trainer.byte_fallback and is_plain
+        self.unknown_id = None if trainer.byte_fallback else self._processor.unk_id()
         self._dummy_prefix = normalizer.add_dummy_prefix
         self._bigrams = {
             piece.piece[i : i + 2].replace("\u2581", " ")
@@ -39,8 +40,25 @@ class SentencePieceEncoder(Encoder):
             if piece.type != kinds.BYTE
             for i in range(len(piece.piece) - 1)
         }
+        # The space before a part is left to the prefix, which no symbol of the user's may have a share in.
+        self._is_cut = self.is_bpe and not (
+            self._dummy_prefix
+            and any(
+                piece.type == kinds.USER_DEFINED and set(piece.piece) & {" ", "\u2581"}
+                for piece in proto.pieces
+            )
+        )
+        normal = [
+            piece.score for piece in proto.pieces if piece.type == kinds.NORMAL and len(piece.piece) > 1
+        ]
         if not self.is_bpe:
             self.why_slow = "only BPE with byte fallback and identity normalisation has a fast path"
+        elif any(piece.type == kinds.UNUSED for piece in proto.pieces):
+            self.why_slow = "it has unused pieces, which SentencePiece takes apart again"
+        elif len(set(normal)) < len(normal):
+            self.why_slow = (
+                "some of its pieces have the same score, and gigatoken does not merge the leftmost first"
+            )
         elif fast:
             # "<0x" begins the names of the byte tokens.
             self._use_fast(lambda: _gigatoken(path), more_literals=["<0x"])
@@ -54,7 +72,7 @@ class SentencePieceEncoder(Encoder):
     def cut(self, text: str, limit: int) -> Iterator[str]:
         """Cut between two characters that are neighbours in no piece: no merge can cross there."""
         start = 0
-        while self.is_bpe and len(text) - start > limit:
+        while self._is_cut and len(text) - start > limit:
             here = self._next_cut(text, start + limit)
             if here is None:
                 break

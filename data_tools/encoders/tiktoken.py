@@ -6,58 +6,58 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_tools.encoders import patterns
 from data_tools.encoders.base import Encoder, cut_before_spaces
+from data_tools.encoders.known import all_known
 from data_tools.files import sha256
 
-# Names that tiktoken's users know, and what the split expressions of these encodings are.
-PATTERNS = {
-    "r50k_base": r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s""",
-    "cl100k_base": (
-        r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"""
-        r"""\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
-    ),
-}
-# Megatron's --tiktoken-pattern.
-MEGATRON_PATTERNS = {
-    "v1": (
-        r"[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|"
-        r"\s*[\r\n]|\s+(?!\S)|\s+"
-    ),
-    "v2": (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
-        r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-}
 MEGATRON_SPECIALS = 1000
 MEGATRON_VOCABULARY = 1 << 17
-GIGATOKEN_PATTERNS = {"r50k_base": "gpt2", "cl100k_base": "gpt4"}
-ENDS = {"r50k_base": 50256, "cl100k_base": 100257}
+GIGATOKEN_PATTERNS = {"r50k_base": "gpt2", "cl100k_base": "gpt4", "o200k_base": "o200k", "llama3": "olmo3"}
+END = "<|endoftext|>"
+ENDS = {("r50k_base", 50281): 50256, ("cl100k_base", 100256): 100257, ("o200k_base", 199998): 199999}
+"""Pattern, first id after the ranks: <|endoftext|> of the encodings that do not have it there (the first of
+these is p50k_base)."""
+LLAMA3_SPECIALS = {
+    0: "begin_of_text",
+    1: "end_of_text",
+    6: "start_header_id",
+    7: "end_header_id",
+    9: "eot_id",
+}
+LLAMA3_SPECIAL_COUNT = 256
 
 
 class TiktokenEncoder(Encoder):
-    """A .tiktoken file of ranks, or the .json that Megatron's ``TikTokenTokenizer`` reads.
+    """A file of ranks, or the .json that Megatron's ``TikTokenTokenizer`` reads.
 
     Megatron's puts its special tokens in front: ``<s>`` is 1, ``</s>`` is 2, ranks begin at 1000.
     """
 
-    def __init__(self, path: Path, *, fast: bool, pattern: str | None) -> None:
+    def __init__(self, path: Path, *, fast: bool, pattern: str | None, is_megatrons: bool) -> None:
         import tiktoken
 
-        names = tuple(MEGATRON_PATTERNS) if path.suffix == ".json" else tuple(PATTERNS)
-        if pattern is None and path.stem in PATTERNS:
+        known = patterns.MEGATRON if is_megatrons else patterns.TIKTOKEN
+        if pattern is None and path.stem in patterns.TIKTOKEN:
             pattern = path.stem
-        if pattern not in names:
-            raise ValueError(f"--tiktoken-pattern: {path} needs one of {', '.join(names)}, got {pattern}")
+        if pattern not in known:
+            what = "" if is_megatrons else " holds tiktoken's ranks and"
+            raise ValueError(
+                f"--tiktoken-pattern: {path}{what} needs one of {', '.join(known)}, got {pattern}"
+                + ("" if is_megatrons else " (a tokenizer.model of Llama 3 is llama3)")
+            )
         self.sha256 = sha256(path)
-        ranks, self.specials, expression = (
-            _megatron_ranks(path, pattern) if path.suffix == ".json" else _tiktoken_ranks(path, pattern)
-        )
+        ranks, self.specials = _megatron_ranks(path) if is_megatrons else _tiktoken_ranks(path, pattern)
+        if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+            raise ValueError(
+                f"--tokenizer-model {path}: has no token for the byte {lacking[0]:#04x}, so that it cannot "
+                "encode every text: copy the file again, or make it with all 256 bytes"
+            )
         self._encoding = tiktoken.Encoding(
-            name=path.stem, pat_str=expression, mergeable_ranks=ranks, special_tokens=self.specials
+            name=path.stem, pat_str=known[pattern], mergeable_ranks=ranks, special_tokens=self.specials
         )
         self.vocab_size = self._encoding.max_token_value + 1
-        if path.suffix == ".json":
+        if is_megatrons:
             self.why_slow = "gigatoken does not know Megatron's split patterns"
         elif fast:
             specials, name = self.specials, GIGATOKEN_PATTERNS[pattern]
@@ -73,22 +73,43 @@ class TiktokenEncoder(Encoder):
     def cut(self, text: str, limit: int) -> Iterator[str]:
         return cut_before_spaces(text, limit)
 
+    def _fast_input(self, text: str) -> str | None:
+        plain = super()._fast_input(text)
+        return plain if plain is not None and all_known(plain) else None
 
-def _tiktoken_ranks(path: Path, pattern: str) -> tuple[dict[bytes, int], dict[str, int], str]:
+
+def _tiktoken_ranks(path: Path, pattern: str) -> tuple[dict[bytes, int], dict[str, int]]:
     ranks: dict[bytes, int] = {}
+    seen: set[int] = set()
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            decoded, index = base64.b64decode(token, validate=True), int(rank)
         except ValueError as error:
             raise ValueError(
                 f"--tokenizer-model {path}, line {number}: expected TOKEN_IN_BASE64 RANK"
             ) from error
-    end = ENDS[pattern] if path.stem == pattern else max(ranks.values(), default=0) + 1
-    return ranks, {"<|endoftext|>": end}, PATTERNS[pattern]
+        if decoded in ranks or index in seen:
+            raise ValueError(f"--tokenizer-model {path}, line {number}: this token or rank was there before")
+        ranks[decoded] = index
+        seen.add(index)
+    return ranks, _specials(pattern, max(seen, default=-1) + 1)
 
 
-def _megatron_ranks(path: Path, pattern: str) -> tuple[dict[bytes, int], dict[str, int], str]:
+def _specials(pattern: str, first: int) -> dict[str, int]:
+    """Control tokens by what the ranks are, as they are not in the file.
+
+    Args:
+        first: id after the last rank.
+    """
+    if pattern != "llama3":
+        return {END: ENDS.get((pattern, first), first)}
+    reserved = (f"reserved_special_token_{number}" for number in range(LLAMA3_SPECIAL_COUNT))
+    names = (LLAMA3_SPECIALS.get(index) or next(reserved) for index in range(LLAMA3_SPECIAL_COUNT))
+    return {f"<|{name}|>": first + index for index, name in enumerate(names)}
+
+
+def _megatron_ranks(path: Path) -> tuple[dict[bytes, int], dict[str, int]]:
     try:
         vocabulary = json.loads(path.read_text(encoding="utf-8"))
         tokens = [base64.b64decode(entry["token_bytes"]) for entry in vocabulary]
@@ -96,7 +117,7 @@ def _megatron_ranks(path: Path, pattern: str) -> tuple[dict[bytes, int], dict[st
         raise ValueError(f"--tokenizer-model {path}: not what TikTokenTokenizer reads ({error})") from error
     tokens = tokens[: MEGATRON_VOCABULARY - MEGATRON_SPECIALS]
     ranks = {token: rank + MEGATRON_SPECIALS for rank, token in enumerate(tokens)}
-    return ranks, {"<unk>": 0, "<s>": 1, "</s>": 2}, MEGATRON_PATTERNS[pattern]
+    return ranks, {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 
 def _gigatoken(path: Path, pattern: str, specials: dict[str, int]) -> Any:

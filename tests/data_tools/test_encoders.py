@@ -172,10 +172,29 @@ def test_specials(models):
         encoder.control_id(None, ("<s>",), "--bos-token", "--prepend-bos")
 
 
-def test_tiktoken_of_openai_knows_its_end(tiktoken_model, tmp_path):
-    path = tmp_path / "r50k_base.tiktoken"
-    path.write_bytes(tiktoken_model.read_bytes())
-    assert load_encoder(path).specials == {"<|endoftext|>": 50256}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_known_by_what_it_holds(kind, models, tmp_path):
+    path, pattern = models[kind]
+    for name in ("tokenizer", "tokenizer.model"):
+        (tmp_path / name).write_bytes(path.read_bytes())
+        encoder = load_encoder(tmp_path / name, pattern=pattern)
+        assert type(encoder) is type(load(models, kind))
+        assert encoder.sha256 == load(models, kind).sha256
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_folder_of_hugging_face(name, models, tmp_path):
+    path, _ = models["hugging-face" if name == "tokenizer.json" else "sentencepiece"]
+    (tmp_path / name).write_bytes(path.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert load_encoder(tmp_path).sha256 == load_encoder(path).sha256
+
+
+def test_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither tokenizer\.json nor tokenizer\.model: name the file"
+    ):
+        load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +205,7 @@ def test_tiktoken_of_openai_knows_its_end(tiktoken_model, tmp_path):
         ("a.json", b"[3]", "v2", "not what TikTokenTokenizer reads"),
         ("a.json", b"[]", None, "--tiktoken-pattern: .* needs one of v1, v2"),
         ("a.tiktoken", b"YQ== 0\nnot base64\n", "r50k_base", "line 2: expected TOKEN_IN_BASE64 RANK"),
-        ("a.tiktoken", b"YQ== 0\n", None, "needs one of r50k_base, cl100k_base"),
+        ("a.tiktoken", b"YQ== 0\n", None, "needs one of r50k_base, cl100k_base, o200k_base, llama3"),
         ("a.model", b"nothing", "v2", "--tiktoken-pattern is for tiktoken's files"),
     ],
 )

@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from data_tools.encoders import load_encoder
 from data_tools.files import lock
@@ -85,6 +86,39 @@ def test_rejects_are_listed(tokenizer_model, tmp_path):
     assert [(json.loads(line)["line"], json.loads(line)["head"]) for line in lines] == [
         (2, '{"text": 3}'),
         (3, "{}"),
+    ]
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """A tokenizer of two letters, without an id for anything else, not even for a space."""
+    path = tmp_path / "letters.json"
+    Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).save(str(path))
+    return path
+
+
+NOTHING = ["ab", "\u5929\u5730", "a\u5929b", " \n", "b"]
+
+
+def test_documents_without_tokens_are_bad_records(letters, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "id": text}) + "\n" for text in NOTHING))
+    with pytest.raises(BadRecords, match=r"in\.jsonl, line 2: no tokens: .*--tokenizer-model names another"):
+        write(path, letters, tmp_path / "000000", eod_id=None)
+    card, _ = write(
+        path, letters, tmp_path / "000000", eod_id=None, stop_on_bad_record=False, max_bad_share=1.0,
+        form=Format(id_field="id"),
+    )  # fmt: skip
+    assert (card["documents"], card["tokens"]) == (3, 3)
+    assert card["rejects"] == {"empty": 1, "no tokens": 1}
+    assert (card["documents_with_unknown"], card["unknown"]) == (1, 1)
+    lines = map(json.loads, (tmp_path / "000000.rejects.jsonl").read_text().splitlines())
+    assert [(line["line"], line["kind"], line["head"]) for line in lines] == [
+        (2, "no tokens", "\u5929\u5730"),
+        (4, "empty", " "),
+    ]
+    assert [json.loads(line) for line in (tmp_path / "000000.ids.jsonl").read_text().splitlines()] == [
+        NOTHING[index] for index in (0, 2, 4)
     ]
 
 

@@ -11,14 +11,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 import sentencepiece
 from pyarrow import parquet
+from tokenizers import Tokenizer, models
 
 from data_tools import plan
 from data_tools import tokenize as module
+from data_tools.encoders import load_encoder
 from data_tools.inputs import find_sources
 from data_tools.merge import merge_units
 from data_tools.records import Format
@@ -493,16 +496,25 @@ def test_a_name_that_is_not_utf8_in_a_message(tokenizer_model, tmp_path):
         assert b"error: --" in run.stderr and b"Traceback" not in run.stderr
 
 
-def test_what_the_tokenizer_refuses_names_the_document(tmp_path, in_process):
-    """A word-level model without an unknown token raises what tells no file."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def test_where_the_tokenizer_fails_the_document_is_named(tokenizer_model, tmp_path, in_process, monkeypatch):
+    """Its library names none."""
 
-    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    def load(*args: Any, **kwargs: Any) -> Any:
+        encoder = load_encoder(*args, **kwargs)
+        encode = encoder.encode
+
+        def fail(texts: list[str], *, limit: int) -> Any:
+            if "other words" in texts:
+                raise Exception("unknown token")
+            return encode(texts, limit=limit)
+
+        encoder.encode = fail
+        return encoder
+
+    monkeypatch.setattr("tests.data_tools.conftest.load_encoder", load)
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "other words"}\n{"text": "a"}\n')
-    with pytest.raises(ValueError, match=r"in\.jsonl: the tokenizer fails on .* begins 'other words': .*UNK"):
-        tokenize([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer_model=tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"in\.jsonl: the tokenizer fails on .* begins 'other words'"):
+        tokenize([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer_model=tokenizer_model)
 
 
 def test_a_script_without_a_main_guard_is_told_so(words, tokenizer_model, tmp_path):
@@ -588,3 +600,28 @@ def test_a_large_vocabulary_is_int32(tmp_path):
     card = tokenize([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer_model=tmp_path / "tokenizer.json")
     assert card["dtype"] == "int32"
     assert documents(tmp_path / "out") == [[3, 69999, 65535]]
+
+
+def save_letters(path, **changes):
+    """A tokenizer.json of two letters, and of nothing else."""
+    tokenizer = json.loads(Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str())
+    path.write_text(json.dumps(tokenizer | {"model": tokenizer["model"] | changes}))
+    return path
+
+
+def test_what_the_tokenizer_does_not_know_is_told(tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("ab", "a\u5929b", "\u5929\u5730")))
+    arguments = {"tokenizer_model": save_letters(tmp_path / "letters.json"), "max_bad_share": 0.5}
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 3: no tokens"):
+        tokenize([path], tmp_path / "out", **arguments)
+    card = tokenize([path], tmp_path / "out", stop_on_bad_record=False, **arguments)
+    assert (card["rejects"], card["documents_with_unknown"], card["unknown"]) == ({"no tokens": 1}, 1, 1)
+    assert "1 of 2 documents hold what the tokenizer does not know, 1 times" in capsys.readouterr().out
+
+
+def test_dropout_is_switched_off_and_told(tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": "ab" * 100}) + "\n")
+    arguments = {"tokenizer_model": save_letters(tmp_path / "letters.json", dropout=0.5)}
+    assert tokenize([tmp_path / "in.jsonl"], tmp_path / "out", **arguments)["tokens"] == 100
+    assert "letters.json asks for dropout 0.5: switched off" in capsys.readouterr().out
