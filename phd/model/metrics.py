@@ -165,11 +165,11 @@ def about_run(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameter
         "command": shlex.join(sys.argv),
         "versions": {name: version(name) for name in ("torch", "megatron-core")}
         | {"python": platform.python_version()},
-        "arguments": _recorded(args),
+        "arguments": recorded(args),
     }
 
 
-def _recorded(args: Namespace) -> dict[str, Any]:
+def recorded(args: Namespace) -> dict[str, Any]:
     """Every argument that JSON has a way to say.
 
     Types and enumerations only as flags give them: else they follow from other arguments and the machine, and
