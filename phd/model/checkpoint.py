@@ -1,11 +1,9 @@
-"""Look at a checkpoint before Megatron loads it: is it whole, safe to read, of the same PHD variant?
+"""Look at a checkpoint before Megatron loads it: is it whole, and safe to read?
 
-Megatron would load a file with a flipped byte without a word, stop on a torn one deep inside torch, and
-start a K = 3 run from a K = 2 checkpoint silently, since all variants share their weights' names and shapes.
+Megatron would load a file with a flipped byte without a word, and stop on a torn one deep inside torch.
 """
 
 import io
-import os
 import pickle
 import re
 import zipfile
@@ -18,8 +16,6 @@ import torch
 from megatron.core.safe_globals import register_safe_globals
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from phd.attention.pattern import describe_patterns
-from phd.config import PHDConfig, trained_variant
 from phd.run.files import write_text
 from phd.run.status import TRACKER
 
@@ -49,15 +45,14 @@ class _MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
+def settle_checkpoint(args: Namespace) -> None:
     """Check what Megatron will load, every rank for itself and with the same result.
 
     Where the newest checkpoint of --load is not whole, as after a kill or a full disk, the newest whole one
     takes its place, with a warning. One that was asked for by --ckpt-step is not replaced.
 
     Raises:
-        ValueError: there is no whole checkpoint where one was saved; or one is unsafe to read; or it is of
-            another PHD variant and --override-phd-variant is not given.
+        ValueError: there is no whole checkpoint where one was saved; or one is unsafe to read.
     """
     args.ckpt_step_given = args.ckpt_step is not None
     source = checkpoint_source(args)
@@ -76,8 +71,6 @@ def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
                 f"> WARNING: the checkpoint {folder} is damaged: {problem}; "
                 f"continuing from iteration {whole[0]}"
             )
-        folder = iteration_folder(folder.parent, whole[0])
-    _refuse_other_variant(folder, args.override_phd_variant, config)
 
 
 def checkpoint_source(args: Namespace) -> Literal["load", "pretrained_checkpoint"]:
@@ -299,21 +292,3 @@ def _advice(root: Path, whole: list[int], source: str = "load") -> str:
     if source == "load":
         return f"{found}: continue from it with --ckpt-step {whole[0]}"
     return f"{found}: write {whole[0]} into {root / TRACKER}"  # --ckpt-step is for the run's own ones too
-
-
-def _refuse_other_variant(folder: Path, override: bool, config: PHDConfig) -> None:
-    saved = read_args(folder)
-    trained = trained_variant(saved)
-    variant, ours = trained.variant, config.variant
-    if variant == ours:
-        # of one name: what may differ yet is the size of a pattern's blocks and how many it keeps
-        variant, ours = (describe_patterns(one.patterns(saved.num_layers)) for one in (trained, config))
-    if variant == ours:
-        return
-    if not override:
-        raise ValueError(
-            f"the checkpoint {folder} was trained as {variant}, this run is {ours}: pass the same --phd-* "
-            "and --attention-pattern* flags, or --override-phd-variant to change the variant on purpose"
-        )
-    if int(os.environ["RANK"]) == 0:
-        print(f"> --override-phd-variant: {ours} continues from {folder}, trained as {variant}")

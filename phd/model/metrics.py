@@ -176,14 +176,19 @@ def recorded(args: Namespace) -> dict[str, Any]:
     `phd compare` would hold them against the runs that older code recorded without.
     """
     given = {word.partition("=")[0] for word in sys.argv}
-    recorded = {}
-    for name, value in sorted(vars(args).items()):
-        if isinstance(value, (torch.dtype, Enum)) and f"--{name.replace('_', '-')}" not in given:
-            continue
-        value = _plain(value)
-        if isinstance(value, (bool, int, float, str, list, type(None))):
-            recorded[name] = value
-    return recorded
+    derived = {
+        name
+        for name, value in vars(args).items()
+        if isinstance(value, (torch.dtype, Enum)) and f"--{name.replace('_', '-')}" not in given
+    }
+    return {name: value for name, value in plain_arguments(args).items() if name not in derived}
+
+
+def plain_arguments(args: Namespace) -> dict[str, Any]:
+    """Every argument that JSON has a way to say, in alphabetical order."""
+    plain = {name: _plain(value) for name, value in sorted(vars(args).items())}
+    kinds = (bool, int, float, str, list, type(None))
+    return {name: value for name, value in plain.items() if isinstance(value, kinds)}
 
 
 def _plain(value: Any) -> Any:

@@ -150,51 +150,6 @@ def test_resume_on_another_layout(train, whole, trained, layout, flags, tmp_path
         assert other[tag] == pytest.approx(values[3:], rel=1e-5)
 
 
-def test_another_variant_is_refused_unless_asked_for(world, saved, base_flags):
-    other = ["--phd-copies", "2", "--phd-window", "5", "--phd-chunk", "12"]
-    flags = [*base_flags, *other, *SCHEDULE, "--load", str(saved), "--exit-interval", "4"]
-    (answer,) = world.run(refused_at_start, flags)
-    assert "was trained as PHD-CSWA-3-5-12, this run is PHD-CSWA-2-5-12" in answer
-    output = world.pretrain([*flags, "--override-phd-variant"])
-    assert "PHD-CSWA-2-5-12 continues from" in output
-    assert "trained as PHD-CSWA-3-5-12" in output
-
-
-def variant_refusals(trained: dict, ours: list[dict]) -> list[str]:
-    """What runs of the variants ``ours`` say to a checkpoint with the arguments ``trained``."""
-    from phd.config import PHDConfig
-    from phd.model import checkpoint
-
-    answers = []
-    read_args, checkpoint.read_args = checkpoint.read_args, lambda folder: Namespace(**trained)
-    try:
-        for fields in ours:
-            try:
-                checkpoint._refuse_other_variant(Path("ckpt"), False, PHDConfig(**fields))
-                answers.append("")
-            except ValueError as error:
-                answers.append(str(error))
-    finally:
-        checkpoint.read_args = read_args
-    return answers
-
-
-def test_another_attention_pattern_is_another_variant(world):
-    """By its name, or by the numbers behind one name; flags without effect on it may differ."""
-    sink = {"attention_pattern": "longgen-sink"}
-    ours = [sink, sink | {"attention_pattern_local_blocks": 4}, sink | {"attention_pattern_stride": 8}, {}]
-    (answers,) = world.run(variant_refusals, {"num_layers": 4, **sink}, ours)
-    assert answers[0] == answers[2] == ""
-    was, now = (f"1*sink(64: 1+{local}),2*full,1*sink(64: 1+{local})" for local in (32, 4))
-    assert answers[1].startswith(
-        f"the checkpoint ckpt was trained as {was}, this run is {now}: pass the same"
-    )
-    assert "was trained as longgen-sink, this run is vanilla: " in answers[3]
-    assert "--phd-* and --attention-pattern* flags, or --override-phd-variant" in answers[3]
-    (answers,) = world.run(variant_refusals, {"num_layers": 4}, [{}, sink])
-    assert answers[0] == "" and "was trained as vanilla, this run is longgen-sink" in answers[1]
-
-
 class Malice:
     """A pickle that would create a file when loaded."""
 
@@ -234,7 +189,6 @@ def refusal(folder: Path, step: int | None = None, pretrained: Path | None = Non
     """What pretrain_phd.py says to --load FOLDER --ckpt-step STEP --pretrained-checkpoint PRETRAINED at
     start-up.
     """
-    from phd.config import PHDConfig
     from phd.model.checkpoint import settle_checkpoint
 
     args = Namespace(
@@ -243,10 +197,9 @@ def refusal(folder: Path, step: int | None = None, pretrained: Path | None = Non
         ckpt_step=step,
         rank=0,
         world_size=1,
-        override_phd_variant=False,
     )
     try:
-        settle_checkpoint(args, PHDConfig(phd_copies=3, phd_window=5, phd_chunk=12))
+        settle_checkpoint(args)
     except ValueError as error:
         return str(error)
     return ""

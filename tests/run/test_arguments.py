@@ -111,7 +111,8 @@ def unknown_layout_arguments() -> list[str]:
 MATTERS = set(
     shlex.split("""
     fp16 bf16 params_dtype deterministic_mode perform_initialization use_cpu_initialization
-    hybrid_context_parallel fp8_param_gather fp4_param_gather megatron_fsdp_main_params_dtype megatron_fsdp_main_grads_dtype
+    hybrid_context_parallel fp8_param_gather fp4_param_gather
+    megatron_fsdp_main_params_dtype megatron_fsdp_main_grads_dtype
     megatron_fsdp_grad_comm_dtype use_megatron_fsdp mtp_standalone
 """)
 )
