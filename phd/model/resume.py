@@ -161,7 +161,13 @@ def compare_with_checkpoint(args: Namespace, config: PHDConfig) -> None:
 
 
 def _known(args: Namespace) -> Arguments:
+    """What can be compared: a checkpoint has what Megatron fills in when it builds the optimizer."""
     known = plain_arguments(args)
+    for unit in ("iters", "samples"):
+        if known.get(f"lr_decay_{unit}") is None:
+            known[f"lr_decay_{unit}"] = known.get(f"train_{unit}")
+    if known.get("train_samples"):
+        known["train_iters"] = known["lr_decay_iters"] = None
     return known | {"num_query_groups": key_value_heads(args)}
 
 
