@@ -89,9 +89,12 @@ def keep_traceback(folder: Path | None, rank: int, error: BaseException) -> Path
     return file
 
 
-def mistake(error: BaseException) -> str | None:
+def mistake(error: BaseException, kept: Path | None = None) -> str | None:
     """One line on an error that each start would meet again, as it comes of flags and files: in set-up, in
     loading, or in the first iteration. None for one of the machine or the network.
+
+    Args:
+        kept: where the traceback lies.
     """
     if _trained(error):
         return None
@@ -104,7 +107,10 @@ def mistake(error: BaseException) -> str | None:
     where = (
         "the checkpoint does not load" if _within(error, "load_checkpoint") else "the training does not start"
     )
-    return f"{where} ({type(causes[0]).__name__}: {said}): correct the flag or file that it speaks of"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    said += f", at {Path(frame.filename).name}:{frame.lineno}"
+    more = f"; the traceback is in {kept}" if kept else ""
+    return f"{where} ({type(causes[0]).__name__}: {said}): correct the flag or file that it speaks of{more}"
 
 
 def _comes_again(error: BaseException) -> bool:

@@ -187,4 +187,4 @@ def _refusal(folder: Path, different: list[str], variants: tuple[str, str] | Non
         return f"the checkpoint {folder} {trained}: {same}"
     other = "another --pretrained-checkpoint" if first else "another run folder"
     has = f"the checkpoint has {'; '.join(different)}" + (f"; it {trained}" if variants else "")
-    return f"{has}: pass what {folder} has, or take {other}"
+    return f"{has}: pass the flags that {folder} was trained with, or take {other}"

@@ -136,14 +136,8 @@ class RunGuard:
                 tell(self.rank, str(error))
                 self._died(str(error))
                 sys.exit(1)
-            elif known := explain(error, full):
+            elif known := explain(error, full) or mistake(error, kept):
                 tell(self.rank, known)
-                self._ended("failed", known)
-                sys.exit(1)
-            elif known := mistake(error):
-                if kept is None:
-                    traceback.print_exc()
-                tell(self.rank, known + (f"; the traceback is in {kept}" if kept else ""))
                 self._ended("failed", known)
                 sys.exit(1)
             elif kept is not None and told_already():

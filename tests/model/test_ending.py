@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -62,9 +63,10 @@ COMES_AGAIN = ("assert", "key", "import", "type", "zero", "megatron", "size", "l
 def test_what_comes_again_is_told_from_accidents(world):
     (said,) = world.run(judged)
     assert tuple(name for name, line in said.items() if line is not None) == COMES_AGAIN
-    assert said["import"] == (
-        "the training does not start (ModuleNotFoundError: No module named 'einops'): correct the flag or "
-        "file that it speaks of"
+    assert re.fullmatch(
+        r"the training does not start \(ModuleNotFoundError: No module named 'einops', at \w+.py:\d+\): "
+        "correct the flag or file that it speaks of",
+        said["import"],
     )
     assert "ValueError: Size mismatch between saved torch.Size([32]) and current" in said["size"]
 
@@ -104,7 +106,7 @@ def test_one_rank_tells_what_all_meet(world, tmp_path):
     assert [code for code, _ in ended] == [1, 1]
     printed = "\n".join(output for _, output in ended).splitlines()
     (line,) = [line for line in printed if line.startswith("pretrain_phd.py: error: ")]
-    assert "the training does not start (KeyError: 'no such split')" in line
+    assert "the training does not start (KeyError: 'no such split', at test_ending.py:" in line
     assert "Traceback" not in "".join(printed)
     for rank in (0, 1):
         assert "in wrong_data" in (run / "errors" / f"rank{rank}.txt").read_text()

@@ -114,7 +114,8 @@ def test_another_model_is_refused(world, flags, run):
     for answer, part in zip(said, [*OTHER_MODELS.values(), *LESS.values()], strict=True):
         assert answer.startswith("refused: the checkpoint has ") and "\n" not in answer, (part, answer)
         assert f"the checkpoint has {part}" in answer, (part, answer)
-        assert f" pass what {run}/checkpoints/iter_0000002 has, or take another run folder" in answer
+        remedy = f"pass the flags that {run}/checkpoints/iter_0000002 was trained with, or take another run"
+        assert remedy in answer
     assert contents(run) == before
 
 
