@@ -4,7 +4,6 @@ The shape of Megatron's pretrain_gpt.py: batch, loss, forward step, datasets, ma
 flags and the --phd-* ones; runs on GPUs, and on a machine without one by itself.
 """
 
-import sys
 from functools import partial
 from typing import Any
 
@@ -39,6 +38,7 @@ from phd.model.arguments import make_global, parse_and_validate_args
 from phd.model.builder import model_config_from_args
 from phd.model.dataset import build_datasets
 from phd.model.documents import document_params, document_starts, documents_masked
+from phd.model.ending import refuse_start
 from phd.model.metrics import describe
 from phd.model.observer import Observer
 from phd.run.output import outlive_readers
@@ -176,7 +176,7 @@ def main() -> None:
         args = parse_and_validate_args()
         guard = make_global(args)
     except ValueError as error:
-        sys.exit(f"pretrain_phd.py: error: {error}")
+        refuse_start(error)
     with guard.ending(compat.stopped_by):
         model_config = model_config_from_args(args)
         print_rank_0(f"> {describe(args, model_config.transformer)}")

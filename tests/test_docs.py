@@ -36,6 +36,9 @@ OTHERS = frozenset(
         *("--async-save", "--no-check-for-nan-in-loss-and-grad", "--cuda-graph-impl", "--tp-comm-overlap"),
         *("--num-workers", "--check-for-spiky-loss", "--context-parallel-size"),
         *("--dataloader-inter-document-masking", "--rotary-base", "--lr", "--lr-decay-iters", "--bf16"),
+        *("--hidden-size", "--num-layers", "--seq-length", "--use-checkpoint-args", "--no-load-optim"),
+        *("--no-load-rng", "--no-save-optim", "--no-save-rng", "--exit-on-missing-checkpoint"),
+        *("--dist-ckpt-optim-fully-reshardable", "--use-distributed-optimizer"),
         *("--skip-train", "--ckpt-format", "--ckpt-convert-format", "--ckpt-convert-save"),
         *("--micro-batch-size", "--recompute-granularity", "--recompute-method", "--recompute-num-layers"),
     }
@@ -50,6 +53,8 @@ FORMATTED = (
     "(host vm, pid 20947, since 2026-11-21 20:44:52)",
     "PHD-CSWA-2-16-32",
     "PHD-CSWA-3-16-32",
+    "No module named 'einops'",
+    "died 3",
 )
 
 

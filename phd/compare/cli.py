@@ -6,11 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from phd.compare.arguments import argument_name, refuse_differences
+from phd.compare.arguments import refuse_differences
 from phd.compare.groups import Group, group_runs
 from phd.compare.logs import find_runs
 from phd.compare.report import latex, markdown, print_table, write_atomically
 from phd.compare.summary import as_json, summarize
+from phd.run.arguments import argument_name
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

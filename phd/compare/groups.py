@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from phd.compare.arguments import ABSENT, argument, flag
+from phd.compare.arguments import argument
 from phd.compare.curves import mean_curve
 from phd.compare.logs import Curve, Run
+from phd.run.arguments import ABSENT, flag
 
 VANILLA = "vanilla"  # what phd.config names the model without copies and patterns
 

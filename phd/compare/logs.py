@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from phd.run.starts import arguments_by_iteration
+
 RUN_FILE = "phd_run.json"
 METRICS_FILE = "metrics.jsonl"
 # No run lives in these: the first is a snapshot of the code with its tests, the others are large.
@@ -57,7 +59,11 @@ class Run:
     parameters: int
     flops_per_token: float
     arguments: Mapping[str, Any] | None
-    """Megatron's arguments by their underscored names; None for a run that did not record them."""
+    """Megatron's arguments by their underscored names, those of the last start that trained; None for a run
+    that did not record them.
+    """
+    starts: tuple[tuple[int, Mapping[str, Any]], ...]
+    """(iteration that it went on from, arguments) of every start that trained, the first one first."""
     iteration: int
     """The last one recorded."""
     metrics: Mapping[str, Curve]
@@ -170,10 +176,11 @@ def read_run(run_file: Path) -> Run:
         arguments = about.get("arguments")
         if not isinstance(arguments, dict | None):
             raise TypeError("arguments is not an object")
+        starts = arguments_by_iteration(about)
         if arguments and about["train_iters"] is None:  # --train-samples, and Megatron has not counted yet
             about["train_iters"] = arguments["train_samples"] // about["global_batch_size"]
         whole = {key: int(about[key]) for key in WHOLE_NUMBERS}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{run_file} is not what pretrain_phd.py writes ({error!r})") from error
 
     metrics: dict[str, Curve] = {}
@@ -209,11 +216,14 @@ def read_run(run_file: Path) -> Run:
             f"no training loss is recorded in {run_file.parent} yet; pretrain_phd.py writes {METRICS_FILE} "
             "from its first iteration on"
         )
+    # A finished run that is started again has a start that trained nothing.
+    trained = tuple(start for start in starts if start[0] < iteration)
     return Run(
         path=run_file.parent,
         name=name,
         flops_per_token=flops_per_token,
-        arguments=arguments,
+        arguments=trained[-1][1] if trained else arguments,
+        starts=trained,
         iteration=iteration,
         metrics=metrics,
         seconds={tokens: time - min(times.values()) for tokens, time in sorted(times.items())},

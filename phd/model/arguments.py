@@ -19,6 +19,8 @@ from megatron.training.utils import print_rank_0
 from phd.config import PHDConfig
 from phd.model import compat, cpu
 from phd.model.checkpoint import PHDCheckpointConfig, checkpoint_source, mend_tracker, settle_checkpoint
+from phd.model.ending import OnlyHere
+from phd.model.resume import compare_with_checkpoint, record_contents, refuse_mixing
 from phd.model.samples import refuse_samples
 from phd.model.support import refuse_unsupported
 from phd.model.survival import RunGuard, settle_run_folder
@@ -93,8 +95,8 @@ def parse_and_validate_args() -> Namespace:
     """sys.argv -> checked arguments. Nothing is written yet; see ``make_global``.
 
     Raises:
-        ValueError: a flag is bad or does not run with PHD, or the checkpoint to load is damaged; names the
-            flag or file and the remedy.
+        ValueError: a flag is bad or does not run with PHD, or the checkpoint to load is damaged or of another
+            model; names the flag or file and the remedy.
     """
     if "RANK" not in os.environ:  # started without torchrun
         be_rank_0(1)
@@ -102,7 +104,8 @@ def parse_and_validate_args() -> Namespace:
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
     args.run_folder = settle_run_folder(args)  # a str: it is saved with the arguments in every checkpoint
-    settle_checkpoint(args, config)
+    refuse_mixing(args)
+    settle_checkpoint(args)
     if args.use_checkpoint_args:
         source = checkpoint_source(args)
         if getattr(args, source):
@@ -131,6 +134,8 @@ def parse_and_validate_args() -> Namespace:
         reason = str(error) or extract_tb(error.__traceback__)[-1].line
         raise ValueError(f"Megatron refuses these flags: {reason}") from error
     _refuse_endless_warmup(args)
+    record_contents(args)
+    compare_with_checkpoint(args, config)
     return args
 
 
@@ -171,7 +176,7 @@ def make_global(args: Namespace) -> RunGuard:
         set_global_variables(args)
     except Exception as error:
         if type(error).__module__.split(".")[0] == "wandb":
-            raise ValueError(
+            raise OnlyHere(
                 f"W&B does not start ({error}): WANDB_MODE=offline keeps its files for later"
             ) from error
         if not any(TOKENIZERS in Path(frame.filename).parents for frame in extract_tb(error.__traceback__)):

@@ -1,12 +1,10 @@
-"""Look at a checkpoint before Megatron loads it: is it whole, safe to read, of the same PHD variant?
+"""Look at a checkpoint before Megatron loads it: is it whole, and safe to read?
 
-Megatron would load a file with a flipped byte without a word, stop on a torn one deep inside torch, and
-start a K = 3 run from a K = 2 checkpoint silently, since all variants share their weights' names and shapes.
+Megatron would load a file with a flipped byte without a word, and stop on a torn one deep inside torch.
 """
 
 import io
 import json
-import os
 import pickle
 import re
 import zipfile
@@ -19,8 +17,6 @@ import torch
 from megatron.core.safe_globals import register_safe_globals
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from phd.attention.pattern import describe_patterns
-from phd.config import PHDConfig, trained_variant
 from phd.run.files import write_text
 from phd.run.status import TRACKER
 
@@ -50,15 +46,14 @@ class _MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
+def settle_checkpoint(args: Namespace) -> None:
     """Check what Megatron will load, every rank for itself and with the same result.
 
     Where the checkpoint of --load is not whole, as after a kill or a full disk, the newest whole one before
     it takes its place, with a warning. One that was asked for by --ckpt-step is not replaced.
 
     Raises:
-        ValueError: there is no whole checkpoint where one was saved; or one is unsafe to read; or it is of
-            another PHD variant and --override-phd-variant is not given.
+        ValueError: there is no whole checkpoint where one was saved; or one is unsafe to read.
     """
     args.ckpt_step_given = args.ckpt_step is not None
     source = checkpoint_source(args)
@@ -69,10 +64,6 @@ def settle_checkpoint(args: Namespace, config: PHDConfig) -> None:
     _refuse_other_format(folder)
     if problem := find_torn(folder):
         folder = fall_back(args, source, folder, problem)
-    saved = read_args(folder)
-    if source == "load":
-        _refuse_other_sharding(folder, saved, args)
-    _refuse_other_variant(folder, saved, args.override_phd_variant, config)
 
 
 def fall_back(args: Namespace, source: str, folder: Path, problem: str) -> Path:
@@ -320,41 +311,3 @@ def _advice(root: Path, whole: list[int], source: str = "load") -> str:
     if source == "load":
         return f"{found}: continue from it with --ckpt-step {whole[0]}"
     return f"{found}: write {whole[0]} into {root / TRACKER}"  # --ckpt-step is for the run's own ones too
-
-
-def _refuse_other_sharding(folder: Path, saved: Namespace, args: Namespace) -> None:
-    """Where the state of the optimizer does not fit this run. Megatron would say so late, on each rank."""
-    if args.no_load_optim or args.finetune or saved.no_save_optim:
-        return
-    anew = f"begin a new run with --pretrained-checkpoint {folder.parent}"
-    if saved.use_distributed_optimizer != args.use_distributed_optimizer:
-        do = "pass" if saved.use_distributed_optimizer else "leave out"
-        raise ValueError(
-            f"the checkpoint {folder} was saved {'with' if saved.use_distributed_optimizer else 'without'} "
-            f"--use-distributed-optimizer: {do} it, or {anew}"
-        )
-    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
-    was, ours = ([getattr(one, name) for name in names] for one in (saved, args))
-    if was != ours and saved.use_distributed_optimizer and not saved.dist_ckpt_optim_fully_reshardable:
-        raise ValueError(
-            f"the checkpoint {folder} was saved with TP {was[0]} and PP {was[1]} in a way that only DP can "
-            f"change (this run: TP {ours[0]}, PP {ours[1]}): continue as before, with "
-            f"--dist-ckpt-optim-fully-reshardable, until it has saved again; or {anew}"
-        )
-
-
-def _refuse_other_variant(folder: Path, saved: Namespace, override: bool, config: PHDConfig) -> None:
-    trained = trained_variant(saved)
-    variant, ours = trained.variant, config.variant
-    if variant == ours:
-        # of one name: what may differ yet is the size of a pattern's blocks and how many it keeps
-        variant, ours = (describe_patterns(one.patterns(saved.num_layers)) for one in (trained, config))
-    if variant == ours:
-        return
-    if not override:
-        raise ValueError(
-            f"the checkpoint {folder} was trained as {variant}, this run is {ours}: pass the same --phd-* "
-            "and --attention-pattern* flags, or --override-phd-variant to change the variant on purpose"
-        )
-    if int(os.environ["RANK"]) == 0:
-        print(f"> --override-phd-variant: {ours} continues from {folder}, trained as {variant}")

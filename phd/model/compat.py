@@ -387,7 +387,7 @@ def settle_rates(groups: list[dict[str, Any]], saved: list[dict[str, Any]], args
         raise ValueError(
             f"the checkpoint has {len(saved)} groups of parameters, this run {len(groups)} others: pass the "
             "flags it was trained with (--optimizer, --decoupled-lr, --apply-wd-to-qk-layernorm, "
-            "--num-experts and the like), or --no-load-optim to begin with new moments"
+            "--num-experts and the like), or begin a new run with --pretrained-checkpoint"
         )
     for group, its in zip(ours, theirs, strict=True):
         new, old = ({rate: one[rate] for rate in RATES if rate in one} for one in (group, its))

@@ -165,25 +165,30 @@ def about_run(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameter
         "command": shlex.join(sys.argv),
         "versions": {name: version(name) for name in ("torch", "megatron-core")}
         | {"python": platform.python_version()},
-        "arguments": _recorded(args),
+        "arguments": recorded(args),
     }
 
 
-def _recorded(args: Namespace) -> dict[str, Any]:
+def recorded(args: Namespace) -> dict[str, Any]:
     """Every argument that JSON has a way to say.
 
     Types and enumerations only as flags give them: else they follow from other arguments and the machine, and
     `phd compare` would hold them against the runs that older code recorded without.
     """
     given = {word.partition("=")[0] for word in sys.argv}
-    recorded = {}
-    for name, value in sorted(vars(args).items()):
-        if isinstance(value, (torch.dtype, Enum)) and f"--{name.replace('_', '-')}" not in given:
-            continue
-        value = _plain(value)
-        if isinstance(value, (bool, int, float, str, list, type(None))):
-            recorded[name] = value
-    return recorded
+    derived = {
+        name
+        for name, value in vars(args).items()
+        if isinstance(value, (torch.dtype, Enum)) and f"--{name.replace('_', '-')}" not in given
+    }
+    return {name: value for name, value in plain_arguments(args).items() if name not in derived}
+
+
+def plain_arguments(args: Namespace) -> dict[str, Any]:
+    """Every argument that JSON has a way to say, in alphabetical order."""
+    plain = {name: _plain(value) for name, value in sorted(vars(args).items())}
+    kinds = (bool, int, float, str, list, type(None))
+    return {name: value for name, value in plain.items() if isinstance(value, kinds)}
 
 
 def _plain(value: Any) -> Any:

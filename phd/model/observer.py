@@ -14,8 +14,9 @@ from phd.model.metrics import RunMetrics, about_run, count_parameters
 from phd.model.samples import continue_prompts
 from phd.model.saves import Saves
 from phd.model.survival import agree_on_checkpoint
-from phd.run.files import write_json
+from phd.run.files import read_json, write_json
 from phd.run.record import Line, Recorder
+from phd.run.starts import with_start
 from phd.run.status import RunStatus
 
 RUN_FILE = "phd_run.json"
@@ -66,7 +67,8 @@ class Observer:
             RunStatus(Path(args.run_folder), Path(args.save or args.run_folder)).counted(args.train_iters)
         if self._recorder is not None:
             self._count_from(self._recorder.resume(args.iteration))
-            write_json(Path(args.run_folder, RUN_FILE), about)
+            file = Path(args.run_folder, RUN_FILE)
+            write_json(file, with_start(about, read_json(file), args.iteration))
         if self._wandb is not None:
             del about["arguments"]  # Megatron has told W&B
             self._wandb.config.update({"phd": about}, allow_val_change=True)

@@ -35,6 +35,8 @@ from phd.model.checkpoint import (
     mend_tracker,
     saved_folders,
 )
+from phd.model.ending import gave_up_loading, keep_traceback, mistake, tell, told_already
+from phd.model.resume import refuse_repeated
 from phd.model.saver import SaverDied, let_go
 from phd.run.lock import RunLock
 from phd.run.status import RunStatus, newest_checkpoint
@@ -70,11 +72,7 @@ def settle_run_folder(args: Namespace) -> str | None:
                 f"--run-dir {run} continues from its own checkpoints, and --load {args.load} would begin "
                 "there again at every start: pass --pretrained-checkpoint instead, for the first weights"
             )
-        if args.finetune:
-            raise ValueError(
-                f"--finetune would set --run-dir {run} back to iteration 0 at every start: leave it out; "
-                "--pretrained-checkpoint implies it for the first start"
-            )
+        refuse_repeated(args)
         args.load = args.save
         args.save_interval = args.save_interval or 1000
         if not args.skip_train:
@@ -95,6 +93,7 @@ class RunGuard:
         self.rank, self.world_size = args.rank, args.world_size
         self._save = Path(args.save) if args.save else None
         self._lock = self._status = None
+        self._folder = folder
         if folder is None:
             return
         try:
@@ -114,8 +113,8 @@ class RunGuard:
             stopped_by: returns the name of the signal that ended the training, or None.
 
         Raises:
-            SystemExit: instead of an error with a known cause, with one line on it; and with os.EX_TEMPFAIL
-                after a signal, but for torchrun, which would start the rank again at once.
+            SystemExit: instead of an error with a known cause, with one line on it from one rank; and with
+                os.EX_TEMPFAIL after a signal, but for torchrun, which would start the rank again at once.
         """
         try:
             yield
@@ -123,23 +122,25 @@ class RunGuard:
             self._on_exit(stop, stopped_by())
             raise
         except (Exception, CheckpointException) as error:  # the latter is no Exception
-            traceback.print_exc()
+            kept = keep_traceback(self._folder, self.rank, error)
             full = is_disk_full(error, self._save)
             if full and self._save:
                 remove_torn(self._save)  # or there were no room for the status either
             if is_timeout(error):  # perhaps a node that another start will not get
                 cause = who_is_silent(error, self.rank, self.world_size)
-                print(f"pretrain_phd.py: error: {cause}", file=sys.stderr)
+                print(f"pretrain_phd.py: error: {cause}", file=sys.stderr)  # each rank its own
                 self._died(cause)
                 sys.exit(1)
             elif isinstance(error, SaverDied):
-                print(f"pretrain_phd.py: error: rank {self.rank}: {error}", file=sys.stderr)
+                tell(self.rank, str(error))
                 self._died(str(error))
                 sys.exit(1)
-            elif known := explain(error, full):
-                print(f"pretrain_phd.py: error: rank {self.rank}: {known}", file=sys.stderr)
+            elif known := explain(error, full) or mistake(error, kept):
+                tell(self.rank, known)
                 self._ended("failed", known)
                 sys.exit(1)
+            elif kept is not None and told_already():
+                sys.exit(1)  # its consequence
             else:
                 self._died(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
                 raise
@@ -177,7 +178,10 @@ class RunGuard:
         elif stop.code == EXIT_CODE_RESUME_TO_DISAMBIGUATE:
             self._died("Megatron's rerun machine wants an invalid result computed again on another machine")
         elif stop.code in (None, 0):
-            if self.rank == 0:
+            if signal_name is None and gave_up_loading(stop):
+                self._ended("failed", "Megatron ended the start while it was loading (the log says why)")
+                stop.code = 1
+            elif self.rank == 0:
                 self._ended("interrupted", signal_name or "stopped by an --exit- flag")
             if signal_name and "TORCHELASTIC_RUN_ID" not in os.environ:
                 stop.code = os.EX_TEMPFAIL

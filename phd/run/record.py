@@ -61,8 +61,8 @@ class Recorder:
         self._file: Any = None
 
     def resume(self, iteration: int) -> Line | None:
-        """Keep what was recorded up to ``iteration``, the checkpoint's; cut off the rest. Returns the last
-        line that is kept.
+        """Keep what was recorded up to ``iteration``, the checkpoint's; cut off the rest. Without a
+        checkpoint (0) the record that is there is put aside as a whole. Returns the last line that is kept.
 
         Raises:
             ValueError: the record that is there is damaged.
@@ -70,6 +70,8 @@ class Recorder:
         lines = list(read_lines(self._path)) if self._path.exists() else []
         kept = [line for line in lines if line["iteration"] <= iteration]
         unsent = self._unsent(lines, kept) if self._wandb is not None else []
+        if lines and not iteration:
+            self._put_aside(lines)
         write_text(self._path, "".join(_text(line) for line in kept))
         self._written = {(line["kind"], line["iteration"]) for line in kept}
         trained = {step for kind, step in self._written if kind == "train"}
@@ -80,6 +82,16 @@ class Recorder:
         for line in unsent:
             self._send(line)
         return kept[-1] if kept else None
+
+    def _put_aside(self, lines: list[Line]) -> None:
+        number = 1
+        while (place := self._path.with_stem(f"{self._path.stem}-{number}")).exists():
+            number += 1
+        self._path.rename(place)
+        trained = max(line["iteration"] for line in lines)
+        print(
+            f"> {self._path} held {trained} iterations and there is no checkpoint to go on from: see {place}"
+        )
 
     def _unsent(self, lines: list[Line], kept: list[Line]) -> list[Line]:
         """Note how far W&B has got; returns the lines that are kept and that it has not."""

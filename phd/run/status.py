@@ -1,5 +1,6 @@
 """How the last start of a run ended, on disk, for the script that decides whether to queue the job again."""
 
+import contextlib
 import json
 import os
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phd.run.files import read_json, write_json
-from phd.run.lock import holder
+from phd.run.lock import RunLock, holder
 
 STATUS_FILE = "status.json"
 STARTS_FILE = "starts.jsonl"
@@ -20,7 +21,7 @@ KEYS = ("state", "reason", "train_iters", "from", "fruitless_starts", "checkpoin
 """What `phd status` reads of status.json."""
 
 FRUITLESS_STARTS = 3
-"""So many starts in a row that died without a new checkpoint are not an accident any more."""
+"""So many starts in a row without a new checkpoint are not an accident any more, however they ended."""
 
 
 def newest_checkpoint(checkpoints: Path) -> int:
@@ -42,8 +43,9 @@ class RunStatus:
         """This process begins; also a line in starts.jsonl."""
         before = read_json(self.path)
         checkpoint = newest_checkpoint(self.checkpoints)
-        died = before.get("state") == "running"
-        fruitless = before.get("fruitless_starts", 0) + 1 if died and before.get("from") == checkpoint else 0
+        # After the other two states somebody has looked into it, or there is nothing left to do.
+        goes_on = before.get("state") in ("running", "interrupted") and before.get("from") == checkpoint
+        fruitless = before.get("fruitless_starts", 0) + 1 if goes_on else 0
         content: dict[str, Any] = {
             "state": "running",
             "reason": None,
@@ -83,6 +85,19 @@ class RunStatus:
             write_json(self.path, content | {"reason": reason})
 
 
+def refused(folder: Path, reason: str) -> None:
+    """A start was refused before it took the folder, and so will be the next one: say so, unless another job
+    holds the folder, or no start has ever been there.
+    """
+    path = folder / STATUS_FILE
+    with contextlib.suppress(OSError, ValueError):
+        content = read_json(path)
+        if content:
+            lock = RunLock(folder)
+            write_json(path, content | {"state": "failed", "reason": reason})
+            lock.release()
+
+
 def write_line(path: Path, record: dict[str, Any]) -> None:
     """Append a JSON line and sync it."""
     with path.open("a", encoding="utf-8") as file:
@@ -117,10 +132,12 @@ def judge(folder: Path) -> tuple[int, str]:
         case "failed":
             return FAILED, f"failed{why}; {at}"
         case "interrupted":
-            return UNFINISHED, f"interrupted{why}; {at}; start it again to continue"
-    if checkpoint > content["from"]:
-        return UNFINISHED, f"running, or died{why}; {at}; start it again to continue"
+            state, ended = "interrupted", "interrupted"
+        case _:
+            state, ended = "running, or died", "died"
+    if checkpoint != content["from"]:
+        return UNFINISHED, f"{state}{why}; {at}; start it again to continue"
     tries = content["fruitless_starts"] + 1
     if tries < FRUITLESS_STARTS:
-        return UNFINISHED, f"running, or died{why}; no new checkpoint since its start; {at}"
-    return FAILED, f"died {tries} times in a row without a new checkpoint{why}; {at}; look into its log"
+        return UNFINISHED, f"{state}{why}; no new checkpoint since its start; {at}"
+    return FAILED, f"{ended} {tries} times in a row without a new checkpoint{why}; {at}; look into its log"

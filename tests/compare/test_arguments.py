@@ -2,9 +2,10 @@ import re
 
 import pytest
 
-from phd.compare.arguments import DECLARED, argument_name, differences, flag, refuse_differences
+from phd.compare.arguments import DECLARED, differences, refuse_differences
 from phd.compare.logs import find_runs
 from phd.config import VARIANT_FIELDS
+from phd.run.arguments import flag
 from tests.compare.conftest import PHD
 
 
@@ -14,12 +15,6 @@ def read(*folders):
 
 def test_all_that_makes_a_variant_is_declared():
     assert set(VARIANT_FIELDS) <= DECLARED
-
-
-@pytest.mark.parametrize("text", ["--train-iters", "train-iters", "train_iters"])
-def test_spellings_of_a_flag(text):
-    assert argument_name(text) == "train_iters"
-    assert flag("train_iters") == "--train-iters"
 
 
 def test_other_argument_is_refused_and_named(make_run):
@@ -114,3 +109,83 @@ def test_runs_without_arguments_are_compared_by_their_batches(make_run, name, ar
 def test_vary_that_no_run_knows(make_run):
     with pytest.raises(ValueError, match="--vary train-iter: no run has recorded an argument --train-iter$"):
         refuse_differences(read(make_run("a")), ["train_iter"])
+
+
+def changed(*starts):
+    """What phd_run.json says of starts: (iteration, what differed from the last one)."""
+    return [{"iteration": iteration, "differs": differs} for iteration, differs in starts]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [
+        ("data_path", ["other"], ["data"]),
+        ("adam_beta2", 0.5, 0.95),
+        ("split", "90,8,2", "50,40,10"),
+        ("global_batch_size", 4, 8),
+        ("phd_copies", 1, 2),
+        ("lr_decay_style", "cosine", "constant"),
+        ("weight_decay", 0.1, 0.0),
+    ],
+)
+def test_a_run_that_changed_half_way_is_refused(make_run, name, before, now):
+    """Whichever of the runs it is, naming the flag and the iteration."""
+    straight = make_run("v", arguments={name: now})
+    other = make_run("p", arguments={name: now}, starts=changed((0, {name: before}), (3, {})))
+    message = re.escape(
+        f"{other} was trained with {flag(name)} {before} up to iteration 3 and with {now} after it; "
+    )
+    for runs in (read(straight, other), read(other, straight)):
+        with pytest.raises(ValueError, match=f"{message}.*add --vary {flag(name)[2:]}$"):
+            refuse_differences(runs)
+        refuse_differences(runs, [name])
+
+
+def test_a_seed_that_changed_half_way_is_refused(make_run):
+    """Which may differ between runs."""
+    runs = read(make_run("v", seed=1), make_run("p", seed=2, starts=changed((0, {"seed": 1}), (7, {}))))
+    with pytest.raises(ValueError, match="with --seed 1 up to iteration 7 and with 2 after it"):
+        refuse_differences(runs)
+
+
+def test_all_that_changed_half_way_is_named(make_run):
+    starts = changed((0, {"lr": 0.1, "split": "1,1,1"}), (3, {"lr": 0.1}), (9, {}))
+    runs = read(
+        make_run("v", arguments={"split": "9,1,0"}),
+        make_run("p", arguments={"split": "9,1,0"}, starts=starts),
+    )
+    message = "--split 1,1,1 up to iteration 3 and with 9,1,0 .* also changed --lr; .*--vary split --vary lr$"
+    with pytest.raises(ValueError, match=message):
+        refuse_differences(runs)
+
+
+@pytest.mark.parametrize(
+    "differs",
+    [
+        {"tensor_model_parallel_size": 2, "micro_batch_size": 4, "use_distributed_optimizer": True},
+        {"log_interval": 7, "save_interval": 3, "world_size": 8, "tensorboard_dir": "elsewhere"},
+        {"phd_attention_backend": "reference", "phd_prune_last_layer": False},
+        {"exit_interval": 3, "ckpt_step": 4, "load": "elsewhere"},
+        {"added_by_newer_code": "absent"},
+    ],
+)
+def test_layout_and_logging_may_change_half_way(make_run, differs):
+    now = {"added_by_newer_code": None}
+    refuse_differences(
+        read(make_run("v"), make_run("p", arguments=now, starts=changed((0, differs), (3, {}))))
+    )
+
+
+def test_runs_that_changed_alike_are_compared(make_run):
+    """As both are trained for longer, from the same iteration on."""
+    starts = changed((0, {"lr": 0.01}), (10, {}))
+    refuse_differences(read(make_run("v", starts=starts), make_run("p", starts=starts)))
+    later = make_run("q", starts=changed((0, {"lr": 0.01}), (12, {})))
+    with pytest.raises(ValueError, match="--lr 0.01 up to iteration 10"):
+        refuse_differences(read(make_run("w", starts=starts), later))
+
+
+def test_a_start_that_trained_nothing_changed_nothing(make_run):
+    """As of a finished run that is started again, with whatever flags."""
+    again = make_run("p", arguments={"lr": 7}, starts=changed((0, {"lr": 0.001}), (20, {})))
+    refuse_differences(read(make_run("v"), again))

@@ -174,15 +174,11 @@ def test_another_layout_that_the_state_of_the_optimizer_does_not_fit(
     """Refused before anything begins, with two remedies, both walked."""
     folder = first_half(whole("DP2-distopt")[0], tmp_path / "ckpt")
     flags = [*base_flags, *PHD, *SCHEDULE, "--load", str(folder), "--tensor-model-parallel-size", "2"]
-    (answer,) = world.run(refused_at_start, flags)
-    assert (
-        f"{folder}/iter_0000003 was saved without" not in answer and "pass it, or begin a new run" in answer
-    )
+    answer = world.run(refused_at_start, flags, ranks=2)[0]
+    assert f"{folder}/iter_0000003 was saved with --use-distributed-optimizer: pass it, or begin" in answer
     flags += ["--use-distributed-optimizer"]
     answers = world.run(refused_at_start, flags, ranks=2)
-    assert (
-        "was saved with TP 1 and PP 1 in a way that only DP can change (this run: TP 2, PP 1)" in answers[0]
-    )
+    assert "TP 1 and PP 1 in a way that only DP can change (this run: TP 2, PP 1)" in answers[0]
     assert "begin a new run with --pretrained-checkpoint " in answers[0]
     anew = [*flags[: flags.index("--load")], "--pretrained-checkpoint", str(folder), *flags[-3:]]
     assert world.run(refused_at_start, anew, ranks=2) == ["", ""]
@@ -246,47 +242,6 @@ def test_groups_of_the_checkpoint_are_found_whatever_their_rates(world):
     assert "the checkpoint has 4 groups of parameters, this run 3 others: pass the flags" in answer
 
 
-def test_another_variant_is_refused_unless_asked_for(world, saved, base_flags):
-    other = ["--phd-copies", "2", "--phd-window", "5", "--phd-chunk", "12"]
-    flags = [*base_flags, *other, *SCHEDULE, "--load", str(saved), "--exit-interval", "4"]
-    (answer,) = world.run(refused_at_start, flags)
-    assert "was trained as PHD-CSWA-3-5-12, this run is PHD-CSWA-2-5-12" in answer
-    output = world.pretrain([*flags, "--override-phd-variant"])
-    assert "PHD-CSWA-2-5-12 continues from" in output
-    assert "trained as PHD-CSWA-3-5-12" in output
-
-
-def variant_refusals(trained: dict, ours: list[dict]) -> list[str]:
-    """What runs of the variants ``ours`` say to a checkpoint with the arguments ``trained``."""
-    from phd.config import PHDConfig
-    from phd.model import checkpoint
-
-    answers = []
-    for fields in ours:
-        try:
-            checkpoint._refuse_other_variant(Path("ckpt"), Namespace(**trained), False, PHDConfig(**fields))
-            answers.append("")
-        except ValueError as error:
-            answers.append(str(error))
-    return answers
-
-
-def test_another_attention_pattern_is_another_variant(world):
-    """By its name, or by the numbers behind one name; flags without effect on it may differ."""
-    sink = {"attention_pattern": "longgen-sink"}
-    ours = [sink, sink | {"attention_pattern_local_blocks": 4}, sink | {"attention_pattern_stride": 8}, {}]
-    (answers,) = world.run(variant_refusals, {"num_layers": 4, **sink}, ours)
-    assert answers[0] == answers[2] == ""
-    was, now = (f"1*sink(64: 1+{local}),2*full,1*sink(64: 1+{local})" for local in (32, 4))
-    assert answers[1].startswith(
-        f"the checkpoint ckpt was trained as {was}, this run is {now}: pass the same"
-    )
-    assert "was trained as longgen-sink, this run is vanilla: " in answers[3]
-    assert "--phd-* and --attention-pattern* flags, or --override-phd-variant" in answers[3]
-    (answers,) = world.run(variant_refusals, {"num_layers": 4}, [{}, sink])
-    assert answers[0] == "" and "was trained as vanilla, this run is longgen-sink" in answers[1]
-
-
 class Malice:
     """A pickle that would create a file when loaded."""
 
@@ -329,7 +284,6 @@ def refusal(folder: Path, step: int | None = None, pretrained: Path | None = Non
     """What pretrain_phd.py says to --load FOLDER --ckpt-step STEP --pretrained-checkpoint PRETRAINED at
     start-up.
     """
-    from phd.config import PHDConfig
     from phd.model.checkpoint import settle_checkpoint
 
     args = Namespace(
@@ -338,15 +292,9 @@ def refusal(folder: Path, step: int | None = None, pretrained: Path | None = Non
         ckpt_step=step,
         rank=0,
         world_size=1,
-        override_phd_variant=False,
-        no_load_optim=False,
-        finetune=False,
-        use_distributed_optimizer=False,
-        tensor_model_parallel_size=2,
-        pipeline_model_parallel_size=1,
     )
     try:
-        settle_checkpoint(args, PHDConfig(phd_copies=3, phd_window=5, phd_chunk=12))
+        settle_checkpoint(args)
     except ValueError as error:
         return str(error)
     return ""

@@ -193,3 +193,17 @@ def test_a_training_outlives_tensorboard(tmp_path, capsys):
     assert (
         capsys.readouterr().out.count("TensorBoard gets nothing from here on ([Errno 28] No space left") == 1
     )
+
+
+def test_a_record_without_a_checkpoint_to_go_on_from_is_put_aside(tmp_path, capsys):
+    """As a whole, and each in its place; nothing of it is lost."""
+    train(tmp_path, 1, 4)
+    first = (tmp_path / METRICS_FILE).read_text()
+    train(tmp_path, 1, 2)
+    assert (tmp_path / "metrics-1.jsonl").read_text() == first
+    assert "held 4 iterations and there is no checkpoint to go on from: see " in capsys.readouterr().out
+    second = (tmp_path / METRICS_FILE).read_text()
+    train(tmp_path, 1, 1)
+    assert (tmp_path / "metrics-1.jsonl").read_text() == first
+    assert (tmp_path / "metrics-2.jsonl").read_text() == second
+    assert [line["iteration"] for line in lines(tmp_path)] == [1]

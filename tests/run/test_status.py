@@ -1,11 +1,14 @@
 """phd status: whether a job is queued again."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from phd.cli import main
-from phd.run.status import FAILED, FINISHED, FRUITLESS_STARTS, TRACKER, UNFINISHED, RunStatus, judge
+from phd.run.status import FAILED, FINISHED, FRUITLESS_STARTS, TRACKER, UNFINISHED, RunStatus, judge, refused
+from tests.world import ROOT
 
 
 @pytest.fixture
@@ -67,6 +70,69 @@ def test_dying_again_and_again_without_progress_ends(status, tmp_path):
         codes.append(judge(tmp_path)[0])
     assert codes == [UNFINISHED, UNFINISHED, FAILED]
     assert "3 times in a row without a new checkpoint: RuntimeError" in judge(tmp_path)[1]
+
+
+@pytest.mark.parametrize("ends", [["interrupted"] * 3, ["interrupted", "died", "interrupted"]])
+def test_starts_that_did_nothing_end_however_they_ended(status, tmp_path, ends):
+    """A job script would queue them for ever: stopped by a flag, by a signal before the first save, dead."""
+    save(status, 10)
+    codes = []
+    for end in ends:
+        status.started(100, "pretrain_phd.py")
+        if end == "died":
+            status.died("RuntimeError: Connection closed by peer")
+        else:
+            status.ended("interrupted", "stopped by an --exit- flag")
+        codes.append(judge(tmp_path)[0])
+    assert codes == [UNFINISHED, UNFINISHED, FAILED]
+    assert judge(tmp_path)[1].startswith(
+        "interrupted 3 times in a row without a new checkpoint: stopped by an"
+    )
+
+
+@pytest.mark.parametrize("between", ["progress", "failed", "finished"])
+def test_what_ends_a_row_of_fruitless_starts(status, tmp_path, between):
+    """A new checkpoint; and an end after which a person has looked into it."""
+    for number in range(2 * FRUITLESS_STARTS):
+        status.started(100, "pretrain_phd.py")
+        if number % 2:
+            save(status, number) if between == "progress" else status.ended(between)
+        else:
+            status.ended("interrupted")
+            assert judge(tmp_path)[0] == UNFINISHED
+
+
+def test_a_refused_start(status, tmp_path):
+    """It is told of a run that is there, unless another job is at work in it; no run begins by it."""
+    refused(tmp_path, "the checkpoint has --num-layers 2")
+    assert not (tmp_path / "status.json").exists()
+    status.started(100, "pretrain_phd.py")
+    status.ended("interrupted", "SIGTERM")
+    refused(tmp_path, "the checkpoint has --num-layers 2")
+    assert judge(tmp_path) == (
+        FAILED,
+        "failed: the checkpoint has --num-layers 2; checkpoint at iteration 0 of 100",
+    )
+    status.started(100, "pretrain_phd.py")
+    child = subprocess.run(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert child.stdout == "running\n"
+
+
+HOLDS = """
+import json, os, sys
+from pathlib import Path
+from phd.run.lock import RunLock
+from phd.run.status import refused
+folder = Path(sys.argv[1])
+lock = RunLock(folder)
+if not (child := os.fork()):
+    refused(folder, "another model")
+    os._exit(0)
+os.waitpid(child, 0)
+print(json.loads((folder / "status.json").read_text())["state"])
+"""
 
 
 def test_a_run_that_was_moved(tmp_path):
