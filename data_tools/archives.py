@@ -1,7 +1,6 @@
 """What a file's first bytes say it is, and the content of compressed ones, whole or an error."""
 
 import bz2
-import gzip
 import io
 import lzma
 import zlib
@@ -30,15 +29,12 @@ def sniff(head: bytes) -> str | None:
 
 def decompress(file: IO[bytes], compression: str) -> IO[bytes]:
     """The content of a compressed file; raises one of ``DAMAGE`` where it ends too early or is damaged."""
-    if compression == "gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=file), READ_BYTES)  # type: ignore[type-var]
     if compression == "zst":
         import pyarrow
 
         # Arrow tells where a stream ends too early; the usual reader of zstd takes that for the end.
         return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"), READ_BYTES)
-    new: Callable[[], Any] = lzma.LZMADecompressor if compression == "xz" else bz2.BZ2Decompressor
-    return io.BufferedReader(_Streams(file, new), READ_BYTES)
+    return io.BufferedReader(_Streams(file, DECODERS[compression]), READ_BYTES)
 
 
 def why_not(error: BaseException) -> str:
@@ -53,11 +49,39 @@ def why_not(error: BaseException) -> str:
     return f"damaged or cut off ({error})"
 
 
+class _GzipDecoder:
+    """zlib's decoder of one gzip stream, with the face of those of bz2 and xz."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=31)
+        self.needs_input = True
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        content = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        self.needs_input = not self._inner.unconsumed_tail and len(content) < max_length
+        return content
+
+
+DECODERS: dict[str, Callable[[], Any]] = {
+    "gz": _GzipDecoder,
+    "xz": lzma.LZMADecompressor,
+    "bz2": bz2.BZ2Decompressor,
+}
+
+
 class _Streams(io.RawIOBase):
     """Compressed streams one after the other, with zeros after them as padding.
 
     The standard library's readers of bz2 and xz take a second stream that is damaged at its beginning for the
-    end of the file.
+    end of the file, and that of gzip reads padding byte by byte.
     """
 
     def __init__(self, file: IO[bytes], new: Callable[[], Any]) -> None:

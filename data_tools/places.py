@@ -55,7 +55,7 @@ def refuse_inputs_within(folder: Path, inputs: Iterable[str | Path], flag: str) 
     for path in inputs:
         above = os.path.dirname(os.path.realpath(path))
         if above not in known:
-            known[above] = any(file_key(each) == own for each in (above, *Path(above).parents))
+            known[above] = any(file_key(each) == own for each in (Path(above), *Path(above).parents))
         if known[above]:
             raise ValueError(
                 f"{path} lies in {folder}, which holds this run's work and is deleted at its end: "

@@ -117,7 +117,7 @@ def _other_kind(source: Source, found: str | None, head: bytes) -> str:
         return (
             f"--input {source.path}: by its first bytes {found}, not {named}: rename it, to end with {ending}"
         )
-    if not _is_utf8(head) or not head:
+    if not head or not _is_utf8(head) or min(head) < ord("\t"):
         return f"--input {source.path}: damaged or cut off (it does not begin as {named} does)"
     return f"--input {source.path}: text, not {named}: rename it, without {named} at its end"
 
@@ -132,7 +132,7 @@ def _is_utf8(head: bytes) -> bool:
 
 def _is_wide(head: bytes, kind: str) -> bool:
     """Whether every other byte is 0, as in ASCII that was written as UTF-16 without a mark."""
-    if kind != "txt" and b"\0" in head[:2]:
+    if kind != "txt" and len(head) > 1 and (head[0] == 0) != (head[1] == 0):
         return True
     return len(head) >= 8 and any(head[0::2]) != any(head[1::2])
 

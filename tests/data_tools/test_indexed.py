@@ -81,7 +81,7 @@ def header(sequences, documents, dtype=8):
         (header(0, 0), "has no document entries"),
         (header(1, 0) + np.int32(1).tobytes() + np.int64(0).tobytes(), "has no document entries"),
         (
-            header(2, 1) + np.int32([5, -4]).tobytes() + np.int64([0, 10, 0]).tobytes(),
+            header(2, 1) + np.array([5, -4], np.int32).tobytes() + np.array([0, 10, 0], np.int64).tobytes(),
             "a sequence of -4 tokens",
         ),
         (header(2**62, 1), "speaks of"),
@@ -100,7 +100,11 @@ def test_an_index_that_is_none(index, message, tmp_path):
 
 @pytest.mark.parametrize("documents", [[0, 3], [1, 2], [0, 2, 1, 2], [0, -1, 2]])
 def test_documents_that_do_not_cover_the_sequences(documents, tmp_path):
-    index = header(2, len(documents)) + np.int32([1, 1]).tobytes() + np.int64([0, 2, *documents]).tobytes()
+    index = (
+        header(2, len(documents))
+        + np.array([1, 1], np.int32).tobytes()
+        + np.array([0, 2, *documents], np.int64).tobytes()
+    )
     (tmp_path / "a.idx").write_bytes(index)
     np.zeros(2, np.uint16).tofile(tmp_path / "a.bin")
     for read in (inspect, lambda prefix: pack(prefix, [8])):

@@ -261,6 +261,32 @@ def test_a_file_that_is_not_what_its_name_says(name, how, right, tmp_path):
     assert len(texts(path)) == 1
 
 
+@pytest.mark.parametrize(
+    "content", [b"\x04\x22\x4d\x18lz4", bytes(400), b"\xff" * 9], ids=["lz4", "zeros", "ff"]
+)
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_what_is_neither_text_nor_known_is_damaged(content, ending, tmp_path):
+    path = tmp_path / f"in.jsonl.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"damaged or cut off \(it does not begin as \.{ending} does"):
+        texts(path)
+
+
+def test_a_file_of_zeros_is_one_bad_record(tmp_path):
+    """As a lost machine leaves it; it is not UTF-16."""
+    (tmp_path / "in.jsonl").write_bytes(bytes(400))
+    assert [reject.kind for reject in rejects(tmp_path / "in.jsonl")] == ["broken JSON"]
+
+
+def test_a_dictionary_is_no_damage(tmp_path):
+    path = tmp_path / "in.jsonl.zst"
+    frame = bytearray(zstd_of_window(b'{"text": "a"}\n', 20))
+    frame[4:6] = b"\x01" + frame[5:6] + b"\x07"  # the number of a dictionary
+    path.write_bytes(frame)
+    with pytest.raises(ValueError, match="compressed with a dictionary, .* compress it anew without one"):
+        texts(path)
+
+
 def test_packed_twice(tmp_path):
     compress(tmp_path / "in.jsonl.gz", gzip.compress(b'{"text": "a"}\n'))
     with pytest.raises(ValueError, match="what is packed in it is gz again: unpack it once"):
