@@ -71,7 +71,8 @@ class Encoder(ABC):
         short: list[int] = []
         plain: list[str | None] = []
         for index, text in enumerate(texts):
-            fast = self._fast_input(text)
+            # Normalized as a whole, a long text would take many times its size.
+            fast = self._fast_input(text) if len(text) <= limit else None
             # Of a text that spells a control token only the part around it needs to go the slow way.
             most = min(limit, SLOW_PART) if fast is None and self.is_fast else limit
             if len(text) > most:
