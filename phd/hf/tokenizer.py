@@ -88,7 +88,11 @@ def from_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
         if index >= 0
     }
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, split_special_tokens=True, clean_up_tokenization_spaces=False, **names
+        tokenizer_object=tokenizer,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        name_or_path=os.fspath(file),  # for phd.hf.readers; not saved
+        **names,
     )
     for text in (*_SAMPLES, *control):
         ids = fast(text, add_special_tokens=False)["input_ids"]
