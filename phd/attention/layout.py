@@ -184,7 +184,7 @@ def pieces_of(runs: tuple[Run, ...], document_starts: Tensor | None) -> Iterator
         for run in runs:
             positions = starts[run.begin : run.begin + run.length]
             first = positions == torch.arange(run.begin, run.begin + run.length, device="cpu")
-            first[0] = True
+            first[:1] = True  # there may be no position
             bounds = [*first.nonzero().flatten().tolist(), run.length]
             for begin, end in zip(bounds, bounds[1:], strict=False):
                 rows = slice(run.rows.start + begin, run.rows.start + end)

@@ -39,7 +39,7 @@ class PHDLlamaConfig(LlamaConfig):
     @property
     def patterns(self) -> LayerPatterns:
         """The pattern of each layer; None where it is full attention."""
-        layers = self.phd_patterns or [None] * self.num_hidden_layers
+        layers = (self.phd_patterns or [None] * self.num_hidden_layers)[: self.num_hidden_layers]
         # the validation below knows them to be numbers
         return tuple(None if numbers is None else Pattern(*numbers) for numbers in layers)  # type: ignore[arg-type]
 
