@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phd.loading import load_model
+from phd.loading import chosen_device, load_model
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ def run(args: Namespace) -> int:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = chosen_device(args.device)
     model, tokenizer = load_model(
         args.model, args.tokenizer, getattr(torch, args.dtype) if args.dtype else None
     )

@@ -13,6 +13,24 @@ if TYPE_CHECKING:
     from phd.model.checkpoint import CheckpointTensors
 
 
+def chosen_device(name: str | None) -> "torch.device":
+    """The device that --device names; None is a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, each for another reason
+        raise ValueError(f"--device {name}: torch has no such device here: pass --device cpu") from error
+    return device
+
+
 def load_model(
     path: Path, tokenizer: Path | None = None, dtype: "torch.dtype | None" = None
 ) -> "tuple[Any, PreTrainedTokenizerBase]":

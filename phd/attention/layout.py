@@ -198,7 +198,7 @@ def _check(document_starts: Tensor, length: int) -> None:
         )
     position = torch.arange(length, device=document_starts.device)
     before = document_starts.roll(1, dims=1)
-    before[:, 0] = 0
+    before[:, :1] = 0
     if not ((document_starts == position) | (document_starts == before)).all():
         raise ValueError(
             "document_starts must hold for each position its document's first position: its own, or the "

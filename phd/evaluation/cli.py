@@ -10,7 +10,7 @@ from typing import Any
 from phd.evaluation.long_context import DEPTHS, LENGTHS_FROM, SAMPLES, cell, default_lengths
 from phd.evaluation.patterns import NUMBERS, asked_patterns, with_patterns
 from phd.evaluation.patterns import add_arguments as add_pattern_arguments
-from phd.loading import load_model
+from phd.loading import chosen_device, load_model
 
 PAPER = "phd_paper"
 SEVEN = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", "mmlu", "commonsense_qa")
@@ -112,7 +112,7 @@ def run(args: Namespace) -> int:
         manager = TaskManager(include_path=paths if harness else paths[:1], include_defaults=harness)
         if unknown := [name for name in tasks if name not in manager.all_tasks]:
             raise ValueError(f"--tasks {unknown[0]}: the harness has no such task")
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = chosen_device(args.device)
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model, tokenizer = load_model(args.model, args.tokenizer, dtype)
         title = str(args.model)
@@ -123,7 +123,7 @@ def run(args: Namespace) -> int:
             model = with_patterns(model, patterns)
             title += f", {describe_patterns(patterns)}"
         lm = CachedLM(
-            pretrained=model.to(torch.device(device)),
+            pretrained=model.to(device),
             tokenizer=tokenizer,
             batch_size=args.batch_size,
             max_length=model.config.max_position_embeddings,
