@@ -67,12 +67,8 @@ def save_rest(
     """Everything but the weights."""
     from transformers import GenerationConfig
 
-    from phd.hf.code import AUTO_MAP, write_code
     from phd.hf.readers import save_config, save_tokenizer
 
-    if needs_code(config):
-        write_code(folder)
-        config.auto_map = AUTO_MAP
     save_config(config, folder)
     tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     # servers sample at the temperature that is asked for only if the model says that it samples

@@ -93,8 +93,17 @@ def _prompts(args: Namespace) -> list[str]:
     if args.prompt_file is None:
         return args.prompt or [""]
     if str(args.prompt_file) == "-":
-        return [sys.stdin.read()]
-    return [args.prompt_file.read_text(encoding="utf-8")]
+        try:
+            return [sys.stdin.read()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--prompt-file - is not UTF-8 ({error}): convert it first") from error
+    try:
+        return [args.prompt_file.read_text(encoding="utf-8")]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--prompt-file {args.prompt_file} is not UTF-8 ({error}): convert it first, as by "
+            "iconv -f latin1 -t utf-8"
+        ) from error
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", prompts: list[str], device: Any) -> "BatchEncoding":

@@ -47,7 +47,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         from phd.hf.load import open_folder
         from phd.hf.tokenizer import load_tokenizer
 

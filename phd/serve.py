@@ -26,7 +26,7 @@ def run(args: Namespace) -> int:
     """
     if not 0 < args.port < 65536:
         raise ValueError(f"--port must be from 1 to 65535, got {args.port}")
-    if not (args.model / "config.json").is_file():
+    if not any((args.model / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"{args.model} is not a Hugging Face folder: make one with `phd export`")
     from transformers.utils.import_utils import is_serve_available
 

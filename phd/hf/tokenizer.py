@@ -9,6 +9,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from phd.hf.foreign import check_folder
+
 SPACE = "\u2581"
 """SentencePiece's sign for a space."""
 NEVER = -1e4
@@ -33,6 +35,7 @@ def load_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         ValueError: it cannot be read, or would not give the same ids as SentencePiece.
     """
     if file.is_dir():
+        check_folder(file)
         tokenizer = AutoTokenizer.from_pretrained(str(file))
     elif file.suffix == ".json":
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))

@@ -1,6 +1,7 @@
 """What an exported folder carries loads where there is no `phd`."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -34,9 +35,6 @@ def test_loads_without_phd(make_model, ids, tmp_path):
     hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**SHAPE, phd_copies=1, phd_patterns=HYBRID)).eval()
     for name, model in (("copies", deepcopy(make_model("PHD-CSWA-3-5-12"))), ("hybrid", hybrid)):
         model.save_pretrained(tmp_path / name)
-        write_code(tmp_path / name)
-        model.config.auto_map = AUTO_MAP
-        model.config.save_pretrained(tmp_path / name)
     torch.save(ids[:, :20], tmp_path / "ids.pt")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     command = [sys.executable, "-c", ALONE, "copies", "hybrid"]
@@ -58,3 +56,33 @@ def test_no_import_of_phd_is_left(tmp_path):
         for node in ast.walk(ast.parse(file.read_text())):
             assert not isinstance(node, ast.Import) or not node.names[0].name.startswith("phd")
             assert not isinstance(node, ast.ImportFrom) or node.level or not node.module.startswith("phd")
+
+
+def test_whoever_saves_it_again_saves_its_code(make_model, tmp_path):
+    """A loaded model, its base model, a configuration alone: each folder has the files that it names."""
+    first, again, base, alone = (tmp_path / name for name in ("first", "again", "base", "alone"))
+    deepcopy(make_model("PHD-CSWA-3-5-12")).save_pretrained(first)
+    model = AutoModelForCausalLM.from_pretrained(first)
+    model.save_pretrained(again, max_shard_size="20KB")
+    model.model.save_pretrained(base)
+    model.config.save_pretrained(alone)
+    for folder in (first, again, base, alone):
+        assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
+        assert {file.stem for file in folder.glob("*.py")} == set(MODULES.values())
+
+
+def test_a_trainer_saves_the_code(make_model, ids, tmp_path):
+    """Its checkpoints and its last model."""
+    from transformers import Trainer, TrainingArguments
+
+    settings = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True,
+        per_device_train_batch_size=1,
+    )  # fmt: skip
+    rows = [{"input_ids": row[:8], "labels": row[:8]} for row in ids]
+    trainer = Trainer(deepcopy(make_model("PHD-SWA-2-5-inf")), settings, train_dataset=rows)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "last"))
+    for name in ("checkpoint-1", "last"):
+        assert (tmp_path / name / "modeling_phd.py").is_file()
+        AutoModelForCausalLM.from_pretrained(tmp_path / name)
