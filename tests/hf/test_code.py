@@ -26,6 +26,7 @@ for folder in sys.argv[1:]:
     with torch.no_grad():
         result = model(ids).logits, model.generate(ids, max_new_tokens=9, do_sample=False)
     torch.save(result, folder + ".pt")
+    model.save_pretrained(folder + "-again")
 """
 HYBRID = [[4, 1, 2, None], None, [4, 0, 1, 3]]
 
@@ -39,6 +40,8 @@ def test_loads_without_phd(make_model, ids, tmp_path):
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     command = [sys.executable, "-c", ALONE, "copies", "hybrid"]
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    for name in ("copies", "hybrid"):  # transformers itself copies what it loaded
+        assert {file.stem for file in (tmp_path / f"{name}-again").glob("*.py")} >= set(MODULES.values())
     # and by the installed package, which needs no trust
     for name, layers in (("copies", None), ("hybrid", HYBRID)):
         logits, generated = torch.load(tmp_path / f"{name}.pt")
@@ -86,3 +89,11 @@ def test_a_trainer_saves_the_code(make_model, ids, tmp_path):
     for name in ("checkpoint-1", "last"):
         assert (tmp_path / name / "modeling_phd.py").is_file()
         AutoModelForCausalLM.from_pretrained(tmp_path / name)
+
+
+def test_a_merged_adapter_saves_the_code(make_model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(deepcopy(make_model("PHD-2")), LoraConfig(target_modules=["q_proj", "v_proj"]))
+    adapted.merge_and_unload().save_pretrained(tmp_path)
+    assert {file.stem for file in tmp_path.glob("*.py")} == set(MODULES.values())
