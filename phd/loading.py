@@ -26,6 +26,9 @@ def chosen_device(name: str | None) -> "torch.device":
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+        # phd.model takes cuda for the CPU where there is none
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, each for another reason
         raise ValueError(f"--device {name}: torch has no such device here: pass --device cpu") from error
     return device

@@ -46,7 +46,7 @@ class _WhenGone(StoppingCriteria):
     def __init__(self, gone: threading.Event) -> None:
         self.gone = gone
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return torch.full((len(input_ids),), self.gone.is_set(), device=input_ids.device)
 
 
@@ -94,9 +94,8 @@ class LimitedManager(GenerateManager):
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, *a: Any, **k: Any
     ) -> Any:
         self._check(inputs, gen_config, processor)
-        return super().generate_streaming(
-            _Turn(model, threading.Event()), processor, inputs, gen_config, *a, **k
-        )  # type: ignore[arg-type]
+        turn: Any = _Turn(model, threading.Event())
+        return super().generate_streaming(turn, processor, inputs, gen_config, *a, **k)
 
     async def generate_non_streaming(
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, *a: Any, **k: Any
@@ -216,7 +215,7 @@ def make_app(folder: str, device: str, dtype: str) -> Guard:
     if settings.top_k is None:
         settings.top_k = 0  # transformers would take the 50 likeliest
     entry = {"id": folder, "object": "model", "owned_by": "", "created": int(time.time())}
-    manager.get_gen_models = lambda: [entry]  # type: ignore[method-assign] # not those of a cache it has not
+    setattr(manager, "get_gen_models", lambda: [entry])  # noqa: B010 # not those of a cache it has not
     limit = model.config.max_position_embeddings
     state = LimitedState(limit)
     app: FastAPI = build_server(
@@ -246,4 +245,4 @@ def serve(folder: Path, host: str, port: int, device: str, dtype: str) -> None:
 
     app = make_app(str(folder), device, dtype)
     print(f"http://{host}:{port}/v1/completions, model {folder}", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="info")  # type: ignore[arg-type]
+    uvicorn.run(app, host=host, port=port, log_level="info")

@@ -273,7 +273,8 @@ class PHDLlamaModel(LlamaModel):
         if self.gradient_checkpointing and self.training:
             use_cache = False  # layers that run again in the backward fill none
         # as many layers as the configuration says now, as Llama
-        layers, patterns = (x[: self.config.num_hidden_layers] for x in (self.layers, self.patterns))
+        depth = self.config.num_hidden_layers
+        layers, patterns = self.layers[:depth], self.patterns[:depth]
         cache = _checked_cache(past_key_values)
         if use_cache and cache is None:
             cache = PHDCache(self.config)
@@ -509,7 +510,7 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
                     f"generate: prompts of shape {tuple(prompts.shape)}: give at least one, of one token or "
                     "more (a text may begin with the tokenizer's eos_token)"
                 )
-        return super().generate(inputs, *args, **kwargs)
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Not offered, nor is ``generate_batch``: raises ValueError."""

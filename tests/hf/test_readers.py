@@ -184,7 +184,7 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (cache / name / "ready").exists():
         venv.create(cache / name, with_pip=True, clear=True)
         wanted = [f"{package}=={version}" for package, version in PACKAGES.items()]
-        command = [python, "-m", "pip", "install", "--quiet", "--no-deps", *wanted]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *wanted]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"the packages cannot be had: {done.stderr.strip()[-300:]}")
