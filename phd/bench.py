@@ -112,8 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Measure, print two tables, write JSON and plot."""
-    import torch
-
+    from phd.loading import chosen_device
     from phd.timing import steady
 
     counts = {name: [getattr(args, name)] for name in ("rounds", "steps", "context")}
@@ -121,7 +120,7 @@ def run(args: Namespace) -> int:
     for name, values in counts.items():
         if min(values) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {min(values)}")
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = chosen_device(args.device)
     with steady(device):
         base, report = prepare(args, device)
         report["prefill"] = [row for length in args.prompts for row in prefill(base, length, args)]

@@ -1,6 +1,6 @@
 """`phd export`: a checkpoint of pretrain_phd.py as a Hugging Face folder.
 
-K = 1 with full attention becomes a Llama model that any server loads; K > 1 and sparse layers bring their own
+K = 1 with full attention becomes a Llama model, for any server; K > 1 and sparse layers bring their own
 modeling files: ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
 """
 
@@ -48,6 +48,11 @@ def run(args: Namespace) -> int:
         f"{total / 1e6:,.1f} MB of {config.dtype} weights"
     )
     remote = ", trust_remote_code=True" if needs_code(config) else ""
+    if tokenizer is not None and not needs_code(config):
+        from phd.hf.readers import sentencepiece_model, why_not_llama_cpp
+
+        if reason := why_not_llama_cpp(sentencepiece_model(tokenizer), tokenizer):
+            print(f"not for llama.cpp: the tokenizer has {reason}, and it would read other ids")
     print(f'load it with: AutoModelForCausalLM.from_pretrained("{args.output}"{remote})')
     return 0
 
@@ -62,20 +67,18 @@ def save_rest(
     """Everything but the weights."""
     from transformers import GenerationConfig
 
-    from phd.hf.code import AUTO_MAP, write_code
+    from phd.hf.readers import save_config, save_tokenizer
 
-    if needs_code(config):
-        write_code(folder)
-        config.auto_map = AUTO_MAP
-    config.save_pretrained(folder)
+    save_config(config, folder)
     tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    GenerationConfig(**tokens).save_pretrained(folder)
+    # servers sample at the temperature that is asked for only if the model says that it samples
+    GenerationConfig(**tokens, do_sample=True).save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.model_max_length = config.max_position_embeddings
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
     facts = training_facts(trained, step)
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(config, trained, facts), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(config, trained, facts, tokenizer), encoding="utf-8")
 
 
 def name_of(trained: Namespace) -> str:
@@ -106,7 +109,12 @@ def training_facts(trained: Namespace, step: int) -> dict[str, object]:
     }
 
 
-def model_card(config: "LlamaConfig", trained: Namespace, facts: dict[str, object]) -> str:
+def model_card(
+    config: "LlamaConfig",
+    trained: Namespace,
+    facts: dict[str, object],
+    tokenizer: "PreTrainedTokenizerBase | None",
+) -> str:
     """README.md of the folder."""
     from phd.attention.pattern import describe_patterns
 
@@ -144,10 +152,21 @@ inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_id
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ```
 
-## Training
+{"" if needs_code(config) else readers(tokenizer)}## Training
 
 Pretrained from random weights with pretrain_phd.py on Megatron-Core.
 
 | | |
 |---|---|
 {rows}"""
+
+
+def readers(tokenizer: "PreTrainedTokenizerBase | None") -> str:
+    """The card's section of who reads a plain Llama as what it is."""
+    from phd.hf.readers import CHECKED_WITH, sentencepiece_model, why_not_llama_cpp
+
+    text = f"## Other readers\n\nChecked, ids and logits, with {CHECKED_WITH}.\n"
+    reason = None if tokenizer is None else why_not_llama_cpp(sentencepiece_model(tokenizer), tokenizer)
+    if reason is not None:
+        text += f"Not for llama.cpp: this tokenizer has {reason}, and it would read other ids.\n"
+    return text + "\n"

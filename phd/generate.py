@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phd.loading import load_model
+from phd.loading import chosen_device, load_model
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ def run(args: Namespace) -> int:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = chosen_device(args.device)
     model, tokenizer = load_model(
         args.model, args.tokenizer, getattr(torch, args.dtype) if args.dtype else None
     )
@@ -93,8 +93,17 @@ def _prompts(args: Namespace) -> list[str]:
     if args.prompt_file is None:
         return args.prompt or [""]
     if str(args.prompt_file) == "-":
-        return [sys.stdin.read()]
-    return [args.prompt_file.read_text(encoding="utf-8")]
+        try:
+            return [sys.stdin.read()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--prompt-file - is not UTF-8 ({error}): convert it first") from error
+    try:
+        return [args.prompt_file.read_text(encoding="utf-8")]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--prompt-file {args.prompt_file} is not UTF-8 ({error}): convert it first, as by "
+            "iconv -f latin1 -t utf-8"
+        ) from error
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", prompts: list[str], device: Any) -> "BatchEncoding":

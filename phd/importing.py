@@ -85,7 +85,9 @@ def _tokenizer_flags(folder: Path, output: Path, vocab_size: int) -> list[str]:
     if (folder / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(folder).save_pretrained(output / TOKENIZER)
+        from phd.hf.readers import save_tokenizer
+
+        save_tokenizer(AutoTokenizer.from_pretrained(folder), output / TOKENIZER)
         return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(output / TOKENIZER)]
     # NullTokenizer's end of document comes on top
     return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocab_size - 1)]

@@ -13,6 +13,27 @@ if TYPE_CHECKING:
     from phd.model.checkpoint import CheckpointTensors
 
 
+def chosen_device(name: str | None) -> "torch.device":
+    """The device that --device names; None is a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+        # phd.model takes cuda for the CPU where there is none
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, each for another reason
+        raise ValueError(f"--device {name}: torch has no such device here: pass --device cpu") from error
+    return device
+
+
 def load_model(
     path: Path, tokenizer: Path | None = None, dtype: "torch.dtype | None" = None
 ) -> "tuple[Any, PreTrainedTokenizerBase]":
@@ -29,7 +50,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         from phd.hf.load import open_folder
         from phd.hf.tokenizer import load_tokenizer
 

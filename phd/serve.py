@@ -26,21 +26,23 @@ def run(args: Namespace) -> int:
     """
     if not 0 < args.port < 65536:
         raise ValueError(f"--port must be from 1 to 65535, got {args.port}")
-    if not (args.model / "config.json").is_file():
+    if not any((args.model / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ValueError(f"{args.model} is not a Hugging Face folder: make one with `phd export`")
-    import transformers
     from transformers.utils.import_utils import is_serve_available
 
     if not is_serve_available():
         raise ValueError("the server's packages are not installed: pip install 'pretrain-phd[serve]'")
-    from transformers.cli.serve import Serve
-
-    from phd.hf import PHDLlamaForCausalLM
     from phd.hf.load import open_folder
+    from phd.loading import chosen_device
 
+    if args.device != "auto":
+        chosen_device(args.device)
+    if "@" in str(args.model):  # the server takes what follows for a revision
+        raise ValueError(f"{args.model}: the server takes no folder with an @ in its name: give it by a link")
     open_folder(args.model)  # names what is wrong with it
-    # The server looks a model's class up in transformers by its name, not through the Auto classes.
-    setattr(transformers, PHDLlamaForCausalLM.__name__, PHDLlamaForCausalLM)
-    print(f"http://{args.host}:{args.port}/v1/completions, model {args.model}", flush=True)
-    Serve(force_model=str(args.model), host=args.host, port=args.port, device=args.device, dtype=args.dtype)
+    if not (args.model / "tokenizer_config.json").is_file():
+        raise ValueError(f"{args.model} has no tokenizer, which a server needs: export it with one")
+    from phd.serving import serve
+
+    serve(args.model, args.host, args.port, args.device, args.dtype)
     return 0

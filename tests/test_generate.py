@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentParser
 
 import pytest
+import torch
 
 from phd import generate
 
@@ -91,6 +92,8 @@ def test_prompt_from_a_file_and_from_stdin(folder, tmp_path, capsys, monkeypatch
         (["--temperature", -1], "must not be negative"),
         (["--prompt", "time " * 400], "the model was trained on sequences of 256"),
         (["--tokenizer", "nothing.model"], "nothing.model"),
+        (["--device", "nothing"], "--device nothing: torch has no such device here: pass --device cpu"),
+        (["--device", "meta"], "--device meta: torch has no such device here"),
     ],
 )
 def test_refused(folder, flags, message):
@@ -101,3 +104,19 @@ def test_refused(folder, flags, message):
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint in"):
         call(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU is there")
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_not_there(folder, device):
+    with pytest.raises(ValueError, match=f"--device {device}: torch has no such device here"):
+        call(folder, "--device", device)
+
+
+def test_a_prompt_in_another_encoding(folder, tmp_path, monkeypatch):
+    (tmp_path / "prompt.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompt.txt is not UTF-8 .*: convert it first"):
+        call(folder, "--prompt-file", tmp_path / "prompt.txt")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
+    with pytest.raises(ValueError, match="--prompt-file - is not UTF-8"):
+        call(folder, "--prompt-file", "-")

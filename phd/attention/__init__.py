@@ -59,7 +59,7 @@ def phd_attention(
             a block mask of it.
 
     Returns:
-        [s_l, b*K, h, d], or [s_l, b, h, d] with ``last_copy_only``.
+        [s_l, b*K, h, d], or [s_l, b, h, d] with ``last_copy_only``; empty for no positions or samples.
 
     Raises:
         ValueError: an argument is out of range, or shapes do not fit; names the argument.
@@ -69,6 +69,8 @@ def phd_attention(
         raise ValueError(f"window must be at least 1 position, got {window}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 position, or None for no chunks, got {chunk}")
+    if not query.numel():
+        return _nothing(query, key, value, copies, last_copy_only)
     # [s_l, b*K, h, d] -> [s_l, b, K, h, d]
     query, key, value = (x.unflatten(1, (-1, copies)) for x in (query, key, value))
     if last_copy_only:
@@ -117,6 +119,8 @@ def naive_attention(
     scale = _check(query, key, value, copies, document_starts, softmax_scale, backend, context_parallel)
     if backend == "flex":
         raise ValueError("backend 'flex' has the rule of PHD alone: use 'flash' for naive repetition")
+    if not query.numel():
+        return _nothing(query, key, value, copies, last_copy_only)
     # [s_l, b*K, h, d] -> [s_l, b, K, h, d]
     query, key, value = (x.unflatten(1, (-1, copies)) for x in (query, key, value))
     if backend == "reference":
@@ -210,6 +214,12 @@ def _attend(
     return heads_to_positions(context.flatten(1, 2), parallel).unflatten(1, context.shape[1:3])
 
 
+def _nothing(query: Tensor, key: Tensor, value: Tensor, copies: int, last_copy_only: bool) -> Tensor:
+    """Attention of no positions or no samples; gradients of all three are as empty."""
+    rows = query[:, copies - 1 :: copies] if last_copy_only else query
+    return rows + key.sum() + value.sum()
+
+
 def _check(
     query: Tensor,
     key: Tensor,
@@ -230,6 +240,11 @@ def _check(
     if query.dim() != 4:
         raise ValueError(f"query must be [s, b*K, h, d], got shape {tuple(query.shape)}")
     length, rows, heads, dim = query.shape
+    if not heads or not dim or (key.dim() == 4 and not key.shape[2]):
+        raise ValueError(
+            f"query and key need at least 1 head of 1 dimension, got {tuple(query.shape)} and "
+            f"{tuple(key.shape)}"
+        )
     if rows % copies:
         raise ValueError(
             f"query has {rows} rows, which copies = {copies} does not divide: row = sample * K + copy"
@@ -241,6 +256,7 @@ def _check(
         )
     if (
         key.shape != value.shape
+        or key.dim() != 4
         or key.shape[:2] != (length, rows)
         or key.shape[3] != dim
         or heads % key.shape[2]

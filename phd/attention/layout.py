@@ -184,7 +184,7 @@ def pieces_of(runs: tuple[Run, ...], document_starts: Tensor | None) -> Iterator
         for run in runs:
             positions = starts[run.begin : run.begin + run.length]
             first = positions == torch.arange(run.begin, run.begin + run.length, device="cpu")
-            first[0] = True
+            first[:1] = True  # there may be no position
             bounds = [*first.nonzero().flatten().tolist(), run.length]
             for begin, end in zip(bounds, bounds[1:], strict=False):
                 rows = slice(run.rows.start + begin, run.rows.start + end)
@@ -198,7 +198,7 @@ def _check(document_starts: Tensor, length: int) -> None:
         )
     position = torch.arange(length, device=document_starts.device)
     before = document_starts.roll(1, dims=1)
-    before[:, 0] = 0
+    before[:, :1] = 0
     if not ((document_starts == position) | (document_starts == before)).all():
         raise ValueError(
             "document_starts must hold for each position its document's first position: its own, or the "

@@ -10,7 +10,7 @@ from typing import Any
 from phd.evaluation.long_context import DEPTHS, LENGTHS_FROM, SAMPLES, cell, default_lengths
 from phd.evaluation.patterns import NUMBERS, asked_patterns, with_patterns
 from phd.evaluation.patterns import add_arguments as add_pattern_arguments
-from phd.loading import load_model
+from phd.loading import chosen_device, load_model
 
 PAPER = "phd_paper"
 SEVEN = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", "mmlu", "commonsense_qa")
@@ -62,7 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=int, help=f"so many documents of each task (default 200 of a corpus, {samples})"
     )
     parser.add_argument("--num-fewshot", type=int, help="worked examples before each question")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        default=16,
+        help="a number, or auto for the harness's choice (default 16)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the questions made from the corpus")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
@@ -71,6 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, help="JSON file for the results; phd_needle's heat map is the .png beside it"
     )
+
+
+def _batch_size(text: str) -> int | str:
+    """A number, or the harness's auto."""
+    return text if text == "auto" else int(text)
 
 
 def _numbers(text: str) -> list[int]:
@@ -112,7 +122,7 @@ def run(args: Namespace) -> int:
         manager = TaskManager(include_path=paths if harness else paths[:1], include_defaults=harness)
         if unknown := [name for name in tasks if name not in manager.all_tasks]:
             raise ValueError(f"--tasks {unknown[0]}: the harness has no such task")
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = chosen_device(args.device)
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model, tokenizer = load_model(args.model, args.tokenizer, dtype)
         title = str(args.model)
@@ -123,7 +133,7 @@ def run(args: Namespace) -> int:
             model = with_patterns(model, patterns)
             title += f", {describe_patterns(patterns)}"
         lm = CachedLM(
-            pretrained=model.to(torch.device(device)),
+            pretrained=model.to(device),
             tokenizer=tokenizer,
             batch_size=args.batch_size,
             max_length=model.config.max_position_embeddings,
@@ -171,7 +181,8 @@ def _check(args: Namespace) -> None:
     if not args.tasks and args.corpus is None:
         raise ValueError("give --tasks, --corpus, or both")
     for name in ("batch_size", "limit"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
+        value = getattr(args, name)
+        if isinstance(value, int) and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     long = [name for name in args.tasks if name in SAMPLES]
     if long and args.corpus is None:

@@ -251,8 +251,8 @@ class PHDCache(Cache):
         if column < least:
             raise ValueError(
                 f"the cache cannot go back to column {column}: its sparse layers have let go of what is seen "
-                f"before column {least}. Run the prompt again, or call activate_past_recording() before a "
-                "step that may have to be taken back"
+                f"before column {least}. Run the prompt again with a new cache (only a step of your own, "
+                "not those of generate, can be taken back: call activate_past_recording() before it)"
             )
 
     def nbytes(self) -> int:

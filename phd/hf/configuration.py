@@ -1,6 +1,11 @@
 """Configuration of a PHD-Transformer for transformers: Llama's, K, W, C, and the pattern of each layer."""
 
+import importlib
+import os
 from dataclasses import astuple
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
@@ -8,6 +13,13 @@ from transformers import LlamaConfig
 from phd.attention.pattern import LayerPatterns, Pattern
 
 VERSION = 1
+
+code: ModuleType | None
+"""``phd.hf.code``. An exported model's copy of this file comes without: there transformers does it."""
+try:
+    code = importlib.import_module(".code", __package__)
+except ImportError:
+    code = None
 
 
 @strict
@@ -39,7 +51,7 @@ class PHDLlamaConfig(LlamaConfig):
     @property
     def patterns(self) -> LayerPatterns:
         """The pattern of each layer; None where it is full attention."""
-        layers = self.phd_patterns or [None] * self.num_hidden_layers
+        layers = (self.phd_patterns or [None] * self.num_hidden_layers)[: self.num_hidden_layers]
         # the validation below knows them to be numbers
         return tuple(None if numbers is None else Pattern(*numbers) for numbers in layers)  # type: ignore[arg-type]
 
@@ -66,6 +78,14 @@ class PHDLlamaConfig(LlamaConfig):
                 f"attention_dropout must be 0 with phd_copies above 1 or sparse layers, got "
                 f"{self.attention_dropout}"
             )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Write config.json and the modeling files that it names; so does ``save_pretrained`` of a model."""
+        if code is not None:
+            self.auto_map = code.AUTO_MAP
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if code is not None:
+            code.write_code(Path(save_directory))
 
     def _check_patterns(self, layers: list[list[int | None] | None]) -> None:
         if len(layers) != self.num_hidden_layers:

@@ -138,7 +138,8 @@ def megatron_flags(config: LlamaConfig) -> list[str]:
         "attention_bias": bool(config.attention_bias),
         "mlp_bias": bool(config.mlp_bias),
         "hidden_act": config.hidden_act != "silu",
-        "rope_parameters": kind not in ("default", "llama3"),
+        # --rotary-base is a whole number
+        "rope_parameters": kind not in ("default", "llama3") or rope.get("rope_theta", 10000.0) % 1 != 0,
     }
     llama3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     if kind == "llama3" and any(rope.get(name) != value for name, value in llama3.items()):

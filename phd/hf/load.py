@@ -10,6 +10,7 @@ from transformers import AutoConfig, LlamaConfig
 
 import phd.hf  # noqa: F401 (registers our configuration)
 from phd.hf.convert import check_names
+from phd.hf.foreign import check_folder
 
 
 class FolderTensors:
@@ -62,8 +63,10 @@ def open_folder(folder: Path) -> tuple[LlamaConfig, FolderTensors, torch.dtype]:
     """Configuration, tensors and their dtype of a Llama or PHDLlama folder.
 
     Raises:
-        ValueError: a file is missing or damaged, a tensor is missing or of a wrong shape; names it.
+        ValueError: a file is missing or damaged, or asks for code or files of somewhere else; a tensor is
+            missing or of a wrong shape; names it.
     """
+    check_folder(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{file} is not there: {folder} is not a Hugging Face model")

@@ -242,6 +242,7 @@ class PHDLlamaModel(LlamaModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -260,18 +261,25 @@ class PHDLlamaModel(LlamaModel):
 
         Raises:
             ValueError: a mask or positions that are not those of one run of tokens in each row, padded on the
-                left or right; a cache that is not a PHDCache; hidden states or attentions are asked for; a
-                rollback of what came as embeddings.
+                left or right; a cache that is not a PHDCache; hidden states, attentions or attention to later
+                tokens are asked for, here or by the configuration; a rollback of what came as embeddings.
         """
-        _refuse_outputs(kwargs)
+        _refuse(kwargs, self.config)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass input_ids or inputs_embeds, one of them")
         embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
+        if self.gradient_checkpointing and self.training:
+            use_cache = False  # layers that run again in the backward fill none
+        # as many layers as the configuration says now, as Llama
+        depth = self.config.num_hidden_layers
+        layers, patterns = self.layers[:depth], self.patterns[:depth]
         cache = _checked_cache(past_key_values)
         if use_cache and cache is None:
             cache = PHDCache(self.config)
+        if not embeddings.numel():  # no samples, or no new columns
+            return BaseModelOutputWithPast(last_hidden_state=self.norm(embeddings), past_key_values=cache)
         count, device = embeddings.shape[1], embeddings.device
 
         past = 0 if cache is None else cache.get_seq_length()
@@ -283,7 +291,7 @@ class PHDLlamaModel(LlamaModel):
 
         copies = self.config.phd_copies
         asked = _columns_asked(logits_to_keep, count)
-        vanilla = copies == 1 and not any(self.patterns)
+        vanilla = copies == 1 and not any(patterns)
         if vanilla and not (compiled and attention_mask is None and self._fuses(embeddings)):
             # Llama, with any mask and positions
             plan = Plan(originals=count)
@@ -320,7 +328,7 @@ class PHDLlamaModel(LlamaModel):
         if cache is not None:
             cache.append_ids(input_ids, past)
         causal_mask = None
-        if not plan.decode and not plan.copies_as_rows and None in self.patterns:
+        if not plan.decode and not plan.copies_as_rows and None in patterns:
             causal_mask = create_causal_mask(
                 config=self.config,
                 inputs_embeds=embeddings,
@@ -329,7 +337,7 @@ class PHDLlamaModel(LlamaModel):
                 position_ids=position_ids,
             )
         rotary = self.rotary_emb(states, position_ids=positions)
-        for layer in self.layers:
+        for layer in layers:
             states = layer(
                 states,
                 attention_mask=causal_mask,
@@ -368,7 +376,7 @@ class PHDLlamaModel(LlamaModel):
         if self.config.phd_copies > 1 and asked == count and takes_flash and long:
             return plan_all(self.config, count, padding, device)
         plan = plan_step(self.config, cache, past, count, asked, padding, dtype, device, fused)
-        if any(self.patterns) and takes_flash:
+        if any(self.config.patterns) and takes_flash:
             plan.layout = originals_layout(count, padding, device)
         return plan
 
@@ -393,13 +401,20 @@ def _compute_dtype(states: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
-def _refuse_outputs(kwargs: dict[str, Any]) -> None:
+def _refuse(kwargs: dict[str, Any], config: PHDLlamaConfig) -> None:
+    """What Llama does, asked for in a call or in its configuration, and a PHD model does not."""
     for name in ("output_hidden_states", "output_attentions"):
-        if kwargs.pop(name, None):
+        value = kwargs.pop(name, None)
+        if value is None:
+            value = getattr(config, name, None)
+        if value is not None and value is not False:  # 0 is the number of a layer
             raise ValueError(
                 f"{name}: not offered by a PHD model, whose layers run some copies of some tokens: "
                 "leave it out"
             )
+    causal = kwargs.pop("is_causal", None)
+    if causal is False or (causal is None and getattr(config, "is_causal", None) is False):
+        raise ValueError("is_causal=False: a PHD model sees no later tokens: leave it out")
 
 
 def _checked_cache(cache: Cache | None) -> PHDCache | None:
@@ -417,6 +432,8 @@ def _columns_asked(logits_to_keep: int | Tensor, count: int) -> int:
         return min(logits_to_keep, count) or count
     if logits_to_keep.dtype == torch.bool:
         return count
+    if not logits_to_keep.numel():
+        return 1  # there is no state of no column; the head leaves it out
     return count - int(_from_the_first(logits_to_keep, count).min())
 
 
@@ -461,6 +478,7 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
+            return_dict=True,
             **kwargs,
         )
         states = outputs.last_hidden_state
@@ -468,8 +486,9 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
             if logits_to_keep.dtype != torch.bool:  # columns, of which the states begin with the least
                 given = inputs_embeds if input_ids is None else input_ids
                 assert given is not None
-                logits_to_keep = _from_the_first(logits_to_keep, given.shape[1])
-                logits_to_keep = logits_to_keep - logits_to_keep.min()
+                count = given.shape[1]
+                logits_to_keep = _from_the_first(logits_to_keep, count).long()
+                logits_to_keep = logits_to_keep - (count - _columns_asked(logits_to_keep, count))
             states = slice_logits_to_keep(states, logits_to_keep)
         logits = self.lm_head(states)
         loss = None
@@ -478,6 +497,27 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As LlamaForCausalLM.generate.
+
+        Raises:
+            ValueError: no samples, or prompts without a token.
+        """
+        for prompts in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")):
+            if isinstance(prompts, Tensor) and not prompts.numel():
+                raise ValueError(
+                    f"generate: prompts of shape {tuple(prompts.shape)}: give at least one, of one token or "
+                    "more (a text may begin with the tokenizer's eos_token)"
+                )
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Not offered, nor is ``generate_batch``: raises ValueError."""
+        raise ValueError(
+            "continuous batching is not offered by a PHD model, whose cache it does not know: call generate "
+            "with the prompts as one batch, padded on the left"
+        )
 
     def create_masks_for_generate(
         self, *, inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs: Any
@@ -495,6 +535,7 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         # The hook of ``generate`` that makes a cache when the user brings none.
+        _checked_cache(model_kwargs.get("past_key_values"))
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
         cache = model_kwargs.get("past_key_values")
         if isinstance(cache, PHDCache) or cache is None:

@@ -9,6 +9,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from phd.hf.foreign import check_folder
+
 SPACE = "\u2581"
 """SentencePiece's sign for a space."""
 NEVER = -1e4
@@ -33,6 +35,7 @@ def load_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         ValueError: it cannot be read, or would not give the same ids as SentencePiece.
     """
     if file.is_dir():
+        check_folder(file)
         tokenizer = AutoTokenizer.from_pretrained(str(file))
     elif file.suffix == ".json":
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
@@ -88,7 +91,11 @@ def from_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
         if index >= 0
     }
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, split_special_tokens=True, clean_up_tokenization_spaces=False, **names
+        tokenizer_object=tokenizer,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        name_or_path=os.fspath(file),  # for phd.hf.readers; not saved
+        **names,
     )
     for text in (*_SAMPLES, *control):
         ids = fast(text, add_special_tokens=False)["input_ids"]

@@ -1,13 +1,14 @@
 """Every backend against the dense float64 reference, and what the rule promises about the result."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from phd.attention import BACKENDS as ALL_BACKENDS
-from phd.attention import naive_attention, phd_attention
+from phd.attention import naive_attention, phd_attention, phd_layout
 from phd.attention.rule import can_see
 
 BACKENDS = [name for name in ALL_BACKENDS if name != "flex"]  # which has no backward on a CPU: test_flex.py
@@ -276,3 +277,40 @@ def test_refusals_of_the_phd_rule(change, message):
     query, key, value, _ = random_inputs(5, 6)
     with pytest.raises(ValueError, match=message):
         phd_attention(query, key, value, **{"copies": 3, "window": 4} | change)
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (5, 0), (0, 0)], ids=["no positions", "no samples", "neither"])
+@pytest.mark.parametrize("last_copy_only", [False, True])
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
+def test_nothing_to_attend(shape, last_copy_only, backend):
+    """Empty results of the right shape, gradients too; PHD and naive repetition, packed or not."""
+    length, rows = shape
+    copies, samples = 3, rows // 3
+    tensors = [torch.randn(*shape, heads, 8, requires_grad=True) for heads in (4, 2, 2)]
+    starts = torch.zeros(samples, length, dtype=torch.long)
+    calls = [
+        partial(phd_attention, window=2, chunk=4),
+        partial(phd_attention, window=2, document_starts=starts),
+    ]
+    calls += [partial(naive_attention, document_starts=starts)] if backend != "flex" else []
+    for call in calls:
+        out = call(*tensors, copies=copies, last_copy_only=last_copy_only, backend=backend)
+        assert out.shape == (length, samples if last_copy_only else rows, 4, 8)
+        grads = torch.autograd.grad(out.sum(), tensors)
+        assert [grad.shape for grad in grads] == [x.shape for x in tensors]
+        with torch.no_grad():
+            call(*tensors, copies=copies, last_copy_only=last_copy_only, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("query", "key"),
+    [((4, 2, 0, 8), (4, 2, 0, 8)), ((4, 2, 2, 0), (4, 2, 2, 0)), ((4, 2, 2, 8), (4, 2, 0, 8))],
+)
+def test_no_heads_or_dimensions(query, key):
+    with pytest.raises(ValueError, match="at least 1 head of 1 dimension"):
+        phd_attention(torch.randn(query), torch.randn(key), torch.randn(key), copies=2, window=1)
+
+
+def test_a_layout_of_no_positions():
+    layout = phd_layout(0, copies=2, window=4, chunk=8, document_starts=torch.zeros(2, 0, dtype=torch.long))
+    assert layout.pieces == () and layout.start.shape == (0, 2)

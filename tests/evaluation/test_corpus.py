@@ -121,3 +121,10 @@ def test_refused(folder, corpus, monkeypatch):
             call(folder, "--tasks", "nosuchtask", cli.PAPER)
     with pytest.raises(ValueError, match="--batch-size must be at least 1"):
         call(folder, "--corpus", corpus, "--batch-size", 0)
+
+
+def test_batch_size_of_the_harness(folder, corpus, capsys):
+    assert call(folder, "--corpus", corpus, "--limit", 2, "--batch-size", "auto") == 0
+    with pytest.raises(SystemExit):
+        call(folder, "--corpus", corpus, "--batch-size", "many")
+    assert "--batch-size" in capsys.readouterr().err

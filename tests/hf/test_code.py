@@ -1,6 +1,7 @@
 """What an exported folder carries loads where there is no `phd`."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ for folder in sys.argv[1:]:
     with torch.no_grad():
         result = model(ids).logits, model.generate(ids, max_new_tokens=9, do_sample=False)
     torch.save(result, folder + ".pt")
+    model.save_pretrained(folder + "-again")
 """
 HYBRID = [[4, 1, 2, None], None, [4, 0, 1, 3]]
 
@@ -34,13 +36,12 @@ def test_loads_without_phd(make_model, ids, tmp_path):
     hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**SHAPE, phd_copies=1, phd_patterns=HYBRID)).eval()
     for name, model in (("copies", deepcopy(make_model("PHD-CSWA-3-5-12"))), ("hybrid", hybrid)):
         model.save_pretrained(tmp_path / name)
-        write_code(tmp_path / name)
-        model.config.auto_map = AUTO_MAP
-        model.config.save_pretrained(tmp_path / name)
     torch.save(ids[:, :20], tmp_path / "ids.pt")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     command = [sys.executable, "-c", ALONE, "copies", "hybrid"]
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    for name in ("copies", "hybrid"):  # transformers itself copies what it loaded
+        assert {file.stem for file in (tmp_path / f"{name}-again").glob("*.py")} >= set(MODULES.values())
     # and by the installed package, which needs no trust
     for name, layers in (("copies", None), ("hybrid", HYBRID)):
         logits, generated = torch.load(tmp_path / f"{name}.pt")
@@ -58,3 +59,41 @@ def test_no_import_of_phd_is_left(tmp_path):
         for node in ast.walk(ast.parse(file.read_text())):
             assert not isinstance(node, ast.Import) or not node.names[0].name.startswith("phd")
             assert not isinstance(node, ast.ImportFrom) or node.level or not node.module.startswith("phd")
+
+
+def test_whoever_saves_it_again_saves_its_code(make_model, tmp_path):
+    """A loaded model, its base model, a configuration alone: each folder has the files that it names."""
+    first, again, base, alone = (tmp_path / name for name in ("first", "again", "base", "alone"))
+    deepcopy(make_model("PHD-CSWA-3-5-12")).save_pretrained(first)
+    model = AutoModelForCausalLM.from_pretrained(first)
+    model.save_pretrained(again, max_shard_size="20KB")
+    model.model.save_pretrained(base)
+    model.config.save_pretrained(alone)
+    for folder in (first, again, base, alone):
+        assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
+        assert {file.stem for file in folder.glob("*.py")} == set(MODULES.values())
+
+
+def test_a_trainer_saves_the_code(make_model, ids, tmp_path):
+    """Its checkpoints and its last model."""
+    from transformers import Trainer, TrainingArguments
+
+    settings = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True,
+        per_device_train_batch_size=1,
+    )  # fmt: skip
+    rows = [{"input_ids": row[:8], "labels": row[:8]} for row in ids]
+    trainer = Trainer(deepcopy(make_model("PHD-SWA-2-5-inf")), settings, train_dataset=rows)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "last"))
+    for name in ("checkpoint-1", "last"):
+        assert (tmp_path / name / "modeling_phd.py").is_file()
+        AutoModelForCausalLM.from_pretrained(tmp_path / name)
+
+
+def test_a_merged_adapter_saves_the_code(make_model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(deepcopy(make_model("PHD-2")), LoraConfig(target_modules=["q_proj", "v_proj"]))
+    adapted.merge_and_unload().save_pretrained(tmp_path)
+    assert {file.stem for file in tmp_path.glob("*.py")} == set(MODULES.values())

@@ -189,6 +189,7 @@ def test_patterns_that_flags_cannot_say(layers):
     [
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act = gelu"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.5}}, "rope_theta': 10000.5"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_parameters"),
     ],
 )

@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
 from tests.models import SHAPE, VARIANTS, assert_close, left_padded, reference_logits
@@ -302,3 +302,105 @@ def test_flex_attention(make_model, ids):
         assert_close(output.logits[:, 0], expected[:, 24])
         output = model(ids[:, 25:26], past_key_values=output.past_key_values)
         assert_close(output.logits[:, 0], expected[:, 25])
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
+def test_nothing(model, shape):
+    """No samples or no columns: empty logits, with gradients or without, and a cache that goes on."""
+    empty = torch.zeros(shape, dtype=torch.long)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            output = model(empty, attention_mask=torch.ones_like(empty), use_cache=True)
+            assert output.logits.shape == (*shape, model.config.vocab_size)
+            if grad:
+                output.logits.sum().backward()
+                model.zero_grad()
+    assert model(empty, use_cache=False).past_key_values is None
+    with pytest.raises(ValueError, match="prompts of shape .*: give at least one"):
+        model.generate(empty)
+
+
+def test_no_logits(model, ids):
+    for keep in (torch.tensor([]), torch.tensor([], dtype=torch.long), torch.zeros(76, dtype=torch.bool)):
+        assert model(ids, logits_to_keep=keep).logits.shape == (2, 0, model.config.vocab_size)
+
+
+def test_a_step_without_columns_changes_nothing(model, expected, ids):
+    with torch.no_grad():
+        cache = model(ids[:, :20]).past_key_values
+        model(ids[:, :0], past_key_values=cache)
+        assert_close(model(ids[:, 20:21], past_key_values=cache).logits[:, 0], expected[:, 20])
+
+
+def test_tuples(make_model, ids):
+    """As Llama's: by the argument and by the configuration, of both classes."""
+    model = deepcopy(make_model("PHD-CSWA-3-5-12"))
+    states, logits = model.model(ids).last_hidden_state, model(ids).logits
+    assert torch.equal(model.model(ids, return_dict=False)[0], states)
+    model.config.return_dict = False
+    assert isinstance(model.model(ids), tuple) and torch.equal(model.model(ids)[0], states)
+    assert isinstance(model(ids), tuple) and torch.equal(model(ids)[0], logits)
+    assert torch.equal(model(ids, return_dict=True).logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("output_hidden_states", True), ("output_hidden_states", 0), ("output_attentions", True),
+     ("is_causal", False)],
+)  # fmt: skip
+def test_what_is_not_offered_is_refused_by_either_way(make_model, ids, name, value):
+    model = deepcopy(make_model("PHD-SWA-2-5-inf"))
+    with pytest.raises(ValueError, match=name):
+        model(ids, **{name: value})
+    model.set_attn_implementation("eager")
+    setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=name):
+        model(ids)
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "PHD-CSWA-3-5-12"])
+def test_fewer_layers(make_model, ids, variant):
+    """A lowered num_hidden_layers leaves the last ones out, as in Llama."""
+    model = deepcopy(make_model(variant))
+    short = deepcopy(model)
+    del short.model.layers[2:]
+    short.config.num_hidden_layers = model.config.num_hidden_layers = 2
+    whole = make_model(variant)(ids).logits
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, short(ids).logits)
+        assert not torch.equal(model(ids).logits, whole)
+        cache = model(ids[:, :9]).past_key_values
+        assert_close(model(ids[:, 9:10], past_key_values=cache).logits, short(ids).logits[:, 9:10])
+    assert len(cache.layers) == 2
+
+
+def test_checkpointing_by_the_configuration(make_model, ids):
+    """Same gradients, and no cache, which the backward would fill again."""
+    model = deepcopy(make_model("PHD-CSWA-3-5-12")).train()
+    config = deepcopy(model.config)
+    config.gradient_checkpointing = True
+    again = PHDLlamaForCausalLM(config).train()
+    again.load_state_dict(model.state_dict())
+    assert again.model.gradient_checkpointing
+    for each in (model, again):
+        output = each(ids[:, :20], labels=ids[:, :20], use_cache=True)
+        output.loss.backward()
+    assert output.past_key_values is None
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_one_seed_gives_llamas_weights():
+    made = []
+    for make in (
+        lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+        lambda: PHDLlamaForCausalLM(PHDLlamaConfig(**SHAPE, phd_copies=2)),
+    ):
+        torch.manual_seed(3)
+        made.append(make().state_dict())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_continuous_batching_is_refused(make_model):
+    with pytest.raises(ValueError, match="continuous batching is not offered"):
+        make_model("PHD-SWA-2-5-inf").generate_batch([[1, 2, 3]], max_new_tokens=2)

@@ -204,6 +204,10 @@ def test_what_lies_beside_the_weights(train, export, tmp_path):
     assert "PHD-CSWA-3-5-12" in card
     assert "trust_remote_code=True" in card
     assert (tmp_path / "model" / "modeling_phd.py").is_file()
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["do_sample"] is True
+    export(train("vanilla"), tmp_path / "vanilla")
+    assert "llama.cpp" in (tmp_path / "vanilla" / "README.md").read_text()
+    assert json.loads((tmp_path / "vanilla" / "config.json").read_text())["rope_theta"] == 10000
 
 
 def test_bad_input_is_named(train, phd, tmp_path):
