@@ -10,18 +10,32 @@ from pathlib import Path
 from traceback import extract_tb
 
 import megatron.core.tokenizers
-from megatron.training.argument_utils import ArgumentGroupFactory
+from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
+from megatron.training.argument_utils import ArgumentGroupFactory, core_transformer_config_from_args
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
+from megatron.training.training import get_megatron_ddp_config, get_megatron_optimizer_config
 from megatron.training.utils import print_rank_0
 
 from phd.config import PHDConfig
 from phd.model import compat, cpu
 from phd.model.checkpoint import PHDCheckpointConfig, checkpoint_source, mend_tracker, settle_checkpoint
+from phd.model.flags import Flags, one_line_errors
+from phd.model.modules import refuse_missing_modules
+from phd.model.refusals import in_our_words
 from phd.model.samples import refuse_samples
-from phd.model.support import refuse_unsupported
+from phd.model.sizes import (
+    refuse_batch_schedule,
+    refuse_missing_sizes,
+    refuse_schedule,
+    refuse_sizes,
+)
+from phd.model.support import refuse_empty_last_stage, refuse_unsupported
 from phd.model.survival import RunGuard, settle_run_folder
+from phd.model.transformer_config import PHDTransformerConfig
+from phd.model.unread import refuse_unread
+from phd.model.values import refuse_values
 from phd.run.config import RunConfig
 from phd.run.wandb import name_run
 
@@ -67,6 +81,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
         if find_spec("transformer_engine") is None:
             parser.set_defaults(**WITHOUT_TRANSFORMER_ENGINE)
     _mend_help(parser)
+    one_line_errors(parser)
     return parser
 
 
@@ -98,7 +113,9 @@ def parse_and_validate_args() -> Namespace:
     """
     if "RANK" not in os.environ:  # started without torchrun
         be_rank_0(1)
-    args = parse_args(add_phd_arguments)
+    args, flags = _parse()
+    refuse_unread(args, flags)
+    refuse_values(args, flags)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
     args.run_folder = settle_run_folder(args)  # a str: it is saved with the arguments in every checkpoint
@@ -108,9 +125,7 @@ def parse_and_validate_args() -> Namespace:
         if getattr(args, source):
             mend_tracker(Path(getattr(args, source)))  # each rank: they do not know each other yet
         load_args_from_checkpoint(args, source)
-    for name in ("num_layers", "seq_length"):  # what the checks below are about
-        if getattr(args, name) is None:
-            raise ValueError(f"--{name.replace('_', '-')} is missing: it has no default")
+    refuse_missing_sizes(args)  # what the checks below are about
     if args.eval_interval is None:  # Megatron divides by it, with --eval-iters 0 too
         args.eval_interval = 1000
     refuse_unsupported(args)
@@ -118,6 +133,8 @@ def parse_and_validate_args() -> Namespace:
     if cpu.needed():
         for line in cpu.switch_off(args):
             print_rank_0(f"> {line}", args.rank)
+    refuse_missing_modules(args)
+    refuse_sizes(args)
     config.patterns(args.num_layers)  # fits the layers, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
@@ -125,28 +142,59 @@ def parse_and_validate_args() -> Namespace:
     if args.data_cache_path is None:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
         args.data_cache_path = str(Path(args.run_dir or args.save or _user_cache(), "index-cache"))
-    try:
+    with in_our_words(args, flags):
         validate_args(args)
-    except AssertionError as error:  # how Megatron refuses a flag, at times without a word
-        reason = str(error) or extract_tb(error.__traceback__)[-1].line
-        raise ValueError(f"Megatron refuses these flags: {reason}") from error
-    _refuse_endless_warmup(args)
+    refuse_schedule(args)
+    _refuse_configs(args, flags)
     return args
 
 
-def _refuse_endless_warmup(args: Namespace) -> None:
-    """Megatron asserts it without a word, when the model has been built."""
-    if args.skip_train:
-        return
-    for unit in ("iters", "samples"):
-        warmup = getattr(args, f"lr_warmup_{unit}")
-        total = getattr(args, f"lr_decay_{unit}") or getattr(args, f"train_{unit}")
-        if total and warmup >= total:
-            decay = "train" if getattr(args, f"lr_decay_{unit}") is None else "lr-decay"
-            raise ValueError(
-                f"--lr-warmup-{unit} {warmup} must be less than --{decay}-{unit} {total}: "
-                f"add --lr-warmup-{unit} {total // 10}"
-            )
+def _parse() -> tuple[Namespace, Flags]:
+    """sys.argv -> arguments, and the flags that there are."""
+    parsers: list[ArgumentParser] = []
+
+    def remember(parser: ArgumentParser) -> ArgumentParser:
+        parsers.append(add_phd_arguments(parser))
+        return parser
+
+    if any(word.partition("=")[0] == "--yaml-cfg" for word in sys.argv[1:]):
+        raise ValueError("pretrain_phd.py does not run with --yaml-cfg (pass flags)")  # no flag would be read
+    try:
+        args = parse_args(remember)
+    except RuntimeError as error:  # --enable-msc without its package: named, with what to install
+        raise ValueError(str(error)) from error
+    return args, Flags(parsers[0])
+
+
+def _refuse_configs(args: Namespace, flags: Flags) -> None:
+    """Make what the training is made from, which checks itself: every rank for itself, and before the run
+    folder is taken.
+
+    Raises:
+        ValueError: names the flags.
+    """
+    with in_our_words(args, flags):
+        config = core_transformer_config_from_args(args, config_class=PHDTransformerConfig)
+        get_megatron_optimizer_config(args)
+        get_megatron_ddp_config(args)
+        batches = _batch_schedule(args)
+    refuse_batch_schedule(batches, args.micro_batch_size, args.data_parallel_size)
+    refuse_empty_last_stage(args, config)
+
+
+def _batch_schedule(args: Namespace) -> list[tuple[int, int]]:
+    """Thresholds and batch sizes of --step-batch-size-schedule; nothing without it."""
+    if args.step_batch_size_schedule is None:
+        return []
+    silent = 1  # a rank that logs nothing
+    return StepBatchsizeNumMicroBatchesCalculator(
+        args.micro_batch_size,
+        args.data_parallel_size,
+        args.decrease_batch_size_if_needed,
+        silent,
+        args.step_batch_size_schedule,
+        args.seq_length,
+    ).schedule
 
 
 def make_global(args: Namespace) -> RunGuard:
