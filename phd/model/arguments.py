@@ -14,7 +14,7 @@ from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatch
 from megatron.training.argument_utils import ArgumentGroupFactory, core_transformer_config_from_args
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
-from megatron.training.global_vars import set_global_variables
+from megatron.training.global_vars import get_tokenizer, set_global_variables
 from megatron.training.training import get_megatron_ddp_config, get_megatron_optimizer_config
 from megatron.training.utils import print_rank_0
 
@@ -22,10 +22,12 @@ from phd.config import PHDConfig
 from phd.model import compat, cpu
 from phd.model.checkpoint import PHDCheckpointConfig, checkpoint_source, mend_tracker, settle_checkpoint
 from phd.model.flags import Flags, one_line_errors
+from phd.model.inputs import refuse_missing_inputs
 from phd.model.modules import refuse_missing_modules
 from phd.model.refusals import in_our_words
 from phd.model.samples import refuse_samples
 from phd.model.sizes import (
+    padding_line,
     refuse_batch_schedule,
     refuse_missing_sizes,
     refuse_schedule,
@@ -37,6 +39,7 @@ from phd.model.transformer_config import PHDTransformerConfig
 from phd.model.unread import refuse_unread
 from phd.model.values import refuse_values
 from phd.run.config import RunConfig
+from phd.run.status import STATUS_FILE
 from phd.run.wandb import name_run
 
 TOKENIZERS = Path(megatron.core.tokenizers.__file__).parent
@@ -202,9 +205,9 @@ def make_global(args: Namespace) -> RunGuard:
     W&B if the flags ask for them, and listen to signals.
 
     Raises:
-        ValueError: a flag is missing that only a training needs; TMPDIR is too long for the processes that
-            this one starts; another job holds the run folder, or it cannot be written; the tokenizer does
-            not load.
+        ValueError: a flag is missing that only a training needs; a file that a flag names is not there;
+            TMPDIR is too long for the processes that this one starts; another job holds the run folder, or it
+            cannot be written; the tokenizer does not load.
     """
     if args.train_iters is None and args.train_samples is None:
         raise ValueError("pass --train-iters or --train-samples: neither has a default")
@@ -212,7 +215,17 @@ def make_global(args: Namespace) -> RunGuard:
         raise ValueError("--lr is missing: it has no default")
     if args.num_workers or args.async_save:
         refuse_long_temporary_folder()
-    guard = RunGuard(args, Path(args.run_folder) if args.run_folder else None)
+    run = Path(args.run_folder) if args.run_folder else None
+    begun = run is not None and (run / STATUS_FILE).exists()
+    if not begun:
+        refuse_missing_inputs(args)
+    guard = RunGuard(args, run)
+    if begun:  # to its job, "failed" is the word for what no other start mends
+        try:
+            refuse_missing_inputs(args)
+        except ValueError as error:
+            guard.failed(str(error))
+            raise
     if args.run_folder and args.wandb_project and args.rank == args.world_size - 1:
         name_run(Path(args.run_folder))
     try:
@@ -230,6 +243,8 @@ def make_global(args: Namespace) -> RunGuard:
         )
         guard.failed(refusal)
         raise ValueError(refusal) from error
+    if line := padding_line(args, get_tokenizer().vocab_size):
+        print_rank_0(f"> {line}", args.rank)
     compat.stop_on_signals(args.async_save)
     return guard
 

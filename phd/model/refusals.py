@@ -31,22 +31,24 @@ def in_our_words(args: Namespace, flags: Flags) -> Iterator[None]:
 
 
 def _refusal(error: BaseException, args: Namespace, flags: Flags) -> str:
-    statement = _failed_statement(extract_tb(error.__traceback__))
-    named = [name for name in _arguments(statement) if name in flags]
+    around = _statements(extract_tb(error.__traceback__), flags)
+    at_fault = _arguments(around[0], flags) if around else []
+    conditions = [name for statement in around[1:] for name in _arguments(statement, flags)]
+    named = [*at_fault, *(name for name in conditions if flags.changed(name, args))]
     text = "" if isinstance(error, SystemExit) else " ".join(str(error).split())
     if isinstance(error, KeyError):
         text = f"{text} is not known"
-    if not text and isinstance(statement, ast.Assert):
-        text = f"it wants {_in_flags(statement.test, flags)}"
-    shown = ", ".join(flags.shown(name, args) for name in named)
+    if not text and around and isinstance(around[0], ast.Assert):
+        text = f"it wants {_in_flags(around[0].test, flags)}"
+    shown = ", ".join(flags.shown(name, args) for name in dict.fromkeys(named))
     if not text or not shown:
         return f"Megatron refuses these flags: {text or shown or type(error).__name__}"
     return f"Megatron refuses these flags: {text} ({shown})"
 
 
-def _failed_statement(frames: StackSummary) -> ast.stmt | None:
-    """The innermost statement at which the error arose; where it names no argument, as under an ``if``, the
-    one around it.
+def _statements(frames: StackSummary, flags: Flags) -> list[ast.stmt]:
+    """The statement at which the error arose, and those around it, from the inside out; of the innermost
+    function where one of them names an argument, without what names none inside of it.
     """
     for frame in reversed(frames):
         try:
@@ -56,26 +58,27 @@ def _failed_statement(frames: StackSummary) -> ast.stmt | None:
             continue
         around = [
             node
-            for node in ast.walk(tree)
+            for node in ast.walk(tree)  # from the outside in
             if isinstance(node, ast.stmt)
-            and not isinstance(node, (ast.FunctionDef, ast.ClassDef))
             and frame.lineno is not None
             and node.lineno <= frame.lineno <= (node.end_lineno or node.lineno)
         ]
-        for statement in reversed(around):  # ast.walk goes from the outside in
-            if _arguments(statement):
-                return statement
-    return None
+        inside_out = list(reversed(around))
+        for number, statement in enumerate(inside_out):
+            if _arguments(statement, flags):
+                return inside_out[number:]
+    return []
 
 
-def _arguments(statement: ast.stmt | None) -> list[str]:
-    """Names of the arguments in a statement, of an ``if`` in its condition; each once, in their order."""
-    if statement is None:
-        return []
+def _arguments(statement: ast.stmt, flags: Flags) -> list[str]:
+    """Arguments of flags in a statement, of an ``if`` in its condition; each once, in their order."""
     found = [
         node.attr
         for node in ast.walk(_head(statement))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in OWNERS
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in OWNERS
+        and node.attr in flags
     ]
     return list(dict.fromkeys(found))
 
@@ -87,7 +90,7 @@ def _head(statement: ast.stmt) -> ast.AST:
             return statement.test
         case ast.For():
             return statement.iter
-        case ast.With() | ast.Try():
+        case ast.With() | ast.Try() | ast.FunctionDef() | ast.ClassDef():
             return ast.Pass()
     return statement
 

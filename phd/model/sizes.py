@@ -1,5 +1,6 @@
 """Sizes that have to fit each other: checked before Megatron does, whose words count in samples and ranks."""
 
+import math
 from argparse import Namespace
 
 WITHOUT_DEFAULT = (
@@ -118,3 +119,24 @@ def refuse_schedule(args: Namespace) -> None:
                 f"--lr-warmup-{unit} {warmup} must be less than --{decay}-{unit} {total}: "
                 f"add --lr-warmup-{unit} {total // 10}"
             )
+
+
+def padding_line(args: Namespace, vocab_size: int) -> str | None:
+    """One line where tensor parallelism makes the vocabulary another size. The loss is moved by it: ids
+    without a meaning are predicted too, at first as often as all others.
+
+    Args:
+        args: validated, with the vocabulary's padded size set.
+        vocab_size: ids of the tokenizer.
+    """
+    tensor, multiple = args.tensor_model_parallel_size, args.make_vocab_size_divisible_by
+    alone, together = (math.ceil(vocab_size / each) * each for each in (multiple, multiple * tensor))
+    if alone == together or args.padded_vocab_size != together:
+        return None
+    line = (
+        f"--tensor-model-parallel-size {tensor} pads the vocabulary to {together} ids, 1 would to {alone}: "
+        f"the first losses are higher by {math.log(together / alone):.4f}"
+    )
+    if alone % tensor == 0:
+        line += f"; --make-vocab-size-divisible-by {alone // tensor} makes them equal"
+    return line

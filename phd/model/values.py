@@ -71,8 +71,8 @@ def _problem(argument: str, value: Any, default: Any) -> str | None:
         return "is empty, as an unset variable is: give it a value or leave it out"
     if argument.endswith("data_path") and isinstance(value, list) and "" in value:
         return "holds an empty path, as an unset variable is: leave that out"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "is no finite number"
+    if isinstance(value, float) and math.isnan(value):
+        return "is not a number"
     least = AT_LEAST.get(argument)
     if least is not None and isinstance(value, (int, float)) and value < least:
         return f"must be at least {least}"
