@@ -107,8 +107,11 @@ def _from_args[Config: (PHDConfig, RunConfig)](kind: type[Config], args: Namespa
     return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
 
 
-def parse_and_validate_args() -> Namespace:
+def parse_and_validate_args(to_train: bool = True) -> Namespace:
     """sys.argv -> checked arguments. Nothing is written yet; see ``make_global``.
+
+    Args:
+        to_train: whether a training follows, which needs more than its plan does.
 
     Raises:
         ValueError: a flag is bad or does not run with PHD, or the checkpoint to load is damaged; names the
@@ -131,12 +134,13 @@ def parse_and_validate_args() -> Namespace:
     refuse_missing_sizes(args)  # what the checks below are about
     if args.eval_interval is None:  # Megatron divides by it, with --eval-iters 0 too
         args.eval_interval = 1000
-    refuse_unsupported(args)
+    refuse_unsupported(args, to_train)
     refuse_samples(args)
     if cpu.needed():
         for line in cpu.switch_off(args):
             print_rank_0(f"> {line}", args.rank)
-    refuse_missing_modules(args)
+    if to_train:
+        refuse_missing_modules(args)
     refuse_sizes(args)
     config.patterns(args.num_layers)  # fits the layers, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
@@ -148,7 +152,7 @@ def parse_and_validate_args() -> Namespace:
     with in_our_words(args, flags):
         validate_args(args)
     refuse_schedule(args)
-    _refuse_configs(args, flags)
+    _refuse_configs(args, flags, to_train)
     return args
 
 
@@ -169,7 +173,7 @@ def _parse() -> tuple[Namespace, Flags]:
     return args, Flags(parsers[0])
 
 
-def _refuse_configs(args: Namespace, flags: Flags) -> None:
+def _refuse_configs(args: Namespace, flags: Flags, to_train: bool) -> None:
     """Make what the training is made from, which checks itself: every rank for itself, and before the run
     folder is taken.
 
@@ -178,8 +182,9 @@ def _refuse_configs(args: Namespace, flags: Flags) -> None:
     """
     with in_our_words(args, flags):
         config = core_transformer_config_from_args(args, config_class=PHDTransformerConfig)
-        get_megatron_optimizer_config(args)
-        get_megatron_ddp_config(args)
+        if to_train:
+            get_megatron_optimizer_config(args)
+            get_megatron_ddp_config(args)
         batches = _batch_schedule(args)
     refuse_batch_schedule(batches, args.micro_batch_size, args.data_parallel_size)
     refuse_empty_last_stage(args, config)
@@ -284,7 +289,7 @@ def parse_for_tool(world_size: int = 1) -> Namespace:
     like the first rank of a training of ``world_size``.
     """
     be_rank_0(world_size)
-    args = parse_and_validate_args()
+    args = parse_and_validate_args(to_train=False)
     args.tensorboard_dir, args.wandb_project, args.exit_signal_handler = None, "", False
     set_global_variables(args)
     return args

@@ -123,28 +123,9 @@ NEVER = (
         "leave it out: nothing would fill the weights",
     ),
     Unsupported(
-        "--distributed-backend nccl without a GPU",
-        lambda a: a.distributed_backend == "nccl" and cpu.needed(),
-        "leave it out: gloo is the default where there is no GPU",
-    ),
-    Unsupported(
-        "--lr-decay-style WSD without --lr-wsd-decay-iters",
-        lambda a: (
-            a.lr_decay_style == "WSD"
-            and (a.lr_wsd_decay_iters if a.train_samples is None else a.lr_wsd_decay_samples) is None
-            and not a.skip_train
-        ),
-        "pass it, or --lr-wsd-decay-samples with --train-samples: how long the rate falls at the end",
-    ),
-    Unsupported(
         "--moe-grouped-gemm without a GPU",
         lambda a: a.moe_grouped_gemm and cpu.needed(),
         "leave it out: the experts run one after another",
-    ),
-    Unsupported(
-        "--use-pytorch-profiler without --tensorboard-dir",
-        lambda a: a.profile and a.use_pytorch_profiler and not a.tensorboard_dir,
-        "pass it, or --run-dir: the profile is written there",
     ),
     Unsupported(
         "--save without --save-interval",
@@ -155,11 +136,6 @@ NEVER = (
         "--tokenizer-type NullTokenizer without --vocab-size",
         lambda a: a.tokenizer_type == "NullTokenizer" and a.vocab_size is None,
         "pass it: the number of ids in the data",
-    ),
-    Unsupported(
-        "--wandb-project without --run-dir",
-        lambda a: bool(a.wandb_project) and not (a.wandb_save_dir or a.save),
-        "pass it, or --wandb-save-dir: where W&B keeps its files",
     ),
     Unsupported(
         "--tokenizer-type missing",
@@ -216,3 +192,32 @@ NEVER = (
     ),
 )
 """What pretrain_phd.py does not run with, K = 1 included."""
+
+
+TO_TRAIN = (
+    Unsupported(
+        "--distributed-backend nccl without a GPU",
+        lambda a: a.distributed_backend == "nccl" and cpu.needed(),
+        "leave it out: gloo is the default where there is no GPU",
+    ),
+    Unsupported(
+        "--lr-decay-style WSD without --lr-wsd-decay-iters",
+        lambda a: (
+            a.lr_decay_style == "WSD"
+            and (a.lr_wsd_decay_iters if a.train_samples is None else a.lr_wsd_decay_samples) is None
+            and not a.skip_train
+        ),
+        "pass it, or --lr-wsd-decay-samples with --train-samples: how long the rate falls at the end",
+    ),
+    Unsupported(
+        "--use-pytorch-profiler without --tensorboard-dir",
+        lambda a: a.profile and a.use_pytorch_profiler and not a.tensorboard_dir,
+        "pass it, or --run-dir: the profile is written there",
+    ),
+    Unsupported(
+        "--wandb-project without --run-dir",
+        lambda a: bool(a.wandb_project) and not (a.wandb_save_dir or a.save),
+        "pass it, or --wandb-save-dir: where W&B keeps its files",
+    ),
+)
+"""What a training does not start with; to plan it, or to prepare its data, is possible."""

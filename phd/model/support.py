@@ -12,7 +12,7 @@ from phd.attention.context_parallel import COMM_TYPES
 from phd.config import trained_variant
 from phd.model import cpu
 from phd.model.documents import documents_masked
-from phd.model.never import NEVER, Unsupported
+from phd.model.never import NEVER, TO_TRAIN, Unsupported
 from phd.model.transformer_config import PHDTransformerConfig, needs_phd_attention
 
 UNSUPPORTED = (
@@ -112,13 +112,17 @@ UNSUPPORTED = (
 without Transformer Engine."""
 
 
-def refuse_unsupported(args: Namespace) -> None:
+def refuse_unsupported(args: Namespace, to_train: bool = True) -> None:
     """Stop at start-up where the command line asks for what would not run, or not as asked.
+
+    Args:
+        args: Megatron's, parsed.
+        to_train: whether a training follows.
 
     Raises:
         ValueError: names every refused flag and the remedy.
     """
-    _refuse("pretrain_phd.py", NEVER, args)
+    _refuse("pretrain_phd.py", (*NEVER, *TO_TRAIN) if to_train else NEVER, args)
     if runs_phd_attention(args):
         if args.phd_copies > 1:
             what = f"--phd-copies {args.phd_copies}"

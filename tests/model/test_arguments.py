@@ -189,9 +189,10 @@ def refusals(always: dict, changes: dict[str, dict]) -> dict[str, str]:
 
 
 def table_flags() -> tuple[set[str], set[str]]:
-    from phd.model.support import NEVER, UNSUPPORTED
+    from phd.model.never import NEVER, TO_TRAIN
+    from phd.model.support import UNSUPPORTED
 
-    return {entry.flag for entry in UNSUPPORTED}, {entry.flag for entry in NEVER}
+    return {entry.flag for entry in UNSUPPORTED}, {entry.flag for entry in (*NEVER, *TO_TRAIN)}
 
 
 def test_tables_are_all_tested(world):

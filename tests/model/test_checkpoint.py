@@ -330,7 +330,7 @@ def test_arguments_of_the_checkpoint_are_refused_as_those_of_the_command_line(
     flags = [*base_flags, *ours, "--use-checkpoint-args"]
     for source in ("--load", "--pretrained-checkpoint"):
         (answer,) = world.run(refused_at_start, [*flags, source, str(folder)])
-        assert "--attention-dropout above 0: pass --attention-dropout 0" in answer
+        assert "--attention-dropout above 0 (pass --attention-dropout 0)" in answer
     flags = [*base_flags, *PHD, "--use-checkpoint-args", "--load", str(saved)]
     at = flags.index("--seq-length")
     assert world.run(refused_at_start, [*flags[:at], *flags[at + 2 :]]) == [""]
