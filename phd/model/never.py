@@ -219,5 +219,37 @@ TO_TRAIN = (
         lambda a: bool(a.wandb_project) and not (a.wandb_save_dir or a.save),
         "pass it, or --wandb-save-dir: where W&B keeps its files",
     ),
+    Unsupported(
+        "--phase-transition-iterations",
+        lambda a: a.phase_transition_iterations is not None,
+        "leave it out: a training from the beginning fails on it",
+    ),
+    Unsupported(
+        "--config-logger-dir",
+        lambda a: bool(a.config_logger_dir),
+        "leave it out: phd_run.json has every argument",
+    ),
+    Unsupported("--fake-process-group", lambda a: a.fake_process_group, "leave it out: use `phd plan`"),
+    Unsupported(
+        "--gpu-sniff-test-interval without a GPU",
+        lambda a: a.gpu_sniff_test_interval is not None and cpu.needed(),
+        "leave it out: there is nothing to test",
+    ),
+    Unsupported("--use-sharp without a GPU", lambda a: a.use_sharp and cpu.needed(), "leave it out"),
+    Unsupported(
+        "--record-memory-history without a GPU",
+        lambda a: a.record_memory_history and cpu.needed(),
+        "leave it out: `phd plan` tells what a command line takes",
+    ),
+    Unsupported(
+        "--profile without a GPU",
+        lambda a: a.profile and not a.use_pytorch_profiler and cpu.needed(),
+        "pass --use-pytorch-profiler too: the other profiler is CUDA's",
+    ),
+    Unsupported(
+        "--moe-routing-trace-path without a GPU",
+        lambda a: a.moe_routing_trace_path is not None and cpu.needed(),
+        "leave it out: it keeps its tensors in pinned memory",
+    ),
 )
 """What a training does not start with; to plan it, or to prepare its data, is possible."""

@@ -37,6 +37,15 @@ def refuse_sizes(args: Namespace) -> None:
             f"--context-parallel-size {context}): start a multiple of that (NNODES x NPROC_PER_NODE), or "
             "change the flags"
         )
+    experts = (args.expert_tensor_parallel_size or tensor) * args.expert_model_parallel_size
+    if args.num_experts and args.world_size % (experts * pipeline):
+        raise ValueError(
+            f"{args.world_size} rank(s) do not divide into groups of {experts * pipeline} "
+            f"(--expert-model-parallel-size {args.expert_model_parallel_size} x "
+            f"--expert-tensor-parallel-size {args.expert_tensor_parallel_size or tensor} x "
+            f"--pipeline-model-parallel-size {pipeline}): start a multiple of that, or pass "
+            "--expert-tensor-parallel-size 1"
+        )
     if args.kv_channels is None and args.hidden_size % args.num_attention_heads:
         raise ValueError(
             f"--hidden-size {args.hidden_size} is no multiple of --num-attention-heads "

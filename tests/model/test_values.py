@@ -226,8 +226,16 @@ def test_modules_that_are_not_installed(world, flags, module):
     assert said[0].startswith("--" + flags.split()[0].strip("-"))
 
 
-def last_stage(cases: list[str]) -> list[str]:
-    return answers(cases)
+def test_experts_on_ranks(world):
+    """The group size is only found out when groups are made."""
+    flags = (
+        "--tensor-model-parallel-size 2 --sequence-parallel --num-experts 2 --expert-model-parallel-size 2"
+    )
+    apart = f"{flags} --expert-tensor-parallel-size 1"
+    said, same = world.run(answers, [flags, apart], ranks=2)
+    assert said == same
+    assert said[0].startswith("2 rank(s) do not divide into groups of 4 (--expert-model-parallel-size 2 x ")
+    assert said[0].endswith("or pass --expert-tensor-parallel-size 1") and said[1] == ""
 
 
 def test_no_layer_to_prune(world):
@@ -238,7 +246,7 @@ def test_no_layer_to_prune(world):
         "--phd-copies 2 --pipeline-model-parallel-layout Et*3|tL",
         "--phd-copies 2 --pipeline-model-parallel-layout Et*4|L --no-phd-prune-last-layer",
     ]
-    said = world.run(last_stage, [" ".join([*RANKS, case]) for case in cases], ranks=2)
+    said = world.run(answers, [" ".join([*RANKS, case]) for case in cases], ranks=2)
     assert said[0] == said[1]
     assert [text.split(" (")[0] for text in said[0]] == [
         *["the last pipeline stage has no layer to prune"] * 2,
