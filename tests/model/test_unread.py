@@ -74,7 +74,7 @@ def names_read() -> set[str]:
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
-                read |= {word.value for word in node.args if isinstance(word, ast.Constant)}
+                read |= {str(word.value) for word in node.args if isinstance(word, ast.Constant)}
     return read
 
 
