@@ -40,6 +40,14 @@ OTHERS = frozenset(
         *("--no-load-rng", "--no-save-optim", "--no-save-rng", "--exit-on-missing-checkpoint"),
         *("--dist-ckpt-optim-fully-reshardable", "--use-distributed-optimizer"),
         *("--skip-train", "--ckpt-format", "--ckpt-convert-format", "--ckpt-convert-save"),
+        *("--logits-load-dir", "--min-lr", "--pipeline-model-parallel-size", "--seed"),
+        *(
+            "--tensor-model-parallel-size",
+            "--vocab-size",
+            "--make-vocab-size-divisible-by",
+            "--train-samples",
+        ),
+        *("--global-batch-size", "--tokenizer-model", "--tokenizer-type"),
         *("--micro-batch-size", "--recompute-granularity", "--recompute-method", "--recompute-num-layers"),
     }
 )
@@ -47,7 +55,7 @@ OTHERS = frozenset(
 FORMATTED = (
     "Read-only file system",
     "Disk quota exceeded",
-    "world size (1) is not divisible by total_model_size (total_model_size=2)",
+    "it wants --min-lr <= --lr (--min-lr 0.1, --lr 0.002)",
     "No API key configured. Use `wandb login` to log in.",
     "Failed to get resume status for run e9c542a7: context deadline exceeded",
     "(host vm, pid 20947, since 2026-11-21 20:44:52)",

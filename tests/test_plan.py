@@ -191,7 +191,7 @@ def test_command(world, tmp_path: Path):
     assert half[0] == 2 and "--fp16: phd plan knows --bf16" in half[1]
     assert loss_alone[0] == 2 and "no layer to prune" in loss_alone[1]
     assert "pass --no-phd-prune-last-layer" in loss_alone[1]
-    assert predictions[0] == 2 and "--mtp-num-layers (multi-token prediction): " in predictions[1]
+    assert predictions[0] == 2 and "--mtp-num-layers (multi-token prediction) (" in predictions[1]
 
 
 def commands(output: str) -> list[tuple[int, str]]:

@@ -10,21 +10,38 @@ from pathlib import Path
 from traceback import extract_tb
 
 import megatron.core.tokenizers
-from megatron.training.argument_utils import ArgumentGroupFactory
+from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
+from megatron.training.argument_utils import ArgumentGroupFactory, core_transformer_config_from_args
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
-from megatron.training.global_vars import set_global_variables
+from megatron.training.global_vars import get_tokenizer, set_global_variables
+from megatron.training.training import get_megatron_ddp_config, get_megatron_optimizer_config
 from megatron.training.utils import print_rank_0
 
 from phd.config import PHDConfig
 from phd.model import compat, cpu
 from phd.model.checkpoint import PHDCheckpointConfig, checkpoint_source, mend_tracker, settle_checkpoint
 from phd.model.ending import OnlyHere
+from phd.model.flags import Flags, one_line_errors
+from phd.model.inputs import refuse_missing_inputs
+from phd.model.modules import refuse_missing_modules
+from phd.model.refusals import in_our_words
 from phd.model.resume import compare_with_checkpoint, record_contents, refuse_mixing
 from phd.model.samples import refuse_samples
-from phd.model.support import refuse_unsupported
+from phd.model.sizes import (
+    padding_line,
+    refuse_batch_schedule,
+    refuse_missing_sizes,
+    refuse_schedule,
+    refuse_sizes,
+)
+from phd.model.support import refuse_empty_last_stage, refuse_unsupported
 from phd.model.survival import RunGuard, settle_run_folder
+from phd.model.transformer_config import PHDTransformerConfig
+from phd.model.unread import refuse_unread
+from phd.model.values import refuse_values
 from phd.run.config import RunConfig
+from phd.run.status import STATUS_FILE
 from phd.run.wandb import name_run
 
 TOKENIZERS = Path(megatron.core.tokenizers.__file__).parent
@@ -69,6 +86,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
         if find_spec("transformer_engine") is None:
             parser.set_defaults(**WITHOUT_TRANSFORMER_ENGINE)
     _mend_help(parser)
+    one_line_errors(parser)
     return parser
 
 
@@ -91,8 +109,11 @@ def _from_args[Config: (PHDConfig, RunConfig)](kind: type[Config], args: Namespa
     return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
 
 
-def parse_and_validate_args() -> Namespace:
+def parse_and_validate_args(to_train: bool = True) -> Namespace:
     """sys.argv -> checked arguments. Nothing is written yet; see ``make_global``.
+
+    Args:
+        to_train: whether a training follows, which needs more than its plan does.
 
     Raises:
         ValueError: a flag is bad or does not run with PHD, or the checkpoint to load is damaged or of another
@@ -100,7 +121,9 @@ def parse_and_validate_args() -> Namespace:
     """
     if "RANK" not in os.environ:  # started without torchrun
         be_rank_0(1)
-    args = parse_args(add_phd_arguments)
+    args, flags = _parse()
+    refuse_unread(args, flags)
+    refuse_values(args, flags)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
     args.run_folder = settle_run_folder(args)  # a str: it is saved with the arguments in every checkpoint
@@ -111,16 +134,17 @@ def parse_and_validate_args() -> Namespace:
         if getattr(args, source):
             mend_tracker(Path(getattr(args, source)))  # each rank: they do not know each other yet
         load_args_from_checkpoint(args, source)
-    for name in ("num_layers", "seq_length"):  # what the checks below are about
-        if getattr(args, name) is None:
-            raise ValueError(f"--{name.replace('_', '-')} is missing: it has no default")
+    refuse_missing_sizes(args)  # what the checks below are about
     if args.eval_interval is None:  # Megatron divides by it, with --eval-iters 0 too
         args.eval_interval = 1000
-    refuse_unsupported(args)
+    refuse_unsupported(args, to_train)
     refuse_samples(args)
     if cpu.needed():
         for line in cpu.switch_off(args):
             print_rank_0(f"> {line}", args.rank)
+    if to_train:
+        refuse_missing_modules(args)
+    refuse_sizes(args)
     config.patterns(args.num_layers)  # fits the layers, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
@@ -128,30 +152,62 @@ def parse_and_validate_args() -> Namespace:
     if args.data_cache_path is None:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
         args.data_cache_path = str(Path(args.run_dir or args.save or _user_cache(), "index-cache"))
-    try:
+    with in_our_words(args, flags):
         validate_args(args)
-    except AssertionError as error:  # how Megatron refuses a flag, at times without a word
-        reason = str(error) or extract_tb(error.__traceback__)[-1].line
-        raise ValueError(f"Megatron refuses these flags: {reason}") from error
-    _refuse_endless_warmup(args)
+    refuse_schedule(args)
     record_contents(args)
     compare_with_checkpoint(args, config)
+    _refuse_configs(args, flags, to_train)
     return args
 
 
-def _refuse_endless_warmup(args: Namespace) -> None:
-    """Megatron asserts it without a word, when the model has been built."""
-    if args.skip_train:
-        return
-    for unit in ("iters", "samples"):
-        warmup = getattr(args, f"lr_warmup_{unit}")
-        total = getattr(args, f"lr_decay_{unit}") or getattr(args, f"train_{unit}")
-        if total and warmup >= total:
-            decay = "train" if getattr(args, f"lr_decay_{unit}") is None else "lr-decay"
-            raise ValueError(
-                f"--lr-warmup-{unit} {warmup} must be less than --{decay}-{unit} {total}: "
-                f"add --lr-warmup-{unit} {total // 10}"
-            )
+def _parse() -> tuple[Namespace, Flags]:
+    """sys.argv -> arguments, and the flags that there are."""
+    parsers: list[ArgumentParser] = []
+
+    def remember(parser: ArgumentParser) -> ArgumentParser:
+        parsers.append(add_phd_arguments(parser))
+        return parser
+
+    if any(word.partition("=")[0] == "--yaml-cfg" for word in sys.argv[1:]):
+        raise ValueError("pretrain_phd.py does not run with --yaml-cfg (pass flags)")  # no flag would be read
+    try:
+        args = parse_args(remember)
+    except RuntimeError as error:  # --enable-msc without its package: named, with what to install
+        raise ValueError(str(error)) from error
+    return args, Flags(parsers[0])
+
+
+def _refuse_configs(args: Namespace, flags: Flags, to_train: bool) -> None:
+    """Make what the training is made from, which checks itself: every rank for itself, and before the run
+    folder is taken.
+
+    Raises:
+        ValueError: names the flags.
+    """
+    with in_our_words(args, flags):
+        config = core_transformer_config_from_args(args, config_class=PHDTransformerConfig)
+        if to_train:
+            get_megatron_optimizer_config(args)
+            get_megatron_ddp_config(args)
+        batches = _batch_schedule(args)
+    refuse_batch_schedule(batches, args.micro_batch_size, args.data_parallel_size)
+    refuse_empty_last_stage(args, config)
+
+
+def _batch_schedule(args: Namespace) -> list[tuple[int, int]]:
+    """Thresholds and batch sizes of --step-batch-size-schedule; nothing without it."""
+    if args.step_batch_size_schedule is None:
+        return []
+    silent = 1  # a rank that logs nothing
+    return StepBatchsizeNumMicroBatchesCalculator(
+        args.micro_batch_size,
+        args.data_parallel_size,
+        args.decrease_batch_size_if_needed,
+        silent,
+        args.step_batch_size_schedule,
+        args.seq_length,
+    ).schedule
 
 
 def make_global(args: Namespace) -> RunGuard:
@@ -159,9 +215,9 @@ def make_global(args: Namespace) -> RunGuard:
     W&B if the flags ask for them, and listen to signals.
 
     Raises:
-        ValueError: a flag is missing that only a training needs; TMPDIR is too long for the processes that
-            this one starts; another job holds the run folder, or it cannot be written; the tokenizer does
-            not load.
+        ValueError: a flag is missing that only a training needs; a file that a flag names is not there;
+            TMPDIR is too long for the processes that this one starts; another job holds the run folder, or it
+            cannot be written; the tokenizer does not load.
     """
     if args.train_iters is None and args.train_samples is None:
         raise ValueError("pass --train-iters or --train-samples: neither has a default")
@@ -169,7 +225,17 @@ def make_global(args: Namespace) -> RunGuard:
         raise ValueError("--lr is missing: it has no default")
     if args.num_workers or args.async_save:
         refuse_long_temporary_folder()
-    guard = RunGuard(args, Path(args.run_folder) if args.run_folder else None)
+    run = Path(args.run_folder) if args.run_folder else None
+    begun = run is not None and (run / STATUS_FILE).exists()
+    if not begun:
+        refuse_missing_inputs(args)
+    guard = RunGuard(args, run)
+    if begun:  # to its job, "failed" is the word for what no other start mends
+        try:
+            refuse_missing_inputs(args)
+        except ValueError as error:
+            guard.failed(str(error))
+            raise
     if args.run_folder and args.wandb_project and args.rank == args.world_size - 1:
         name_run(Path(args.run_folder))
     try:
@@ -187,6 +253,8 @@ def make_global(args: Namespace) -> RunGuard:
         )
         guard.failed(refusal)
         raise ValueError(refusal) from error
+    if line := padding_line(args, get_tokenizer().vocab_size):
+        print_rank_0(f"> {line}", args.rank)
     compat.stop_on_signals(args.async_save)
     return guard
 
@@ -226,7 +294,7 @@ def parse_for_tool(world_size: int = 1) -> Namespace:
     like the first rank of a training of ``world_size``.
     """
     be_rank_0(world_size)
-    args = parse_and_validate_args()
+    args = parse_and_validate_args(to_train=False)
     args.tensorboard_dir, args.wandb_project, args.exit_signal_handler = None, "", False
     set_global_variables(args)
     return args

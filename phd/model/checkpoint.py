@@ -61,6 +61,11 @@ def settle_checkpoint(args: Namespace) -> None:
     folder = chosen_folder(Path(root), args.ckpt_step) if root else None
     if folder is None:
         return  # nothing there yet: the first start of a run that loads from where it saves
+    if args.ckpt_step_given and not folder.exists():
+        raise ValueError(
+            f"there is no checkpoint of iteration {args.ckpt_step} (--ckpt-step) in {root}. "
+            f"{_advice(folder.parent, whole_checkpoints(folder.parent), source, 'leave --ckpt-step out')}"
+        )
     _refuse_other_format(folder)
     if problem := find_torn(folder):
         folder = fall_back(args, source, folder, problem)
@@ -302,11 +307,12 @@ def damaged(folder: Path, problem: str, whole: list[int], source: str) -> ValueE
     )
 
 
-def _advice(root: Path, whole: list[int], source: str = "load") -> str:
-    """What to do instead: the first of the whole checkpoints in the same folder."""
+def _advice(
+    root: Path, whole: list[int], source: str = "load", afresh: str = "remove it, or take another,"
+) -> str:
+    """What to do instead: the first of the whole checkpoints in the same folder; ``afresh`` without one."""
     if not whole:
-        nothing = f"There is no whole checkpoint to go back to in {root}"
-        return f"{nothing}: remove it, or take another, to start afresh"
+        return f"There is no whole checkpoint to go back to in {root}: {afresh} to start afresh"
     found = f"The newest whole one is iteration {whole[0]}"
     if source == "load":
         return f"{found}: continue from it with --ckpt-step {whole[0]}"

@@ -183,6 +183,9 @@ def observe(observer: "Observer | None") -> None:
         nonlocal suffix
         observer.begin()
         if iteration % training.get_args().log_interval == 0:
+            # Megatron prints the first iteration of a start before its turn, and counts it again in the next
+            # line; where it is its turn, that line would be a mean of two intervals.
+            kwargs["is_first_iteration"] = False
             # The counters are raised inside training_log, so this iteration is not in them yet.
             counted = ("advanced iterations", "skipped iterations")
             iterations = 1 + sum(total_loss_dict.get(key, 0) for key in counted)

@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import hashlib
+import math
+import pickle
 import resource
 import struct
 from argparse import Namespace
@@ -78,14 +80,23 @@ def build_datasets(
     cache = Path(args.data_cache_path)
     own = args.run_folder and Path(args.run_folder) in cache.parents  # no other job writes there
     if own and args.rank == 0:
-        remove_torn_caches(cache)
+        for file in torn_caches(cache):
+            file.unlink()
         if not args.mock_data:
             remove_caches_of_other_data(cache, sizes)
     allow_open_files()
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     kind = MockGPTDataset if args.mock_data else GPTDataset
-    return tuple(_WantedSplits(kind, wanted, is_built_on_rank, config).build())
+    try:
+        return tuple(_WantedSplits(kind, wanted, is_built_on_rank, config).build())
+    except (ValueError, EOFError, OSError, pickle.UnpicklingError) as error:  # numpy's, which name no file
+        if torn := torn_caches(cache):
+            raise ValueError(
+                f"{torn[0]} of --data-cache-path was cut short, or is still being written: wait for the job "
+                "that writes it, or delete the file, and it is built again"
+            ) from error
+        raise
 
 
 class _WantedSplits(BlendedMegatronDatasetBuilder):
@@ -122,7 +133,7 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def refuse_missing(config: GPTDatasetConfig) -> None:
+def refuse_missing(config: GPTDatasetConfig | Namespace) -> None:
     """Check that every file of every data set is there, before Megatron reads the first.
 
     Raises:
@@ -138,6 +149,21 @@ def refuse_missing(config: GPTDatasetConfig) -> None:
             if not file.is_file():
                 raise ValueError(
                     f"{file} of --data-path is missing: put it back, or make it with `phd data tokenize`"
+                )
+
+
+def refuse_weights(config: GPTDatasetConfig | Namespace) -> None:
+    """Check the weights of blends. Megatron divides by what a data set of weight 0 is short of.
+
+    Raises:
+        ValueError: names the data set and its weight.
+    """
+    for blend in (config.blend, *(config.blend_per_split or ())):
+        for prefix, weight in zip(*blend, strict=True) if blend is not None and blend[1] else ():
+            if not (weight > 0 and math.isfinite(weight)):
+                raise ValueError(
+                    f"{prefix} of --data-path has weight {weight:g}: take a number above 0, or leave the "
+                    "data set out"
                 )
 
 
@@ -207,19 +233,21 @@ def refuse_other_tokenizer(config: GPTDatasetConfig, tokenizer_model: str | None
             )
 
 
-def _prefixes(config: GPTDatasetConfig) -> Iterator[str]:
+def _prefixes(config: GPTDatasetConfig | Namespace) -> Iterator[str]:
     for blend in (config.blend, *(config.blend_per_split or ())):
         if blend is not None:
             yield from blend[0]
 
 
-def remove_torn_caches(folder: Path) -> None:
-    """Remove index caches that a kill or a full disk cut short: Megatron takes any file for a whole one."""
-    for file in folder.glob("*.npy") if folder.is_dir() else ():
+def torn_caches(folder: Path) -> list[Path]:
+    """Index caches that a kill or a full disk cut short: Megatron takes any file for a whole one."""
+    torn = []
+    for file in sorted(folder.glob("*.npy")) if folder.is_dir() else ():
         try:
             np.load(file, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError):
-            file.unlink()
+            torn.append(file)
+    return torn
 
 
 def remove_caches_of_other_data(folder: Path, sizes: dict[str, list[int]]) -> None:

@@ -44,21 +44,11 @@ def phd_layer_spec(
     if transformer.phd_attention:
         spec = _each_layer(spec, _with_phd_attention)
         if transformer.phd_copies > 1 and transformer.phd_prune_last_layer and _is_last_stage(vp_stage):
-            if not spec.layer_specs:
-                raise ValueError(
-                    "the last pipeline stage has no layer to prune (--pipeline-model-parallel-layout, "
-                    "--account-for-loss-in-pipeline-split): pass --no-phd-prune-last-layer"
-                )
             *others, last = spec.layer_specs
             spec = replace(spec, layer_specs=[*others, last_copy_layer(last, transformer.phd_copies)])
         if transformer.cuda_graph_impl in ("local", "transformer_engine"):
             spec = _each_layer(spec, lambda layer: replace(layer, module=GraphedLayer))
     if local_norms:
-        if transformer.normalization != "RMSNorm" or transformer.qk_layernorm:
-            raise ValueError(
-                "--sequence-parallel without Transformer Engine needs --normalization RMSNorm "
-                "and no --qk-layernorm"
-            )
         spec = replace(_each_layer(spec, _with_parallel_norms), layer_norm=SequenceParallelRMSNorm)
     return spec
 

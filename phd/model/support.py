@@ -1,30 +1,19 @@
-"""What our attention does not run with (yet): start-up checks the table, the README prints it, a test holds
-both.
+"""What our attention does not run with (yet): start-up checks the table, docs/support.md prints it, a test
+holds both.
 """
 
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from megatron.core.fp8_utils import get_fp8_align_size
+from megatron.core.transformer.enums import LayerType
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from phd.attention.context_parallel import COMM_TYPES
 from phd.config import trained_variant
 from phd.model import cpu
 from phd.model.documents import documents_masked
-from phd.model.transformer_config import needs_phd_attention
-
-
-@dataclass(frozen=True)
-class Unsupported:
-    """A setting that is refused."""
-
-    flag: str
-    """As typed by the user."""
-    refuses: Callable[[Namespace], bool]
-    """True for arguments that must not start."""
-    remedy: str
-
+from phd.model.never import NEVER, TO_TRAIN, Unsupported
+from phd.model.transformer_config import PHDTransformerConfig, needs_phd_attention
 
 UNSUPPORTED = (
     Unsupported(
@@ -93,13 +82,6 @@ UNSUPPORTED = (
     ),  # fmt: skip
     Unsupported("--fp16", lambda a: a.fp16, "use --bf16"),
     Unsupported(
-        "--heterogeneous-layers-config-path",
-        lambda a: a.heterogeneous_layers_config_path is not None,
-        "leave it out",
-    ),
-    Unsupported("--hybrid-layer-pattern", lambda a: a.hybrid_layer_pattern is not None, "leave it out"),
-    Unsupported("--spec", lambda a: a.spec is not None, "leave it out: phd chooses the layer spec"),
-    Unsupported(
         "--position-embedding-type mrope", lambda a: a.position_embedding_type == "mrope", "use rope"
     ),
     Unsupported(
@@ -130,120 +112,17 @@ UNSUPPORTED = (
 without Transformer Engine."""
 
 
-NEVER = (
-    Unsupported(
-        "--attention-backend local",
-        lambda a: a.attention_backend.name == "local",
-        "leave it out: it makes Megatron overwrite the core attention of every layer",
-    ),  # fmt: skip
-    Unsupported("--multi-latent-attention", lambda a: a.multi_latent_attention, "leave it out"),
-    Unsupported(
-        "--reset-attention-mask with --position-embedding-type learned_absolute",
-        lambda a: (
-            a.reset_attention_mask
-            and not a.reset_position_ids
-            and a.position_embedding_type == "learned_absolute"
-        ),
-        "pass --reset-position-ids too: documents are told apart by their positions",
-    ),
-    Unsupported(
-        "--multiple-validation-sets with --test-data-path",
-        lambda a: a.multiple_validation_sets and bool(a.test_data_path),
-        "leave one out: Megatron would fail on the test set when all is trained",
-    ),
-    Unsupported(
-        "--multiple-validation-sets without --full-validation",
-        lambda a: a.multiple_validation_sets and not a.full_validation,
-        "pass --full-validation too",
-    ),
-    Unsupported(
-        "--multiple-validation-sets without --valid-data-path",
-        lambda a: a.multiple_validation_sets and not (a.valid_data_path or a.per_split_data_args_path),
-        "pass --train-data-path and --valid-data-path: a --split has a test set, where Megatron would fail "
-        "when all is trained",
-    ),
-    Unsupported(
-        "--full-validation without --multiple-validation-sets",
-        lambda a: a.full_validation and not a.multiple_validation_sets,
-        "pass --multiple-validation-sets too, for a single set as well: Megatron would fail at the first "
-        "validation",
-    ),
-    Unsupported(
-        "--full-validation without --eval-micro-batch-size 1",
-        lambda a: a.full_validation and (a.eval_micro_batch_size or a.micro_batch_size) != 1,
-        "pass it: Megatron reads whole sets one sample at a time; and --eval-global-batch-size of as many as "
-        "data-parallel ranks, or it goes through every set several times",
-    ),
-    Unsupported(
-        "--rampup-batch-size",
-        lambda a: a.rampup_batch_size is not None,
-        "use --step-batch-size-schedule: Megatron ignores it",
-    ),
-    Unsupported(
-        "--mtp-num-layers (multi-token prediction)",
-        lambda a: bool(a.mtp_num_layers),
-        "leave it out: its loss and its tokens are not passed on here",
-    ),
-    Unsupported(
-        "--overlap-moe-expert-parallel-comm",
-        lambda a: a.overlap_moe_expert_parallel_comm,
-        "leave it out: it has a forward step of its own",
-    ),
-    Unsupported("--yaml-cfg", lambda a: a.yaml_cfg is not None, "pass flags"),
-    Unsupported("--sft", lambda a: a.sft, "leave it out: this program pretrains"),
-    Unsupported("--fim-data", lambda a: a.fim_data, "leave it out"),
-    Unsupported("--perform-rl-step", lambda a: a.perform_rl_step, "leave it out: this program pretrains"),
-    Unsupported("--hybrid-context-parallel", lambda a: a.hybrid_context_parallel, "leave it out"),
-    Unsupported(
-        "--ckpt-format other than torch_dist", lambda a: a.ckpt_format != "torch_dist", "use torch_dist"
-    ),
-    Unsupported("--inprocess-restart", lambda a: a.inprocess_restart, "leave it out"),
-    Unsupported(
-        "--fp8-format without --transformer-impl transformer_engine on a GPU",
-        lambda a: a.fp8 is not None and (cpu.needed() or a.transformer_impl != "transformer_engine"),
-        "use --bf16: Megatron would train in it without a word",
-    ),
-    Unsupported(
-        "--enable-cuda-graph and --external-cuda-graph",
-        lambda a: a.enable_cuda_graph or a.external_cuda_graph,
-        "use --cuda-graph-impl local or transformer_engine",
-    ),
-    Unsupported(
-        "--cuda-graph-impl with packed documents",
-        lambda a: a.cuda_graph_impl != "none" and documents_masked(a),
-        "use none: where documents begin, and so what is computed, differs from batch to batch",
-    ),
-    Unsupported(
-        "--cuda-graph-impl transformer_engine with --position-embedding-type yarn",
-        lambda a: a.cuda_graph_impl == "transformer_engine" and a.position_embedding_type == "yarn",
-        "use local: Megatron would capture the layers without their rotary embedding",
-    ),
-    Unsupported(
-        "--optimizer-cpu-offload without a GPU",
-        lambda a: a.optimizer_cpu_offload and cpu.needed(),
-        "leave it out: the optimizer is on the CPU",
-    ),
-    Unsupported(
-        "--cpu-offloading-num-layers without a GPU",
-        lambda a: a.cpu_offloading_num_layers > 0 and cpu.needed(),
-        "leave it out: activations are on the CPU",
-    ),
-    Unsupported(
-        "--fine-grained-activation-offloading without a GPU",
-        lambda a: a.fine_grained_activation_offloading and cpu.needed(),
-        "leave it out: activations are on the CPU",
-    ),
-)
-"""What pretrain_phd.py does not run with, K = 1 included."""
-
-
-def refuse_unsupported(args: Namespace) -> None:
+def refuse_unsupported(args: Namespace, to_train: bool = True) -> None:
     """Stop at start-up where the command line asks for what would not run, or not as asked.
+
+    Args:
+        args: Megatron's, parsed.
+        to_train: whether a training follows.
 
     Raises:
         ValueError: names every refused flag and the remedy.
     """
-    _refuse("pretrain_phd.py", NEVER, args)
+    _refuse("pretrain_phd.py", (*NEVER, *TO_TRAIN) if to_train else NEVER, args)
     if runs_phd_attention(args):
         if args.phd_copies > 1:
             what = f"--phd-copies {args.phd_copies}"
@@ -252,6 +131,26 @@ def refuse_unsupported(args: Namespace) -> None:
         else:
             what = "packed documents" if documents_masked(args) else "--context-parallel-size"
         _refuse(what, UNSUPPORTED, args)
+
+
+def refuse_empty_last_stage(args: Namespace, config: PHDTransformerConfig) -> None:
+    """Stop at start-up where the last pipeline stage would have no layer to prune; only its ranks would find
+    out, with the model built.
+
+    Raises:
+        ValueError: names the flags.
+    """
+    virtual_stages = config.virtual_pipeline_model_parallel_size
+    if layout := config.pipeline_model_parallel_layout:
+        layers = layout.layout[-1][-1].count(LayerType.decoder)
+    else:
+        last = None if virtual_stages is None else virtual_stages - 1
+        layers = get_num_layers_to_build(config, last, config.pipeline_model_parallel_size - 1)
+    if prunes_last_layer(args) and layers == 0:
+        raise ValueError(
+            "the last pipeline stage has no layer to prune (--pipeline-model-parallel-layout, "
+            "--account-for-loss-in-pipeline-split): pass --no-phd-prune-last-layer"
+        )
 
 
 def runs_phd_attention(args: Namespace) -> bool:
@@ -296,5 +195,5 @@ def key_value_heads(args: Namespace) -> int:
 def _refuse(what: str, table: tuple[Unsupported, ...], args: Namespace) -> None:
     refused = [entry for entry in table if entry.refuses(args)]
     if refused:
-        lines = "".join(f"\n  {entry.flag}: {entry.remedy}" for entry in refused)
-        raise ValueError(f"{what} does not run with:{lines}")
+        given = ", ".join(f"{entry.flag} ({entry.remedy})" for entry in refused)
+        raise ValueError(f"{what} does not run with {given}")

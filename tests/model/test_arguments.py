@@ -16,7 +16,7 @@ from tests.model.conftest import MODEL, TRAINING, losses
 from tests.world import ROOT
 
 FLAGS = [*MODEL, *TRAINING, "--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "255"]
-# What makes each entry of the two tables in phd/model/support.py refuse; on a CPU unless "on" says other.
+# What makes each entry of the tables of support.py and never.py refuse; on a CPU unless "on" says other.
 REFUSED = {
     "--attention-dropout above 0": {"attention_dropout": 0.1},
     "--cp-comm-type a2a+p2p, or one for each layer": {
@@ -43,10 +43,10 @@ REFUSED = {
         "num_experts": 4,
         "calculate_per_token_loss": True,
     },
-    "--heterogeneous-layers-config-path": {"heterogeneous_layers_config_path": "x.json"},
-    "--experimental-attention-variant": {"experimental_attention_variant": "dsa"},
-    "--hybrid-layer-pattern": {"hybrid_layer_pattern": "M*"},
-    "--spec": {"spec": ["a", "b"]},
+    "--experimental-attention-variant": {
+        "experimental_attention_variant": "dsa",
+        "transformer_impl": "transformer_engine",
+    },
     "--window-size (sliding-window layers)": {"window_size": (8, 0)},
     "--softmax-type other than vanilla": {"softmax_type": "learnable"},
     "--apply-query-key-layer-scaling": {"apply_query_key_layer_scaling": True},
@@ -80,7 +80,38 @@ COPIES_ONLY = {
 }
 NEVER = {
     "--attention-backend local": {"attention_backend": Namespace(name="local")},
-    "--yaml-cfg": {"yaml_cfg": "x.yaml"},
+    "--heterogeneous-layers-config-path": {"heterogeneous_layers_config_path": "x.json"},
+    "--hybrid-layer-pattern": {"hybrid_layer_pattern": "M*"},
+    "--spec": {"spec": ["a", "b"]},
+    "--transformer-impl inference_optimized": {"transformer_impl": "inference_optimized"},
+    "--experimental-attention-variant without --transformer-impl transformer_engine": {
+        "experimental_attention_variant": "gated_delta_net",
+    },
+    "--sequence-parallel without Transformer Engine, and without --normalization RMSNorm or with "
+    "--qk-layernorm": {
+        "sequence_parallel": True,
+        "tensor_model_parallel_size": 2,
+        "qk_layernorm": True,
+    },
+    "--defer-embedding-wgrad-compute without apex's kernel": {"defer_embedding_wgrad_compute": True},
+    "--init-model-with-meta-device": {"init_model_with_meta_device": True},
+    "--distributed-backend nccl without a GPU": {"distributed_backend": "nccl"},
+    "--lr-decay-style WSD without --lr-wsd-decay-iters": {"lr_decay_style": "WSD"},
+    "--moe-grouped-gemm without a GPU": {"moe_grouped_gemm": True},
+    "--use-pytorch-profiler without --tensorboard-dir": {"profile": True, "use_pytorch_profiler": True},
+    "--save without --save-interval": {"save": "folder"},
+    "--tokenizer-type missing": {"tokenizer_type": None},
+    "--tokenizer-type NullTokenizer without --vocab-size": {"vocab_size": None},
+    "--wandb-project without --run-dir": {"wandb_project": "project"},
+    "--dataloader-type external": {"dataloader_type": "external"},
+    "--phase-transition-iterations": {"phase_transition_iterations": "2"},
+    "--config-logger-dir": {"config_logger_dir": "folder"},
+    "--fake-process-group": {"fake_process_group": True},
+    "--gpu-sniff-test-interval without a GPU": {"gpu_sniff_test_interval": 2},
+    "--use-sharp without a GPU": {"use_sharp": True},
+    "--record-memory-history without a GPU": {"record_memory_history": True},
+    "--profile without a GPU": {"profile": True},
+    "--moe-routing-trace-path without a GPU": {"moe_routing_trace_path": "folder"},
     "--sft": {"sft": True},
     "--fim-data": {"fim_data": True},
     "--perform-rl-step": {"perform_rl_step": True},
@@ -166,9 +197,10 @@ def refusals(always: dict, changes: dict[str, dict]) -> dict[str, str]:
 
 
 def table_flags() -> tuple[set[str], set[str]]:
-    from phd.model.support import NEVER, UNSUPPORTED
+    from phd.model.never import NEVER, TO_TRAIN
+    from phd.model.support import UNSUPPORTED
 
-    return {entry.flag for entry in UNSUPPORTED}, {entry.flag for entry in NEVER}
+    return {entry.flag for entry in UNSUPPORTED}, {entry.flag for entry in (*NEVER, *TO_TRAIN)}
 
 
 def test_tables_are_all_tested(world):
@@ -180,7 +212,7 @@ def test_every_unsupported_flag_is_refused_with_copies(world):
     (answers,) = world.run(refusals, {"phd_copies": 2}, REFUSED)
     assert answers.pop("nothing") == ""
     for flag, answer in answers.items():
-        assert re.fullmatch(rf"--phd-copies 2 does not run with:\n  {re.escape(flag)}: .+", answer), flag
+        assert re.fullmatch(rf"--phd-copies 2 does not run with {re.escape(flag)} \(.+\)", answer), flag
 
 
 def test_unsupported_flags_are_megatrons_own_business_without_our_attention(world):
@@ -263,8 +295,8 @@ def test_unsupported_flags_are_refused_wherever_our_attention_runs(always, what,
         if engine or flag in COPIES_ONLY:
             assert answer == "", flag
         else:
-            assert answer.startswith(f"{what} does not run with:\n"), flag
-            assert f"\n  {flag}: " in answer
+            assert answer.startswith(f"{what} does not run with "), flag
+            assert f" {flag} (" in answer
 
 
 def test_never_supported_flags_are_refused(world):
@@ -272,7 +304,80 @@ def test_never_supported_flags_are_refused(world):
         (answers,) = world.run(refusals, {"phd_copies": copies}, NEVER)
         assert answers.pop("nothing") == ""
         for flag, answer in answers.items():
-            assert f"pretrain_phd.py does not run with:\n  {flag}: " in answer
+            assert f"pretrain_phd.py does not run with {flag} (" in answer, flag
+
+
+# What the remedy of an entry changes, where it is more than to leave the flag out.
+REMEDIES: dict[str, dict] = {
+    "--attention-dropout above 0": {"attention_dropout": 0.0},
+    "--cp-comm-type a2a+p2p, or one for each layer": {"cp_comm_type": ["p2p"]},
+    "--cp-comm-type a2a with key/value heads that the ranks do not divide": {"cp_comm_type": ["all_gather"]},
+    "--context-parallel-size with slices (--seq-length / size / 2) shorter than the window": {
+        "phd_window": 10
+    },
+    "--phd-attention-backend flex without a GPU": {"phd_attention_backend": "flash"},
+    "--context-parallel-size with --phd-attention-backend flex or reference": {
+        "phd_attention_backend": "flash"
+    },
+    "--attention-output-gate with a pruned last layer": {"phd_prune_last_layer": False},
+    "--softmax-type other than vanilla": {"softmax_type": "vanilla"},
+    "--position-embedding-type mrope": {"position_embedding_type": "rope"},
+    "--fp16": {"fp16": False, "bf16": True},
+    "--fp4-format": {"fp4": None, "bf16": True},
+    "--fp8-format with rows of a linear layer that are no multiple of 16 (mxfp8: 32)": {"seq_length": 40},
+    "--tp-comm-overlap with a pruned last layer": {"phd_prune_last_layer": False},
+    "--offload-modules core_attn with a pruned last layer": {"phd_prune_last_layer": False},
+    "--use-megatron-fsdp": {"use_megatron_fsdp": False, "use_distributed_optimizer": True},
+    "--use-torch-fsdp2": {"use_torch_fsdp2": False, "use_distributed_optimizer": True},
+    "--reset-attention-mask with --position-embedding-type learned_absolute": {"reset_position_ids": True},
+    "--multiple-validation-sets with --test-data-path": {"test_data_path": None},
+    "--multiple-validation-sets without --full-validation": {
+        "full_validation": True,
+        "eval_micro_batch_size": 1,
+    },
+    "--multiple-validation-sets without --valid-data-path": {"valid_data_path": ["held_out"]},
+    "--full-validation without --multiple-validation-sets": {
+        "multiple_validation_sets": True,
+        "valid_data_path": ["held_out"],
+    },
+    "--full-validation without --eval-micro-batch-size 1": {"eval_micro_batch_size": 1},
+    "--rampup-batch-size": {"rampup_batch_size": None, "step_batch_size_schedule": "0:2 1K:8"},
+    "--ckpt-format other than torch_dist": {"ckpt_format": "torch_dist"},
+    "--transformer-impl inference_optimized": {"transformer_impl": "local"},
+    "--sequence-parallel without Transformer Engine, and without --normalization RMSNorm or with "
+    "--qk-layernorm": {"qk_layernorm": False},
+    "--lr-decay-style WSD without --lr-wsd-decay-iters": {"lr_wsd_decay_iters": 2},
+    "--use-pytorch-profiler without --tensorboard-dir": {"tensorboard_dir": "logs"},
+    "--save without --save-interval": {"save_interval": 1},
+    "--profile without a GPU": {"use_pytorch_profiler": True, "tensorboard_dir": "logs"},
+    "--tokenizer-type missing": {"tokenizer_type": "SentencePieceTokenizer"},
+    "--tokenizer-type NullTokenizer without --vocab-size": {"vocab_size": 255},
+    "--wandb-project without --run-dir": {"wandb_save_dir": "folder"},
+    "--dataloader-type external": {"dataloader_type": "cyclic"},
+    "--enable-cuda-graph and --external-cuda-graph": {"enable_cuda_graph": False, "cuda_graph_impl": "local"},
+    "--cuda-graph-impl with packed documents": {"cuda_graph_impl": "none"},
+    "--cuda-graph-impl transformer_engine with --position-embedding-type yarn": {"cuda_graph_impl": "local"},
+    "--fp8-format without --transformer-impl transformer_engine on a GPU": {"fp8": None, "bf16": True},
+    "--attention-backend local": {"attention_backend": Namespace(name="auto")},
+}
+
+
+def remedies() -> dict[str, str]:
+    from phd.model.never import NEVER, TO_TRAIN
+    from phd.model.support import UNSUPPORTED
+
+    return {entry.flag: entry.remedy for entry in (*UNSUPPORTED, *NEVER, *TO_TRAIN)}
+
+
+def test_every_remedy_is_accepted(world):
+    """With what it says in place of the flag, or beside it, nothing is refused any more."""
+    changes = REFUSED | NEVER
+    (texts,) = world.run(remedies)
+    assert {flag for flag, text in texts.items() if not text.startswith("leave ")} <= set(REMEDIES)
+    for copies, flags in ((2, REFUSED), (1, NEVER)):
+        walked = {flag: changes[flag] | REMEDIES[flag] for flag in flags if flag in REMEDIES}
+        (answers,) = world.run(refusals, {"phd_copies": copies}, walked)
+        assert {flag: answer for flag, answer in answers.items() if answer} == {}
 
 
 FP8 = {"fp8": "hybrid", "transformer_impl": "transformer_engine", "phd_copies": 2, "on": "gpu"}
@@ -541,13 +646,6 @@ def refused_for_its_temporary_folder(folder: str) -> str:
         except ValueError as error:
             return str(error)
     return ""
-
-
-def test_what_megatron_asserts_without_a_word(world):
-    (answer,) = world.run(refused_at_start, without("--micro-batch-size"))
-    assert answer == "Megatron refuses these flags: assert args.micro_batch_size is not None"
-    (answer,) = world.run(refused_at_start, [*FLAGS, "--save", "folder"])
-    assert answer == "Megatron refuses these flags: assert args.save_interval is not None"
 
 
 def test_a_run_folder_continues_from_its_own_checkpoints(world):

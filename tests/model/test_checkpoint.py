@@ -330,6 +330,17 @@ def test_damaged_checkpoint_is_named(world, saved, copy, damage):
     )
 
 
+def test_an_iteration_that_was_never_saved(world, copy, tmp_path):
+    """It was called damaged, also in an empty folder."""
+    (answer,) = world.run(refusal, copy, 99)
+    assert answer.startswith(f"there is no checkpoint of iteration 99 (--ckpt-step) in {copy}. ")
+    assert answer.endswith("The newest whole one is iteration 3: continue from it with --ckpt-step 3")
+    assert world.run(refusal, copy, 3) == [""]
+    (answer,) = world.run(refusal, tmp_path / "nothing", 99)
+    assert answer.endswith("/nothing: leave --ckpt-step out to start afresh")
+    assert world.run(refusal, tmp_path / "nothing") == [""]
+
+
 def test_the_first_weights_matter_no_more_when_the_run_has_its_own(world, saved, copy, tmp_path):
     """Nor do --ckpt-step and falling back, which mean the run's own checkpoints, look for them there."""
     first = tmp_path / "first"
@@ -369,7 +380,7 @@ def test_arguments_of_the_checkpoint_are_refused_as_those_of_the_command_line(
     flags = [*base_flags, *ours, "--use-checkpoint-args"]
     for source in ("--load", "--pretrained-checkpoint"):
         (answer,) = world.run(refused_at_start, [*flags, source, str(folder)])
-        assert "--attention-dropout above 0: pass --attention-dropout 0" in answer
+        assert "--attention-dropout above 0 (pass --attention-dropout 0)" in answer
     flags = [*base_flags, *PHD, "--use-checkpoint-args", "--load", str(saved)]
     at = flags.index("--seq-length")
     assert world.run(refused_at_start, [*flags[:at], *flags[at + 2 :]]) == [""]

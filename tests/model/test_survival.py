@@ -506,7 +506,7 @@ def test_data_that_were_replaced_get_new_index_caches(world, flags, tmp_path):
 def test_a_world_size_that_does_not_fit(world, flags, part):
     before = contents(part)
     (answer,) = world.run(refused_at_start, [*flags, *own(part), "--tensor-model-parallel-size", "2"])
-    assert "Megatron refuses these flags: world size (1)" in answer
+    assert answer.startswith("1 rank(s) do not divide into groups of 2 (--tensor-model-parallel-size 2 x ")
     assert contents(part) == before
 
 
