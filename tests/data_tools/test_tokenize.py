@@ -508,7 +508,7 @@ def test_where_the_tokenizer_fails_the_document_is_named(tokenizer_model, tmp_pa
                 raise Exception("unknown token")
             return encode(texts, limit=limit)
 
-        encoder.encode = fail
+        setattr(encoder, "encode", fail)  # noqa: B010
         return encoder
 
     monkeypatch.setattr("tests.data_tools.conftest.load_encoder", load)
