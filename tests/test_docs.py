@@ -39,6 +39,7 @@ OTHERS = frozenset(
         *("--hidden-size", "--num-layers", "--seq-length", "--use-checkpoint-args", "--no-load-optim"),
         *("--no-load-rng", "--no-save-optim", "--no-save-rng", "--exit-on-missing-checkpoint"),
         *("--dist-ckpt-optim-fully-reshardable", "--use-distributed-optimizer"),
+        "--distrib-optim-fully-reshardable-mem-efficient",
         *("--skip-train", "--ckpt-format", "--ckpt-convert-format", "--ckpt-convert-save"),
         *("--logits-load-dir", "--min-lr", "--pipeline-model-parallel-size", "--seed"),
         *(

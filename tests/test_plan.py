@@ -34,7 +34,7 @@ CASES = {
     ),
     "CP2": (2, "--phd-copies 2 --context-parallel-size 2"),
     "PP2": (2, "--phd-copies 2 --pipeline-model-parallel-size 2"),
-    "bf16": (1, "--bf16 --num-layers 1"),
+    "bf16": (1, "--bf16 --seq-length 64 --micro-batch-size 1 --global-batch-size 2"),
     "PP2-interleaved": (
         2,
         "--phd-copies 2 --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 "
