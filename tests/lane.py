@@ -90,6 +90,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
+    if hasattr(config, "workerinput"):
+        return  # of pytest-xdist: the process that started it has the reports of all
     stats = terminalreporter.stats
     reports = [report for kind in ("passed", "failed") for report in stats.get(kind, [])]
     took: dict[str, float] = {}
