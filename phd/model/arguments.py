@@ -26,7 +26,7 @@ from phd.model.flags import Flags, one_line_errors
 from phd.model.inputs import refuse_missing_inputs
 from phd.model.modules import refuse_missing_modules
 from phd.model.refusals import in_our_words
-from phd.model.resume import compare_with_checkpoint, record_contents, refuse_mixing
+from phd.model.resume import CannotGoOn, compare_with_checkpoint, record_contents, refuse_mixing
 from phd.model.samples import refuse_samples
 from phd.model.sizes import (
     padding_line,
@@ -41,7 +41,6 @@ from phd.model.transformer_config import PHDTransformerConfig
 from phd.model.unread import refuse_unread
 from phd.model.values import refuse_values
 from phd.run.config import RunConfig
-from phd.run.status import STATUS_FILE
 from phd.run.wandb import name_run
 
 TOKENIZERS = Path(megatron.core.tokenizers.__file__).parent
@@ -225,17 +224,11 @@ def make_global(args: Namespace) -> RunGuard:
         raise ValueError("--lr is missing: it has no default")
     if args.num_workers or args.async_save:
         refuse_long_temporary_folder()
-    run = Path(args.run_folder) if args.run_folder else None
-    begun = run is not None and (run / STATUS_FILE).exists()
-    if not begun:
+    try:
         refuse_missing_inputs(args)
-    guard = RunGuard(args, run)
-    if begun:  # to its job, "failed" is the word for what no other start mends
-        try:
-            refuse_missing_inputs(args)
-        except ValueError as error:
-            guard.failed(str(error))
-            raise
+    except ValueError as error:  # to the job of a run, "failed" is the word for what no other start mends
+        raise CannotGoOn(str(error), args.run_folder) from error
+    guard = RunGuard(args, Path(args.run_folder) if args.run_folder else None)
     if args.run_folder and args.wandb_project and args.rank == args.world_size - 1:
         name_run(Path(args.run_folder))
     try:

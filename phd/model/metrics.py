@@ -19,6 +19,7 @@ from phd.config import PHDConfig
 from phd.model.compat import served_by
 from phd.model.documents import documents_masked
 from phd.model.support import key_value_heads
+from phd.run.arguments import flag
 
 
 def describe(args: Namespace, config: PHDConfig) -> str:
@@ -179,7 +180,7 @@ def recorded(args: Namespace) -> dict[str, Any]:
     derived = {
         name
         for name, value in vars(args).items()
-        if isinstance(value, (torch.dtype, Enum)) and f"--{name.replace('_', '-')}" not in given
+        if isinstance(value, (torch.dtype, Enum)) and flag(name) not in given
     }
     return {name: value for name, value in plain_arguments(args).items() if name not in derived}
 

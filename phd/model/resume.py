@@ -38,7 +38,7 @@ SETTINGS_OF_A_START = frozenset(
         *("skip_train", "phd_documents", "phd_attention_backend", "phd_prune_last_layer", "eval_iters_given"),
     }
 )
-"""How a start goes on, and what is not known yet when it begins."""
+"""Arguments that say how one start goes on, or that Megatron fills in later: no other training for that."""
 
 AT_EVERY_START = {
     "no_load_optim": "would begin Adam's moments and the schedule anew",
@@ -46,11 +46,11 @@ AT_EVERY_START = {
     "no_save_optim": "leaves the next start without the state of the optimizer",
     "no_save_rng": "leaves the next start without the state of the random numbers",
 }
-"""Flags of which a run folder would make more than one start."""
+"""Flags for one start, which --run-dir would obey at every start; and what each start would then do."""
 
 
 class CannotGoOn(ValueError):
-    """No start with this command line will ever go on; for status.json of the run folder, if there is one."""
+    """No start with this command line will ever go on; the run folder's status.json, if any, is to say so."""
 
     def __init__(self, reason: str, run_folder: str | None) -> None:
         super().__init__(reason)

@@ -3,6 +3,8 @@
 import math
 from argparse import Namespace
 
+from phd.run.arguments import flag
+
 WITHOUT_DEFAULT = (
     *("num_layers", "hidden_size", "num_attention_heads", "seq_length", "max_position_embeddings"),
     "micro_batch_size",
@@ -15,7 +17,7 @@ def refuse_missing_sizes(args: Namespace) -> None:
     Raises:
         ValueError: names them.
     """
-    missing = [f"--{name.replace('_', '-')}" for name in WITHOUT_DEFAULT if getattr(args, name) is None]
+    missing = [flag(name) for name in WITHOUT_DEFAULT if getattr(args, name) is None]
     if missing:
         what = "is missing: it has no default" if len(missing) == 1 else "are missing: they have no defaults"
         raise ValueError(f"{', '.join(missing)} {what}")
