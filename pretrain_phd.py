@@ -7,7 +7,7 @@ flags and the --phd-* ones; runs on GPUs, and on a machine without one by itself
 from functools import partial
 from typing import Any
 
-import phd.model  # noqa: F401 (first: it prepares torch for Megatron on a machine without a GPU)
+import phd.megatron  # noqa: F401 (first: it prepares torch for Megatron on a machine without a GPU)
 
 # isort: split
 
@@ -33,15 +33,15 @@ from megatron.training import (
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.utils import is_first_or_last_pipeline_stage
 
-from phd.model import compat
-from phd.model.arguments import make_global, parse_and_validate_args
-from phd.model.builder import model_config_from_args
-from phd.model.dataset import build_datasets
-from phd.model.documents import document_params, document_starts, documents_masked
-from phd.model.ending import refuse_start
-from phd.model.metrics import describe
-from phd.model.observer import Observer
+from phd.megatron import compat
+from phd.megatron.builder import model_config_from_args
+from phd.megatron.documents import document_params, document_starts, documents_masked
 from phd.run.output import outlive_readers
+from phd.training.arguments import make_global, parse_and_validate_args
+from phd.training.dataset import build_datasets
+from phd.training.ending import refuse_start
+from phd.training.hooks import Observer
+from phd.training.metrics import describe
 
 SPIKY_LOSS_FACTOR = 10  # times the largest loss so far, for --check-for-spiky-loss
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")

@@ -51,7 +51,7 @@ def main() -> int:
     corpus, tokenizer, data = folder / "corpus.jsonl", folder / "tokenizer.model", folder / "data"
     if not corpus.exists():
         write_corpus(corpus)
-    phd = [sys.executable, "-m", "phd.cli"]
+    phd = [sys.executable, "-m", "phd.commands.cli"]
     if not tokenizer.exists():
         run([*phd, "data", "train-tokenizer", "--input", corpus, "--output-prefix", folder / "tokenizer",
              "--vocab-size", VOCABULARY])  # fmt: skip

@@ -51,7 +51,7 @@ read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKEN
 }
 
 finished() { # RUN -> whether it is; says how it stands
-  (cd "$ROOT" && "$PYTHON" -m phd.cli status "$1")
+  (cd "$ROOT" && "$PYTHON" -m phd.commands.cli status "$1")
 }
 
 fail() {

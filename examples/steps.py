@@ -30,7 +30,7 @@ def step(title: str) -> None:
 
 def phd(*arguments: Any) -> None:
     """Call the phd command, as a user would."""
-    command = [sys.executable, "-m", "phd.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "phd.commands.cli", *map(str, arguments)]
     if subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"}).returncode:
         raise SystemExit(f"failed: {shlex.join(command)}")
 

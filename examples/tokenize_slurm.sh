@@ -20,15 +20,15 @@ mkdir -p "$LOGS"
 # shellcheck disable=SC2086 # INPUT may hold several names, and the options are words
 array=$(sbatch --parsable --job-name=phd-tokenize --array="0-$((TASKS - 1))" --cpus-per-task="$CPUS" --requeue \
   --output="$LOGS/tokenize-%a.log" --open-mode=append ${TOKENIZE_SBATCH:-} --wrap="$(printf '%q ' \
-    "$PYTHON" -m phd.cli data tokenize --input $INPUT --tokenizer-model "$TOKENIZER_MODEL" \
+    "$PYTHON" -m phd.commands.cli data tokenize --input $INPUT --tokenizer-model "$TOKENIZER_MODEL" \
     --output-prefix "$OUTPUT_PREFIX" --workers "$CPUS" --world-size "$TASKS" \
     --append-eod "$@") --rank \$SLURM_ARRAY_TASK_ID")
 
 # shellcheck disable=SC2086
 merge=$(sbatch --parsable --job-name=phd-merge --dependency="afterok:$array" --kill-on-invalid-dep=yes --requeue \
   --output="$LOGS/merge.log" --open-mode=append ${MERGE_SBATCH:-} --wrap="set -e
-$(printf '%q ' "$PYTHON" -m phd.cli data merge "$OUTPUT_PREFIX.units" --output-prefix "$OUTPUT_PREFIX")
-$(printf '%q ' "$PYTHON" -m phd.cli data verify "$OUTPUT_PREFIX")
+$(printf '%q ' "$PYTHON" -m phd.commands.cli data merge "$OUTPUT_PREFIX.units" --output-prefix "$OUTPUT_PREFIX")
+$(printf '%q ' "$PYTHON" -m phd.commands.cli data verify "$OUTPUT_PREFIX")
 $(printf '%q ' rm -rf "$OUTPUT_PREFIX.units")")
 
 echo "array $array of $TASKS tasks, then job $merge merges and verifies; logs in $LOGS"

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaConfig, PreTrainedTokenizerBase
 
-    from phd.model.checkpoint import CheckpointTensors
+    from phd.checkpoint.integrity import CheckpointTensors
 
 
 def chosen_device(name: str | None) -> "torch.device":
@@ -26,7 +26,7 @@ def chosen_device(name: str | None) -> "torch.device":
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-        # phd.model takes cuda for the CPU where there is none
+        # phd.megatron takes cuda for the CPU where there is none
         if device.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, each for another reason
@@ -90,7 +90,7 @@ def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":
     from phd.config import VARIANT_FIELDS, trained_variant
 
     with quiet():
-        from phd.model.checkpoint import (
+        from phd.checkpoint.integrity import (
             CheckpointTensors,
             chosen_folder,
             find_damage,

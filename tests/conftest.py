@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
 
 from tests.models import ids, make_model, tiny_folder  # noqa: F401 (fixtures of several folders)
+from tests.trainings import base_flags, data, packed_data, start_flags  # noqa: F401 (the same)
 from tests.world import World, fork_server
 
 pytest_plugins = ["tests.lane"]

@@ -4,7 +4,7 @@ import torch
 
 torch.set_num_threads(1)
 
-import phd.model  # noqa: E402, F401 (before Megatron)
+import phd.megatron  # noqa: E402, F401 (before Megatron)
 
 # isort: split
 

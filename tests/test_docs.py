@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phd.cli import COMMANDS
+from phd.commands.cli import COMMANDS
 from tests.world import ROOT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -108,7 +108,7 @@ def commands_of(command: str) -> dict[str, argparse.ArgumentParser]:
 def our_training_flags() -> set[str]:
     """Of pretrain_phd.py: Megatron makes them from the fields of our dataclasses, and is slow to ask."""
     flags = set()
-    for file in ("phd/config.py", "phd/run/config.py", "phd/model/checkpoint.py"):
+    for file in ("phd/config.py", "phd/run/config.py", "phd/checkpoint/integrity.py"):
         for node in ast.walk(ast.parse(words(ROOT / file))):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 name = node.target.id.replace("_", "-")

@@ -1,4 +1,4 @@
-"""The parts of the program that are not Megatron's; training runs are in tests/model."""
+"""The parts of the program that are not Megatron's; tests/megatron and tests/training run trainings."""
 
 from types import SimpleNamespace
 from unittest.mock import patch

@@ -19,7 +19,7 @@ def measured(file: str) -> dict:
 
 
 def test_support_matrix_names_every_refused_flag():
-    files = (ROOT / "phd" / "model" / name for name in ("support.py", "never.py"))
+    files = (ROOT / "phd" / "training" / name for name in ("unsupported.py", "never.py"))
     source = "".join(file.read_text(encoding="utf-8") for file in files)
     entries = re.findall(r'Unsupported\(\s*"(--[^"]+)"', source.replace('"\n        "', ""))
     assert len(entries) > 25

@@ -173,7 +173,7 @@ def _serve(connection: Connection, stacks: str) -> None:
 @contextlib.contextmanager
 def megatron_globals() -> Any:
     """Leave no Megatron state behind: pretrain() asserts that its globals are not initialised."""
-    import phd.model  # noqa: F401 (before Megatron)
+    import phd.megatron  # noqa: F401 (before Megatron)
 
     # isort: split
     import torch
@@ -182,7 +182,7 @@ def megatron_globals() -> Any:
     from megatron.core.tensor_parallel import random
     from megatron.training import global_vars, training
 
-    from phd.model import compat
+    from phd.megatron import compat
 
     # The first run of a process decides which kind of generators all its runs have. CUDA graphs' need CUDA.
     random.initialize_rng_tracker(force_reset=True)

@@ -63,7 +63,7 @@ def tokenized(folder: Path) -> list[str]:
     """Text, tokenizer and data set; the flags that name them."""
     corpus, tokenizer, prefix = folder / "corpus.jsonl", folder / "tokenizer", folder / "text"
     write_corpus(corpus, tiny=True)  # which asks no package index
-    phd = [sys.executable, "-m", "phd.cli", "data"]
+    phd = [sys.executable, "-m", "phd.commands.cli", "data"]
     call(
         [
             *phd,

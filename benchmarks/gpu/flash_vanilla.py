@@ -8,7 +8,7 @@ import pretrain_phd  # first: it prepares torch for Megatron on a machine withou
 
 # isort: split
 
-from phd.model import transformer_config
+from phd.megatron import transformer_config
 
 if __name__ == "__main__":
     transformer_config.needs_phd_attention = lambda *args: True

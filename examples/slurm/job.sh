@@ -19,7 +19,7 @@ srun --kill-on-bad-exit=1 bash "$RUN/launch.sh" &
 srun_pid=$!
 while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
 
-verdict=$(cd "$RUN/code" && "$PYTHON" -m phd.cli status "$RUN")
+verdict=$(cd "$RUN/code" && "$PYTHON" -m phd.commands.cli status "$RUN")
 code=$?
 echo "$verdict"
 if [ "$(starts)" -gt "$before" ]; then

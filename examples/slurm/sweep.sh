@@ -37,12 +37,12 @@ for seed in ${SEEDS:-1}; do
     job=$(SEED=$seed "$HERE/submit.sh" "$size" "$variant" ${TRAIN_FLAGS:-}) # none for a finished run
     # shellcheck disable=SC2016 # for the job's bash; an export that was queued again may be there already
     export_job=$(after "$size-$variant-seed$seed-export" "${job:+afterok:$job,}" \
-      bash -c '[ -d "$2" ] || exec "$0" -m phd.cli export "$1" "$2"' "$PYTHON" "$RUN/checkpoints" "$RUN/model")
+      bash -c '[ -d "$2" ] || exec "$0" -m phd.commands.cli export "$1" "$2"' "$PYTHON" "$RUN/checkpoints" "$RUN/model")
     line="$variant seed $seed: train ${job:-finished}, export $export_job"
     if [ -n "${EVAL_CORPUS:-}${EVAL_TASKS:-}" ]; then
       if [ -n "${EVAL_CORPUS:-}" ]; then what=(--corpus "$(realpath -m "$EVAL_CORPUS")"); else what=(--tasks "$EVAL_TASKS"); fi
       line+=", eval $(after "$size-$variant-seed$seed-eval" "afterok:$export_job," \
-        "$PYTHON" -m phd.cli eval "$RUN/model" "${what[@]}" --output "$RUN/eval.json")"
+        "$PYTHON" -m phd.commands.cli eval "$RUN/model" "${what[@]}" --output "$RUN/eval.json")"
     fi
     echo "$line"
     [ -z "$job" ] || trained+=("$job")
@@ -52,4 +52,4 @@ done
 list=$(IFS=:; echo "${trained[*]}")
 comparison=${COMPARISON:-comparison}
 echo "$RUNS/$comparison.html: $(after "$size-$comparison" "${list:+afterany:$list,}" \
-  "$PYTHON" -m phd.cli compare "${runs[@]}" --output "$RUNS/$comparison")"
+  "$PYTHON" -m phd.commands.cli compare "${runs[@]}" --output "$RUNS/$comparison")"

@@ -3,7 +3,7 @@
 A plain ``lru_cache`` would hand them on to where they cannot be used. Fake tensors (``phd plan``) belong to
 the mode that made them: they are kept with it, and go with it. Those of an evaluation could not be saved for
 a backward: none are made in inference mode. And a device is the one where a tensor lands, whatever it is
-called: "cuda" is the current GPU, and for ``phd.model`` on a machine without one it is the CPU.
+called: "cuda" is the current GPU, and for ``phd.megatron`` on a machine without one it is the CPU.
 """
 
 from collections.abc import Callable

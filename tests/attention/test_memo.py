@@ -145,14 +145,14 @@ def test_layers_share_what_is_made(mode):
 
 def test_a_device_has_one_entry_by_all_its_names():
     with FakeTensorMode():
-        where = torch.empty(0, device="cuda").device  # with a number; the CPU under the shim of phd.model.cpu
+        where = torch.empty(0, device="cuda").device  # with a number; the CPU under phd.megatron.cpu's shim
         layout = make_layout(LENGTH, window=4, chunk=8, device=torch.device("cuda"))
         assert layout.start.device == where
         assert make_layout(LENGTH, window=4, chunk=8, device=where) is layout
 
 
 def test_a_name_that_comes_to_mean_another_device(monkeypatch):
-    """The shim of phd.model.cpu is installed; another GPU becomes the current one."""
+    """The shim of phd.megatron.cpu is installed; another GPU becomes the current one."""
     made = made_once(4)(lambda device: torch.zeros(1, device=device))
     name = torch.device("cuda")
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from phd import cli
+from phd.commands import cli
 from tests.compare.conftest import PHD
 
 

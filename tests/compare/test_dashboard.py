@@ -4,7 +4,7 @@ import pytest
 from wandb_workspaces.reports.v2 import Report
 from wandb_workspaces.workspaces import Workspace
 
-from phd import cli
+from phd.commands import cli
 from phd.compare import workspace
 from tests.compare.conftest import PHD
 

@@ -6,7 +6,7 @@ import pytest
 
 from data_tools.inspect import inspect
 from data_tools.train import train_tokenizer
-from phd.cli import main
+from phd.commands.cli import main
 from tests.data_tools.conftest import HARD
 
 

@@ -58,7 +58,7 @@ def run_folder(runs: Path, variant: str, seed: int = 1) -> Path:
 
 def accepted(command_lines: list[list[str]]) -> list[tuple[int, int, int]]:
     """In a rank: layers, width and length of the models of command lines that a start accepts."""
-    from phd.model.arguments import parse_and_validate_args
+    from phd.training.arguments import parse_and_validate_args
 
     shapes = []
     for flags in command_lines:

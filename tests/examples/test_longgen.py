@@ -15,7 +15,7 @@ import pytest
 from examples import steps
 from examples.longgen import run as longgen
 from examples.longgen.needles import asked_needles, drill_document, needle_document
-from phd.cli import COMMANDS
+from phd.commands.cli import COMMANDS
 from phd.evaluation.haystack import Haystack
 from phd.evaluation.long_context import KEYS
 from phd.run.status import newest_checkpoint

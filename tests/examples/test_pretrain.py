@@ -331,7 +331,7 @@ def test_experiments_of_the_paper(experiment, queue, tmp_path):
         assert f"--job-name={size}-" in train
         assert "--requeue" in train
         assert f"--dependency=afterok:{3 * number + 1},singleton " in export
-        assert r"phd.cli\ export" in export
+        assert r"phd.commands.cli\ export" in export
         assert f"--chdir={tmp_path}/runs/" in export
         assert f"--dependency=afterok:{3 * number + 2},singleton " in evaluate
         assert "--tasks phd_paper" in evaluate

@@ -39,9 +39,9 @@ class WarmPython:
     def answer(self, words: list[str]) -> tuple[int, str]:
         """Exit status and output of ``python WORDS``."""
         program, arguments = words[1], words[2:]
-        assert words[0] == "-m" and program in ("torch.distributed.run", "phd.cli"), words
+        assert words[0] == "-m" and program in ("torch.distributed.run", "phd.commands.cli"), words
         try:
-            if program == "phd.cli":
+            if program == "phd.commands.cli":
                 self.calls.append(arguments)
                 return self._world.run(run_phd, arguments)[0]
             (at,) = (i for i, word in enumerate(arguments) if word.endswith("/pretrain_phd.py"))
@@ -52,7 +52,7 @@ class WarmPython:
 
 
 def run_phd(arguments: list[str]) -> tuple[int, str]:
-    from phd.cli import main
+    from phd.commands.cli import main
 
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):

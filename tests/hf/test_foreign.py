@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 
-from phd import serve
+from phd.commands import serve
 from phd.hf.foreign import check_folder
 from phd.hf.load import open_folder
 from phd.hf.tokenizer import load_tokenizer

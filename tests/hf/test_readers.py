@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from phd.export import readers
+from phd.commands.export import readers
 from phd.hf.readers import save_config, save_tokenizer
 from phd.hf.tokenizer import load_tokenizer
 from tests.models import ENGLISH

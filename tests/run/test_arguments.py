@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from phd.run.arguments import argument_name, differing, flag
-from tests.model.conftest import MODEL, TRAINING
+from tests.trainings import MODEL, TRAINING
 
 FLAGS = [*MODEL, *TRAINING, "--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "255"]
 LAYOUTS = shlex.split("""
@@ -65,8 +65,8 @@ def test_a_file_is_known_by_its_content(path, content):
 
 def held_against(base: list[str], layouts: list[str]) -> dict[str, object]:
     """Which arguments tell each layout on four ranks from the base on one."""
-    from phd.model.arguments import parse_and_validate_args
-    from phd.model.metrics import recorded
+    from phd.training.arguments import parse_and_validate_args
+    from phd.training.metrics import recorded
 
     def record(flags: list[str], ranks: int) -> dict:
         sys.argv = ["pretrain_phd.py", *base, *flags]
@@ -99,7 +99,7 @@ def unknown_layout_arguments() -> list[str]:
     from megatron.core.distributed import DistributedDataParallelConfig
     from megatron.core.model_parallel_config import ModelParallelConfig
 
-    from phd.model.arguments import parse_and_validate_args
+    from phd.training.arguments import parse_and_validate_args
 
     sys.argv = ["pretrain_phd.py", *FLAGS]
     flags = vars(parse_and_validate_args())

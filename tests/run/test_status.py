@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from phd.cli import main
+from phd.commands.cli import main
 from phd.run.status import FAILED, FINISHED, FRUITLESS_STARTS, TRACKER, UNFINISHED, RunStatus, judge, refused
 from tests.world import ROOT
 

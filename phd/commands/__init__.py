@@ -1,0 +1,1 @@
+"""The `phd` command, one module for each of its commands."""

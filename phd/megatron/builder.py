@@ -1,0 +1,43 @@
+"""From parsed arguments to a Megatron model config whose builder makes PHD models."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from megatron.core.models.gpt import GPTModel
+from megatron.training.argument_utils import core_transformer_config_from_args, gpt_config_from_args
+from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
+
+from phd.megatron.compat import become
+from phd.megatron.documents import documents_masked
+from phd.megatron.layer_specs import phd_layer_spec
+from phd.megatron.phd_model import PHDModel
+from phd.megatron.transformer_config import PHDTransformerConfig
+
+
+@dataclass(kw_only=True)
+class PHDModelConfig(GPTModelConfig):
+    """GPTModelConfig that names our builder."""
+
+    builder: ClassVar[str] = "phd.megatron.builder.PHDModelBuilder"
+
+
+class PHDModelBuilder(GPTModelBuilder):
+    """GPTModelBuilder; with K > 1 the model it returns is a PHDModel, with K = 1 Megatron's GPTModel
+    itself.
+    """
+
+    def build_model(self, *args: Any, **kwargs: Any) -> GPTModel:
+        model = super().build_model(*args, **kwargs)
+        if model.config.phd_copies > 1:
+            become(model, PHDModel)
+        return model
+
+
+def model_config_from_args(args: Namespace) -> PHDModelConfig:
+    """Megatron's arguments plus K, W, C -> model config. Raises ValueError that names the flag."""
+    args.phd_documents = documents_masked(args)
+    transformer = core_transformer_config_from_args(args, config_class=PHDTransformerConfig)
+    config = gpt_config_from_args(args, config=transformer, model_config_cls=PHDModelConfig)
+    config.transformer_layer_spec = phd_layer_spec
+    return config

@@ -1,0 +1,70 @@
+"""Packed documents: where each starts, on its way from the batch to the attention of every layer.
+
+Megatron's own way (thd) puts all samples into one row, and its SelfAttention drops the batch axis for it: the
+copies are batch rows. So the batch keeps its shape; only our core attention is told where documents start.
+Rotary embedding needs not know: its angles differ by the same amount for all positions of a document, and
+attention sees differences alone.
+"""
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from phd.attention.layout import Layout
+from phd.megatron.core_attention import context_parallel, make_layout
+from phd.megatron.transformer_config import PHDTransformerConfig
+
+
+@dataclass
+class DocumentParams(PackedSeqParams):
+    """What Megatron hands from the model's forward to the core attention of every layer, recomputation
+    included; SelfAttention itself ignores it, since the format is not thd.
+    """
+
+    document_starts: Tensor | None = None
+    """[b, s], of the whole sequence."""
+    layout: Layout | None = None
+
+
+def documents_masked(args: Namespace) -> bool:
+    """Whether no token may see another document of its sample."""
+    return args.reset_attention_mask or args.dataloader_inter_document_masking
+
+
+def document_starts(position_ids: Tensor | None, shape: tuple[int, int]) -> Tensor:
+    """Position at which each position's document starts, on every rank of the tensor-parallel group.
+
+    Args:
+        position_ids: [b, s] of the whole sequence, counted from 0 in each document; read on the group's
+            first rank only.
+        shape: (b, s).
+    """
+    if parallel_state.get_tensor_model_parallel_rank() == 0:
+        assert position_ids is not None
+        starts = (torch.arange(shape[1]) - position_ids).cuda(non_blocking=True)
+    else:
+        starts = torch.empty(shape, dtype=torch.int64, device="cuda")
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        group = parallel_state.get_tensor_model_parallel_group()
+        torch.distributed.broadcast(starts, parallel_state.get_tensor_model_parallel_src_rank(), group)
+    return starts
+
+
+def document_params(starts: Tensor | None, config: PHDTransformerConfig) -> DocumentParams | None:
+    """The model's ``packed_seq_params`` for ``starts`` [b, s]; None for None."""
+    if starts is None:
+        return None
+    length = starts.shape[1]
+    group = parallel_state.get_context_parallel_group()
+    parallel = context_parallel(config, group, config.cp_comm_type)
+    return DocumentParams(
+        qkv_format="sbhd",
+        max_seqlen_q=length,
+        max_seqlen_kv=length,
+        document_starts=starts,
+        layout=make_layout(config, length // config.context_parallel_size, starts, parallel),
+    )

@@ -1,8 +1,0 @@
-"""Megatron meets PHD: config, layer spec, core attention, model and builder.
-
-Importing this package prepares torch for Megatron where there is no GPU, so it comes before Megatron.
-"""
-
-from phd.model import cpu
-
-cpu.install()

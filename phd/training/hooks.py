@@ -1,0 +1,127 @@
+"""What happens at every iteration, validation and save of Megatron's loop besides what Megatron does."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.training import get_tensorboard_writer, get_wandb_writer
+
+from phd.checkpoint.saves import Saves
+from phd.config import PHDConfig
+from phd.megatron import compat
+from phd.run.files import read_json, write_json
+from phd.run.record import Line, Recorder
+from phd.run.starts import with_start
+from phd.run.status import RunStatus
+from phd.training.guard import agree_on_checkpoint
+from phd.training.metrics import RunMetrics, about_run, count_parameters
+from phd.training.samples import continue_prompts
+
+RUN_FILE = "phd_run.json"
+
+
+class Observer:
+    """Keeps the record of a run, on the rank that logs, the last."""
+
+    def __init__(self, args: Namespace, config: PHDConfig) -> None:
+        """``args`` are Megatron's, global already."""
+        self.args, self.config = args, config
+        self.metrics = RunMetrics(args, config)
+        self.saves = Saves(args)
+        self._about: dict[str, Any] = {}
+        self._begun = False
+        self._loaded_samples: int | None = None
+        # Samples, tokens and FLOPs before this start, where they are not today's lengths and costs.
+        self._before: tuple[int, int, float] = (0, 0, 0.0)
+        self._recorder: Recorder | None = None
+        self._wandb = get_wandb_writer()
+        if args.run_folder and args.rank == args.world_size - 1:
+            self._recorder = Recorder(Path(args.run_folder), get_tensorboard_writer(), self._wandb)
+            compat.set_writers(self._recorder)
+
+    def built(self, model_chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
+        """The model is there and its checkpoint not loaded yet. Every rank must call it."""
+        agree_on_checkpoint(self.args)
+        self._about = about_run(self.args, self.config, self.metrics, count_parameters(model_chunks))
+        return model_chunks
+
+    def loaded(self) -> None:
+        """What was to load is loaded, and training begins."""
+        self._loaded_samples = self.args.consumed_train_samples
+
+    def begin(self) -> None:
+        """The first line of the record is about to come; only the first call counts.
+
+        Raises:
+            ValueError: the record that is there is damaged.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        args = self.args
+        # With --train-samples Megatron has counted the iterations by now.
+        about = self._about | {"train_iters": args.train_iters}
+        if args.run_folder and args.rank == 0:
+            RunStatus(Path(args.run_folder), Path(args.save or args.run_folder)).counted(args.train_iters)
+        if self._recorder is not None:
+            self._count_from(self._recorder.resume(args.iteration))
+            file = Path(args.run_folder, RUN_FILE)
+            write_json(file, with_start(about, read_json(file), args.iteration))
+        if self._wandb is not None:
+            del about["arguments"]  # Megatron has told W&B
+            self._wandb.config.update({"phd": about}, allow_val_change=True)
+            for axis in ("tokens", "flops"):
+                self._wandb.define_metric(axis)
+            self._wandb.define_metric("*", step_metric="tokens")
+
+    def _count_from(self, last: Line | None) -> None:
+        """Go on from the last line of the record where it was trained at another length or cost."""
+        samples = self._loaded_samples
+        if last is None or samples is None or last["iteration"] != self.args.iteration:
+            return
+        if (last["tokens"], last["flops"]) != self._count(samples):
+            self._before = samples, last["tokens"], last["flops"]
+
+    def _count(self, samples: int) -> tuple[int, float]:
+        """Tokens and FLOPs after so many samples."""
+        samples_before, tokens_before, flops_before = self._before
+        tokens = (samples - samples_before) * self.args.seq_length
+        return tokens_before + tokens, flops_before + tokens * self.metrics.flops_per_token
+
+    def log(self, iteration: int, seconds_per_iteration: float) -> str:
+        """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line."""
+        rates = self.metrics.rates(seconds_per_iteration)
+        if self._recorder is not None:
+            for name, value in rates.items():
+                self._recorder.add_scalar(name, value, iteration)
+        text = f" tokens/s: {rates['phd/tokens-per-second']:.0f} |"
+        text += f" PHD TFLOP/s/device: {rates['phd/tflops-per-device']:.4g} |"
+        return text + (f" MFU: {100 * rates['phd/mfu']:.1f}% |" if "phd/mfu" in rates else "")
+
+    def trained(self, iteration: int) -> None:
+        """An iteration is done and logged."""
+        self._write("train", iteration)
+
+    def evaluated(self, kind: str, iteration: int, model_chunks: list[torch.nn.Module]) -> None:
+        """A validation or test is done and logged. Every rank must call it."""
+        self._write(kind, iteration)
+        if kind == "validation" and self.args.sample_prompts:
+            self._write("samples", iteration, samples=continue_prompts(model_chunks[0], self.args))
+
+    def not_evaluated(self, iteration: int) -> None:
+        """An evaluation was broken off."""
+        if self._recorder is not None:
+            self._recorder.forget()
+            print(f"> the evaluation at iteration {iteration} was broken off and is not recorded", flush=True)
+
+    def save(self, iteration: int, save: Callable[[], None]) -> None:
+        """Let Megatron save, when the record until here is on the disk. Every rank must call it."""
+        if self._recorder is not None:
+            self._recorder.sync()
+        self.saves.save(iteration, save)
+
+    def _write(self, kind: str, iteration: int, **more: Any) -> None:
+        if self._recorder is not None:
+            self._recorder.write(kind, iteration, *self._count(self.args.consumed_train_samples), **more)

@@ -1,0 +1,201 @@
+"""What a run says of itself beyond Megatron's own log: its variant, tokens/s, FLOPs and MFU by formula."""
+
+import platform
+import shlex
+import sys
+from argparse import Namespace
+from enum import Enum
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import get_current_running_global_batch_size
+
+from phd.accounting import dense_products, expert_products, flops_per_token, mfu, peak_flops
+from phd.attention.pattern import describe_patterns
+from phd.config import PHDConfig
+from phd.megatron.compat import served_by
+from phd.megatron.documents import documents_masked
+from phd.run.arguments import flag
+from phd.training.unsupported import key_value_heads
+
+
+def describe(args: Namespace, config: PHDConfig) -> str:
+    """One line on what starts: the variant, its cost, the machine and the settings chosen for it."""
+    text = config.variant + (" on packed documents" if documents_masked(args) else "")
+    if config.phd_copies > 1:
+        text += f": {config.phd_copies} copies a token, attention backend {config.phd_attention_backend}"
+    if torch.cuda.is_available():
+        text += f"; {args.world_size} x {torch.cuda.get_device_name()}, {args.transformer_impl} layers"
+        if find_spec("transformer_engine") is None:
+            text += " (Transformer Engine not found)"
+    else:
+        text += (
+            f"; no GPU found: {args.world_size} CPU rank(s) with {torch.get_num_threads()} thread(s) each "
+            f"over {args.distributed_backend}, {args.transformer_impl} layers, no fused kernels"
+        )
+    return text + "".join(f"; {what} by {library}" for what, library in served_by(args).items())
+
+
+def training_flops(args: Namespace, config: PHDConfig) -> float:
+    """FLOPs per original token under ``config``; ``args`` are Megatron's, the padded vocabulary known."""
+    return flops_per_token(
+        num_layers=args.num_layers,
+        hidden_size=args.hidden_size,
+        ffn_hidden_size=args.ffn_hidden_size,
+        num_attention_heads=args.num_attention_heads,
+        num_query_groups=key_value_heads(args),
+        kv_channels=args.kv_channels,
+        vocab_size=args.padded_vocab_size,
+        seq_length=args.seq_length,
+        gated_linear_unit=_gated(args),
+        attention_output_gate=args.attention_output_gate,
+        copies=config.phd_copies,
+        window=config.phd_window,
+        chunk=config.chunk,
+        naive=config.phd_naive,
+        patterns=config.patterns(args.num_layers),
+        prune_last_layer=config.phd_prune_last_layer,
+        mlp_products=_mlp_products(args) if args.num_experts else None,
+    )
+
+
+def _gated(args: Namespace) -> bool:
+    return args.swiglu or args.quick_geglu
+
+
+def _mlp_products(args: Namespace) -> list[int]:
+    """Multiply-adds of a row in the MLP of each layer, where some are mixtures of experts."""
+    frequency = args.moe_layer_freq
+    if isinstance(frequency, int):
+        frequency = [layer % frequency == 0 for layer in range(args.num_layers)]
+    dense = dense_products(args.hidden_size, args.ffn_hidden_size, _gated(args))
+    experts = expert_products(
+        hidden_size=args.hidden_size,
+        ffn_hidden_size=args.moe_ffn_hidden_size,
+        gated_linear_unit=_gated(args),
+        num_experts=args.num_experts,
+        topk=args.moe_router_topk,
+        shared_ffn_hidden_size=args.moe_shared_expert_intermediate_size or 0,
+        shared_gate=args.moe_shared_expert_gate,
+        latent_size=args.moe_latent_size,
+    )
+    return [experts if sparse else dense for sparse in frequency]
+
+
+class RunMetrics:
+    """Tokens, FLOPs and MFU of a run. Tokens are original tokens; FLOPs are the work really done."""
+
+    def __init__(self, args: Namespace, config: PHDConfig) -> None:
+        """``args`` are Megatron's, validated and with the tokenizer built (padded vocabulary known)."""
+        self.devices = args.world_size
+        self.seq_length = args.seq_length
+        self.flops_per_token = training_flops(args, config)
+        on_gpu = torch.cuda.is_available()
+        self.device_name = torch.cuda.get_device_name() if on_gpu else "CPU"
+        precision: Literal["bf16", "fp8"] = "bf16" if args.fp8 is None else "fp8"
+        self.peak_flops = peak_flops(self.device_name, precision) if on_gpu and args.bf16 else None
+
+    def rates(self, seconds_per_iteration: float) -> dict[str, float]:
+        """Tokens per second of all devices, TFLOP/s of each, and MFU where the device's peak is known; at the
+        batch size that a schedule has come to.
+        """
+        tokens_per_second = get_current_running_global_batch_size() * self.seq_length / seconds_per_iteration
+        tflops = tokens_per_second * self.flops_per_token / self.devices / 1e12
+        rates = {"phd/tokens-per-second": tokens_per_second, "phd/tflops-per-device": tflops}
+        if self.peak_flops is not None:
+            rates["phd/mfu"] = mfu(
+                tokens_per_second=tokens_per_second,
+                flops_per_token=self.flops_per_token,
+                peak_flops=self.peak_flops * self.devices,
+            )
+        return rates
+
+
+def count_parameters(model_chunks: list[torch.nn.Module]) -> int:
+    """Parameters of the whole model, from this rank's chunks; every rank of the pipeline group must call
+    it.
+    """
+    total = torch.tensor([stage_parameters(model_chunks)], dtype=torch.long, device="cuda")
+    torch.distributed.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
+    return int(total)
+
+
+def stage_parameters(model_chunks: list[torch.nn.Module]) -> int:
+    """Parameters of a pipeline stage, its tensor- and expert-parallel ranks together, from one rank's
+    chunks.
+    """
+    return sum(
+        parameter.numel() * _holders(parameter)
+        for chunk in model_chunks
+        for parameter in chunk.parameters()
+        if not getattr(parameter, "shared", False)  # the last stage's copy of a tied embedding
+    )
+
+
+def _holders(parameter: torch.nn.Parameter) -> int:
+    """Ranks of a pipeline stage that hold each another part of what a parameter is a part of."""
+    if getattr(parameter, "allreduce", True):
+        tensor_parallel, others = parallel_state.get_tensor_model_parallel_world_size(), 1
+    else:  # an expert's, where experts have process groups of their own
+        tensor_parallel = parallel_state.get_expert_tensor_parallel_world_size()
+        others = parallel_state.get_expert_model_parallel_world_size()
+    return others * (tensor_parallel if getattr(parameter, "tensor_model_parallel", False) else 1)
+
+
+def about_run(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameters: int) -> dict[str, Any]:
+    """What phd_run.json says: the variant, its costs, and every argument."""
+    return {
+        "name": config.variant,
+        "copies": config.phd_copies,
+        "window": config.phd_window,
+        "chunk": config.phd_chunk,
+        "naive": config.phd_naive,
+        "pattern": describe_patterns(config.patterns(args.num_layers)),
+        "seed": args.seed,
+        "seq_length": args.seq_length,
+        "global_batch_size": args.global_batch_size,
+        "train_iters": args.train_iters,
+        "parameters": parameters,
+        "flops_per_token": metrics.flops_per_token,
+        "flops_over_vanilla": metrics.flops_per_token / training_flops(args, PHDConfig()),
+        "device": metrics.device_name,
+        "world_size": args.world_size,
+        "command": shlex.join(sys.argv),
+        "versions": {name: version(name) for name in ("torch", "megatron-core")}
+        | {"python": platform.python_version()},
+        "arguments": recorded(args),
+    }
+
+
+def recorded(args: Namespace) -> dict[str, Any]:
+    """Every argument that JSON has a way to say.
+
+    Types and enumerations only as flags give them: else they follow from other arguments and the machine, and
+    `phd compare` would hold them against the runs that older code recorded without.
+    """
+    given = {word.partition("=")[0] for word in sys.argv}
+    derived = {
+        name
+        for name, value in vars(args).items()
+        if isinstance(value, (torch.dtype, Enum)) and flag(name) not in given
+    }
+    return {name: value for name, value in plain_arguments(args).items() if name not in derived}
+
+
+def plain_arguments(args: Namespace) -> dict[str, Any]:
+    """Every argument that JSON has a way to say, in alphabetical order."""
+    plain = {name: _plain(value) for name, value in sorted(vars(args).items())}
+    kinds = (bool, int, float, str, list, type(None))
+    return {name: value for name, value in plain.items() if isinstance(value, kinds)}
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it, where there is a way."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.dtype):
+        return str(value)
+    return value.name if isinstance(value, Enum) else value

@@ -1,0 +1,255 @@
+"""What pretrain_phd.py does not run with, whatever the variant: as phd/training/unsupported.py, from which
+start-up takes it.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from phd.megatron import cpu
+from phd.megatron.documents import documents_masked
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A setting that is refused."""
+
+    flag: str
+    """As typed by the user."""
+    refuses: Callable[[Namespace], bool]
+    """True for arguments that must not start."""
+    remedy: str
+
+
+NEVER = (
+    Unsupported(
+        "--attention-backend local",
+        lambda a: a.attention_backend.name == "local",
+        "leave it out: it makes Megatron overwrite the core attention of every layer",
+    ),  # fmt: skip
+    Unsupported("--multi-latent-attention", lambda a: a.multi_latent_attention, "leave it out"),
+    Unsupported(
+        "--reset-attention-mask with --position-embedding-type learned_absolute",
+        lambda a: (
+            a.reset_attention_mask
+            and not a.reset_position_ids
+            and a.position_embedding_type == "learned_absolute"
+        ),
+        "pass --reset-position-ids too: documents are told apart by their positions",
+    ),
+    Unsupported(
+        "--multiple-validation-sets with --test-data-path",
+        lambda a: a.multiple_validation_sets and bool(a.test_data_path),
+        "leave one out: Megatron would fail on the test set when all is trained",
+    ),
+    Unsupported(
+        "--multiple-validation-sets without --full-validation",
+        lambda a: a.multiple_validation_sets and not a.full_validation,
+        "pass --full-validation too",
+    ),
+    Unsupported(
+        "--multiple-validation-sets without --valid-data-path",
+        lambda a: a.multiple_validation_sets and not (a.valid_data_path or a.per_split_data_args_path),
+        "pass --train-data-path and --valid-data-path: a --split has a test set, where Megatron would fail "
+        "when all is trained",
+    ),
+    Unsupported(
+        "--full-validation without --multiple-validation-sets",
+        lambda a: a.full_validation and not a.multiple_validation_sets,
+        "pass --multiple-validation-sets too, for a single set as well: Megatron would fail at the first "
+        "validation",
+    ),
+    Unsupported(
+        "--full-validation without --eval-micro-batch-size 1",
+        lambda a: a.full_validation and (a.eval_micro_batch_size or a.micro_batch_size) != 1,
+        "pass it: Megatron reads whole sets one sample at a time; and --eval-global-batch-size of as many as "
+        "data-parallel ranks, or it goes through every set several times",
+    ),
+    Unsupported(
+        "--rampup-batch-size",
+        lambda a: a.rampup_batch_size is not None,
+        "use --step-batch-size-schedule: Megatron ignores it",
+    ),
+    Unsupported(
+        "--mtp-num-layers (multi-token prediction)",
+        lambda a: bool(a.mtp_num_layers),
+        "leave it out: its loss and its tokens are not passed on here",
+    ),
+    Unsupported(
+        "--overlap-moe-expert-parallel-comm",
+        lambda a: a.overlap_moe_expert_parallel_comm,
+        "leave it out: it has a forward step of its own",
+    ),
+    Unsupported(
+        "--heterogeneous-layers-config-path",
+        lambda a: a.heterogeneous_layers_config_path is not None,
+        "leave it out",
+    ),
+    Unsupported(
+        "--hybrid-layer-pattern",
+        lambda a: a.hybrid_layer_pattern is not None,
+        "leave it out: this program trains GPT models",
+    ),
+    Unsupported("--spec", lambda a: a.spec is not None, "leave it out: phd chooses the layer spec"),
+    Unsupported(
+        "--transformer-impl inference_optimized",
+        lambda a: a.transformer_impl == "inference_optimized",
+        "use local or transformer_engine",
+    ),
+    Unsupported(
+        "--experimental-attention-variant without --transformer-impl transformer_engine",
+        lambda a: a.experimental_attention_variant is not None and a.transformer_impl == "local",
+        "leave it out",
+    ),
+    Unsupported(
+        "--sequence-parallel without Transformer Engine, and without --normalization RMSNorm or with "
+        "--qk-layernorm",
+        lambda a: (
+            a.sequence_parallel
+            and a.tensor_model_parallel_size > 1
+            and a.transformer_impl == "local"
+            and (a.normalization != "RMSNorm" or a.qk_layernorm)
+        ),
+        "pass --normalization RMSNorm and no --qk-layernorm, or no --sequence-parallel",
+    ),
+    Unsupported(
+        "--defer-embedding-wgrad-compute without apex's kernel",
+        lambda a: a.defer_embedding_wgrad_compute and not a.gradient_accumulation_fusion,
+        "leave it out: it would hold back what that kernel adds to the gradients of weights",
+    ),
+    Unsupported(
+        "--init-model-with-meta-device",
+        lambda a: a.init_model_with_meta_device,
+        "leave it out: nothing would fill the weights",
+    ),
+    Unsupported(
+        "--moe-grouped-gemm without a GPU",
+        lambda a: a.moe_grouped_gemm and cpu.needed(),
+        "leave it out: the experts run one after another",
+    ),
+    Unsupported(
+        "--save without --save-interval",
+        lambda a: bool(a.save) and a.save_interval is None,
+        "pass it: so many iterations lie between two checkpoints",
+    ),
+    Unsupported(
+        "--tokenizer-type NullTokenizer without --vocab-size",
+        lambda a: a.tokenizer_type == "NullTokenizer" and a.vocab_size is None,
+        "pass it: the number of ids in the data",
+    ),
+    Unsupported(
+        "--tokenizer-type missing",
+        lambda a: a.tokenizer_type is None,
+        "pass it, with --tokenizer-model: the tokenizer that made the data",
+    ),
+    Unsupported(
+        "--dataloader-type external",
+        lambda a: a.dataloader_type == "external",
+        "use single or cyclic: the data sets are read here",
+    ),
+    Unsupported("--sft", lambda a: a.sft, "leave it out: this program pretrains"),
+    Unsupported("--fim-data", lambda a: a.fim_data, "leave it out"),
+    Unsupported("--perform-rl-step", lambda a: a.perform_rl_step, "leave it out: this program pretrains"),
+    Unsupported("--hybrid-context-parallel", lambda a: a.hybrid_context_parallel, "leave it out"),
+    Unsupported(
+        "--ckpt-format other than torch_dist", lambda a: a.ckpt_format != "torch_dist", "use torch_dist"
+    ),
+    Unsupported("--inprocess-restart", lambda a: a.inprocess_restart, "leave it out"),
+    Unsupported(
+        "--fp8-format without --transformer-impl transformer_engine on a GPU",
+        lambda a: a.fp8 is not None and (cpu.needed() or a.transformer_impl != "transformer_engine"),
+        "use --bf16: Megatron would train in it without a word",
+    ),
+    Unsupported(
+        "--enable-cuda-graph and --external-cuda-graph",
+        lambda a: a.enable_cuda_graph or a.external_cuda_graph,
+        "use --cuda-graph-impl local or transformer_engine",
+    ),
+    Unsupported(
+        "--cuda-graph-impl with packed documents",
+        lambda a: a.cuda_graph_impl != "none" and documents_masked(a),
+        "use none: where documents begin, and so what is computed, differs from batch to batch",
+    ),
+    Unsupported(
+        "--cuda-graph-impl transformer_engine with --position-embedding-type yarn",
+        lambda a: a.cuda_graph_impl == "transformer_engine" and a.position_embedding_type == "yarn",
+        "use local: Megatron would capture the layers without their rotary embedding",
+    ),
+    Unsupported(
+        "--optimizer-cpu-offload without a GPU",
+        lambda a: a.optimizer_cpu_offload and cpu.needed(),
+        "leave it out: the optimizer is on the CPU",
+    ),
+    Unsupported(
+        "--cpu-offloading-num-layers without a GPU",
+        lambda a: a.cpu_offloading_num_layers > 0 and cpu.needed(),
+        "leave it out: activations are on the CPU",
+    ),
+    Unsupported(
+        "--fine-grained-activation-offloading without a GPU",
+        lambda a: a.fine_grained_activation_offloading and cpu.needed(),
+        "leave it out: activations are on the CPU",
+    ),
+)
+"""What pretrain_phd.py does not run with, K = 1 included."""
+
+
+TO_TRAIN = (
+    Unsupported(
+        "--distributed-backend nccl without a GPU",
+        lambda a: a.distributed_backend == "nccl" and cpu.needed(),
+        "leave it out: gloo is the default where there is no GPU",
+    ),
+    Unsupported(
+        "--lr-decay-style WSD without --lr-wsd-decay-iters",
+        lambda a: (
+            a.lr_decay_style == "WSD"
+            and (a.lr_wsd_decay_iters if a.train_samples is None else a.lr_wsd_decay_samples) is None
+            and not a.skip_train
+        ),
+        "pass it, or --lr-wsd-decay-samples with --train-samples: how long the rate falls at the end",
+    ),
+    Unsupported(
+        "--use-pytorch-profiler without --tensorboard-dir",
+        lambda a: a.profile and a.use_pytorch_profiler and not a.tensorboard_dir,
+        "pass it, or --run-dir: the profile is written there",
+    ),
+    Unsupported(
+        "--wandb-project without --run-dir",
+        lambda a: bool(a.wandb_project) and not (a.wandb_save_dir or a.save),
+        "pass it, or --wandb-save-dir: where W&B keeps its files",
+    ),
+    Unsupported(
+        "--phase-transition-iterations",
+        lambda a: a.phase_transition_iterations is not None,
+        "leave it out: a training from the beginning fails on it",
+    ),
+    Unsupported(
+        "--config-logger-dir",
+        lambda a: bool(a.config_logger_dir),
+        "leave it out: phd_run.json has every argument",
+    ),
+    Unsupported("--fake-process-group", lambda a: a.fake_process_group, "leave it out: use `phd plan`"),
+    Unsupported(
+        "--gpu-sniff-test-interval without a GPU",
+        lambda a: a.gpu_sniff_test_interval is not None and cpu.needed(),
+        "leave it out: there is nothing to test",
+    ),
+    Unsupported("--use-sharp without a GPU", lambda a: a.use_sharp and cpu.needed(), "leave it out"),
+    Unsupported(
+        "--record-memory-history without a GPU",
+        lambda a: a.record_memory_history and cpu.needed(),
+        "leave it out: `phd plan` tells what a command line takes",
+    ),
+    Unsupported(
+        "--profile without a GPU",
+        lambda a: a.profile and not a.use_pytorch_profiler and cpu.needed(),
+        "pass --use-pytorch-profiler too: the other profiler is CUDA's",
+    ),
+    Unsupported(
+        "--moe-routing-trace-path without a GPU",
+        lambda a: a.moe_routing_trace_path is not None and cpu.needed(),
+        "leave it out: it keeps its tensors in pinned memory",
+    ),
+)
+"""What a training does not start with; to plan it, or to prepare its data, is possible."""

@@ -1,0 +1,212 @@
+"""What a start knows of those before it: before anything is touched, it compares its arguments with those in
+the checkpoint that it goes on from. Another model is refused, other training is told. Refused is also what
+would begin anew at every start, mix two trainings in one folder, or do nothing for ever.
+"""
+
+import hashlib
+from argparse import Namespace
+from pathlib import Path
+
+from phd.checkpoint.integrity import checkpoint_source, chosen_folder, iteration_of, read_args, saved_folders
+from phd.config import VARIANT_FIELDS, PHDConfig
+from phd.run.arguments import differing, flag
+from phd.training.metrics import plain_arguments
+from phd.training.other_model import (
+    FUNCTIONS,
+    POSITIONS,
+    SHAPES,
+    Arguments,
+    change,
+    other_model,
+    other_tokenizer,
+    other_variant,
+    tokenizer_file,
+)
+from phd.training.unsupported import key_value_heads
+
+SETTINGS_OF_A_START = frozenset(
+    {
+        *(
+            "finetune",
+            "pretrained_checkpoint",
+            "no_load_optim",
+            "no_load_rng",
+            "no_save_optim",
+            "no_save_rng",
+        ),
+        *("override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler", "padded_vocab_size"),
+        *("skip_train", "phd_documents", "phd_attention_backend", "phd_prune_last_layer", "eval_iters_given"),
+    }
+)
+"""Arguments that say how one start goes on, or that Megatron fills in later: no other training for that."""
+
+AT_EVERY_START = {
+    "no_load_optim": "would begin Adam's moments and the schedule anew",
+    "no_load_rng": "would draw the same random numbers again",
+    "no_save_optim": "leaves the next start without the state of the optimizer",
+    "no_save_rng": "leaves the next start without the state of the random numbers",
+}
+"""Flags for one start, which --run-dir would obey at every start; and what each start would then do."""
+
+
+class CannotGoOn(ValueError):
+    """No start with this command line will ever go on; the run folder's status.json, if any, is to say so."""
+
+    def __init__(self, reason: str, run_folder: str | None) -> None:
+        super().__init__(reason)
+        self.run_folder = run_folder
+
+
+def record_contents(args: Namespace) -> None:
+    """Note what the files hold of which the flags give the path alone; every rank reads them."""
+    files = [tokenizer_file(getattr(args, name)) for name in ("tokenizer_model", "vocab_file", "merge_file")]
+    digest = hashlib.sha256()
+    for file in files:
+        if file is not None:
+            digest.update(file.read_bytes())
+    args.tokenizer_sha256 = digest.hexdigest() if any(files) else None
+    for name in ("data_args", "per_split_data_args"):
+        path = getattr(args, f"{name}_path")
+        setattr(args, name, Path(path).read_text().split() if path and Path(path).is_file() else None)
+
+
+def refuse_repeated(args: Namespace) -> None:
+    """Check a command line with --run-dir for what each start would do again.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    if args.finetune:
+        raise ValueError(
+            f"--finetune would set --run-dir {args.run_dir} back to iteration 0 at every start: leave it "
+            "out; --pretrained-checkpoint implies it for the first start"
+        )
+    for name, what in AT_EVERY_START.items():
+        if getattr(args, name):
+            raise ValueError(
+                f"{flag(name)} {what}, at every start of --run-dir {args.run_dir}: leave it out; a run that "
+                "starts with the weights alone is another --run-dir with --pretrained-checkpoint"
+            )
+
+
+def refuse_mixing(args: Namespace) -> None:
+    """Check that a --save which holds checkpoints is gone on from: else the new ones would come to lie among
+    them, and the record would be cut.
+
+    Raises:
+        ValueError: it is not; names the flags.
+    """
+    if not args.save or args.skip_train:
+        return
+    save = Path(args.save)
+    held = [folder for folder in saved_folders(save) if (folder / ".metadata").exists()]
+    from_here = args.load and Path(args.load).resolve() == save.resolve()
+    if not held or (from_here and not args.finetune):
+        return
+    holds = f"--save {save} holds checkpoints already (the newest: iteration {iteration_of(held[0])})"
+    if from_here:
+        raise ValueError(
+            f"{holds}, and --finetune begins at iteration 0: leave it out to go on from them, or take "
+            "another --save"
+        )
+    loads = f"--load {args.load} is another folder" if args.load else "there is no --load"
+    raise ValueError(f"{holds}, and {loads}: pass --load {save} to go on from them, or take another --save")
+
+
+def compare_with_checkpoint(args: Namespace, config: PHDConfig) -> None:
+    """Refuse a checkpoint of another model; print, on rank 0, with what else it was trained.
+
+    Args:
+        args: Megatron's, validated, with ``record_contents``.
+
+    Raises:
+        CannotGoOn: the model, its tokenizer or its variant differ, each named; or the state of the optimizer
+            was saved for another layout; or there is no checkpoint, where --exit-on-missing-checkpoint asks
+            for one.
+    """
+    source = checkpoint_source(args)
+    root = getattr(args, source)
+    folder = chosen_folder(Path(root), args.ckpt_step) if root else None
+    if folder is None:
+        if root and args.exit_on_missing_checkpoint:
+            raise CannotGoOn(
+                f"there is no checkpoint in {root}, and with --exit-on-missing-checkpoint a start without "
+                "one does nothing: correct the folder, or leave the flag out for the first start",
+                args.run_folder,
+            )
+        return
+    saved = read_args(folder)
+    first = source == "pretrained_checkpoint" or args.finetune
+    was, now = _known(saved), _known(args)
+    names = [*SHAPES, *FUNCTIONS, *(() if first else POSITIONS)]
+    if args.position_embedding_type == "learned_absolute":
+        names.append("max_position_embeddings")
+    different = other_model(was, now, names)
+    if not (first and was["tokenizer_type"] == "NullTokenizer"):  # of weights that came without one
+        different += other_tokenizer(was, now)
+    variants = None if args.override_phd_variant else other_variant(saved, config)
+    if different or variants:
+        raise CannotGoOn(_refusal(folder, different, variants, first), args.run_folder)
+    if not first and (refusal := _other_sharding(folder, saved, args)):
+        raise CannotGoOn(refusal, args.run_folder)
+    if args.rank == 0:
+        if args.override_phd_variant and (variants := other_variant(saved, config)):
+            print(
+                f"> --override-phd-variant: {variants[1]} continues from {folder}, trained as {variants[0]}"
+            )
+        told = {*POSITIONS} if first else {*was, *now} - {*VARIANT_FIELDS, *SETTINGS_OF_A_START, *names}
+        if changed := [change(name, was, now) for name in _in_both(was, now) if name in told]:
+            print(f"> {folder} was trained with other arguments: {', '.join(changed)}")
+        if args.run_dir and args.ckpt_step_given:
+            print(
+                f"> --ckpt-step {args.ckpt_step}: every start with it goes back there: leave it out next time"
+            )
+
+
+def _other_sharding(folder: Path, saved: Namespace, args: Namespace) -> str | None:
+    """Where the state of the optimizer does not fit this run. Megatron would say so late, on each rank."""
+    if args.no_load_optim or saved.no_save_optim:
+        return None
+    anew = f"begin a new run with --pretrained-checkpoint {folder.parent}"
+    if saved.use_distributed_optimizer != args.use_distributed_optimizer:
+        how, do = ("with", "pass it") if saved.use_distributed_optimizer else ("without", "leave it out")
+        return f"{folder} was saved {how} --use-distributed-optimizer: {do}, or {anew}"
+    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+    was, ours = ([getattr(one, name) for name in names] for one in (saved, args))
+    if was != ours and saved.use_distributed_optimizer and not saved.dist_ckpt_optim_fully_reshardable:
+        return (
+            f"{folder} was saved with TP {was[0]} and PP {was[1]} in a way that only DP can change (this "
+            f"run: TP {ours[0]}, PP {ours[1]}): continue as before, with "
+            f"--dist-ckpt-optim-fully-reshardable, until it has saved again; or {anew}"
+        )
+    return None
+
+
+def _known(args: Namespace) -> Arguments:
+    """What can be compared: a checkpoint has what Megatron fills in when it builds the optimizer."""
+    known = plain_arguments(args)
+    for unit in ("iters", "samples"):
+        if known.get(f"lr_decay_{unit}") is None:
+            known[f"lr_decay_{unit}"] = known.get(f"train_{unit}")
+    if known.get("train_samples"):
+        known["train_iters"] = known["lr_decay_iters"] = None
+    return known | {"num_query_groups": key_value_heads(args)}
+
+
+def _in_both(was: Arguments, now: Arguments) -> list[str]:
+    """What differs, without what another version of the code has not got."""
+    both = was.keys() & now.keys()
+    return differing({name: was[name] for name in both}, {name: now[name] for name in both})
+
+
+def _refusal(folder: Path, different: list[str], variants: tuple[str, str] | None, first: bool) -> str:
+    trained = f"was trained as {variants[0]}, this run is {variants[1]}" if variants else ""
+    same = (
+        "pass the same --phd-* and --attention-pattern* flags, or --override-phd-variant to change the "
+        "variant on purpose"
+    )
+    if not different:
+        return f"the checkpoint {folder} {trained}: {same}"
+    other = "another --pretrained-checkpoint" if first else "another run folder"
+    has = f"the checkpoint has {'; '.join(different)}" + (f"; it {trained}" if variants else "")
+    return f"{has}: pass the flags that {folder} was trained with, or take {other}"

@@ -1,0 +1,95 @@
+"""Data sets before Megatron builds them. Damaged files are in test_guard.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.trainings import write_documents
+from tests.world import RankFailed
+
+
+def limits_of_open_files(soft: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Before, and after a process that begins with ``soft``."""
+    import resource
+
+    from phd.training.dataset import allow_open_files
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    try:
+        allow_open_files()
+        return before, resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_as_many_open_files_as_the_machine_allows(world):
+    """Three for each data set of a blend: 1024, what many machines start with, were too few for 350."""
+    ((before, after),) = world.run(limits_of_open_files, 512)
+    assert after == (before[1], before[1]) and after[0] > 512
+
+
+def told_of_too_many() -> str | None:
+    import errno
+
+    from phd.training.guard import explain
+
+    return explain(OSError(errno.EMFILE, "Too many open files"))
+
+
+def test_too_many_for_the_machine_too(world):
+    assert world.run(told_of_too_many) == [
+        "too many open files: raise `ulimit -Hn`, or make fewer data sets of them (phd data merge)"
+    ]
+
+
+@pytest.fixture
+def few(tmp_path) -> str:
+    """A data set of three documents, of which Megatron's default --split leaves one part none."""
+    write_documents(tmp_path / "few", [np.arange(1, 90)] * 3)
+    return str(tmp_path / "few")
+
+
+def small(base_flags: list[str], *data: str) -> list[str]:
+    """Flags for one step on ``data``."""
+    at = base_flags.index("--data-path")
+    flags = [*base_flags[:at], *base_flags[at + 4 :], "--train-iters", "1", "--num-layers", "1"]
+    return [*flags, "--global-batch-size", "2", "--data-cache-path", f"{data[-1]}-cache", *data]
+
+
+@pytest.mark.parametrize("blend", ["{}", "1 {} 3 {}", "{} {} {}"])
+def test_a_split_that_nothing_asks_for_is_not_built(world, base_flags, few, blend):
+    """Its remedy, walked: Megatron's builder would never end, or assert that there is a sample."""
+    flags = small(base_flags, "--split", "969,30,1", "--data-path", *blend.replace("{}", few).split())
+    with pytest.raises(
+        RankFailed, match=r"few no document for validation \(3 in all\): give it more, or pass"
+    ):
+        world.pretrain(flags)
+    assert "number of skipped iterations" in world.pretrain([*flags, "--eval-iters", "0"])
+
+
+def test_an_evaluation_builds_no_training_set(world, base_flags, few):
+    flags = small(base_flags, "--split", "1,60,39", "--data-path", few)
+    assert "validation loss at iteration 0" in world.pretrain([*flags, "--skip-train"])
+
+
+def test_documents_without_a_token_are_none(world, base_flags, tmp_path):
+    write_documents(tmp_path / "empty", [np.arange(0)] * 8 + [np.arange(90)])
+    flags = small(base_flags, "--split", "8,1,0", "--data-path", str(tmp_path / "empty"))
+    with pytest.raises(RankFailed, match=r"no token for train \(9 documents in all\): give it more"):
+        world.pretrain(flags)
+    write_documents(tmp_path / "empty", [np.arange(0)])
+    with pytest.raises(RankFailed, match=r"empty.bin of --data-path holds no token: leave it out"):
+        world.pretrain(flags)
+
+
+def test_what_is_asked_for_does_not_rename_the_caches(world, base_flags, few):
+    """Else `phd data prepare` for a training with validations would not serve one without."""
+    flags = small(base_flags, "--split", "1,1,1", "--data-path", few)
+    cache = Path(f"{few}-cache")
+    world.pretrain(flags)
+    built = {file.name for file in cache.iterdir()}
+    for less in ("--eval-iters 0", "--skip-train"):
+        world.pretrain([*flags, *less.split()])
+        assert {file.name for file in cache.iterdir()} == built
