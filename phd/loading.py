@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaConfig, PreTrainedTokenizerBase
 
-    from phd.checkpoint.integrity import CheckpointTensors
+    from phd.checkpoint.read import CheckpointTensors
 
 
 def chosen_device(name: str | None) -> "torch.device":
@@ -90,13 +90,9 @@ def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":
     from phd.config import VARIANT_FIELDS, trained_variant
 
     with quiet():
-        from phd.checkpoint.integrity import (
-            CheckpointTensors,
-            chosen_folder,
-            find_damage,
-            iteration_of,
-            read_args,
-        )
+        from phd.checkpoint.choice import chosen_folder
+        from phd.checkpoint.integrity import find_damage
+        from phd.checkpoint.read import CheckpointTensors, iteration_of, read_args
     root, step = path, None
     if path.name.startswith("iter_"):
         root, step = path.parent, iteration_of(path)

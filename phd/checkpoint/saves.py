@@ -2,7 +2,10 @@
 was full for a while or a file system had a hiccup.
 """
 
+import re
+import shutil
 import time
+import traceback
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +15,8 @@ import torch
 from megatron.training.async_utils import is_empty_async_queue, maybe_finalize_async_save
 from torch.distributed.checkpoint.api import CheckpointException
 
-from phd.training.guard import AGAIN, clear_place, is_disk_full, remove_old, replace_checkpoint
+from phd.checkpoint.read import saved_folders
+from phd.checkpoint.retention import AGAIN, clear_place, remove_old, replace_checkpoint
 
 PAUSE_SECONDS = 10
 """Before a save is tried again."""
@@ -113,3 +117,16 @@ class Saves:
         if args.rank == 0:
             replace_checkpoint(Path(place), iteration)
         torch.distributed.barrier()
+
+
+def is_disk_full(error: BaseException, save: Path | None) -> bool:
+    """Also where numpy tells it in words of its own, and where Megatron's writers only tell that they failed:
+    then by what is left on the disk.
+    """
+    text = "".join(traceback.format_exception(error))
+    if "No space left on device" in text or re.search(r"OSError: \d+ requested and \d+ written", text):
+        return True
+    if save is None or "Worker failure" not in text:
+        return False
+    sizes = [sum(file.stat().st_size for file in folder.rglob("*")) for folder in saved_folders(save)]
+    return shutil.disk_usage(save).free < max(sizes, default=0)

@@ -18,7 +18,7 @@ from megatron.training.global_vars import get_tokenizer, set_global_variables
 from megatron.training.training import get_megatron_ddp_config, get_megatron_optimizer_config
 from megatron.training.utils import print_rank_0
 
-from phd.checkpoint.integrity import PHDCheckpointConfig, checkpoint_source, mend_tracker, settle_checkpoint
+from phd.checkpoint.choice import checkpoint_source, mend_tracker, settle_checkpoint
 from phd.config import PHDConfig
 from phd.megatron import compat, cpu
 from phd.megatron.transformer_config import PHDTransformerConfig
@@ -26,11 +26,17 @@ from phd.run.config import RunConfig
 from phd.run.wandb import name_run
 from phd.training.ending import OnlyHere
 from phd.training.flags import Flags, one_line_errors
-from phd.training.guard import RunGuard, settle_run_folder
+from phd.training.guard import RunGuard
 from phd.training.inputs import refuse_missing_inputs
 from phd.training.modules import refuse_missing_modules
 from phd.training.refusals import in_our_words
-from phd.training.resume import CannotGoOn, compare_with_checkpoint, record_contents, refuse_mixing
+from phd.training.resume import (
+    CannotGoOn,
+    PHDCheckpointConfig,
+    compare_with_checkpoint,
+    record_contents,
+)
+from phd.training.run_folder import refuse_mixing, settle_run_folder
 from phd.training.samples import refuse_samples
 from phd.training.sizes import (
     padding_line,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from megatron.training import get_tensorboard_writer, get_wandb_writer
 
+from phd.checkpoint.choice import agree_on_checkpoint
 from phd.checkpoint.saves import Saves
 from phd.config import PHDConfig
 from phd.megatron import compat
@@ -15,7 +16,6 @@ from phd.run.files import read_json, write_json
 from phd.run.record import Line, Recorder
 from phd.run.starts import with_start
 from phd.run.status import RunStatus
-from phd.training.guard import agree_on_checkpoint
 from phd.training.metrics import RunMetrics, about_run, count_parameters
 from phd.training.samples import continue_prompts
 

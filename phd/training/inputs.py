@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from phd.checkpoint.integrity import chosen_folder
+from phd.checkpoint.choice import chosen_folder
 from phd.training.dataset import refuse_missing, refuse_weights
 
 FILES = {

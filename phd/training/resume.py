@@ -1,15 +1,17 @@
 """What a start knows of those before it: before anything is touched, it compares its arguments with those in
 the checkpoint that it goes on from. Another model is refused, other training is told. Refused is also what
-would begin anew at every start, mix two trainings in one folder, or do nothing for ever.
+would do nothing for ever.
 """
 
 import hashlib
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
-from phd.checkpoint.integrity import checkpoint_source, chosen_folder, iteration_of, read_args, saved_folders
+from phd.checkpoint.choice import checkpoint_source, chosen_folder
+from phd.checkpoint.read import read_args
 from phd.config import VARIANT_FIELDS, PHDConfig
-from phd.run.arguments import differing, flag
+from phd.run.arguments import differing
 from phd.training.metrics import plain_arguments
 from phd.training.other_model import (
     FUNCTIONS,
@@ -40,13 +42,14 @@ SETTINGS_OF_A_START = frozenset(
 )
 """Arguments that say how one start goes on, or that Megatron fills in later: no other training for that."""
 
-AT_EVERY_START = {
-    "no_load_optim": "would begin Adam's moments and the schedule anew",
-    "no_load_rng": "would draw the same random numbers again",
-    "no_save_optim": "leaves the next start without the state of the optimizer",
-    "no_save_rng": "leaves the next start without the state of the random numbers",
-}
-"""Flags for one start, which --run-dir would obey at every start; and what each start would then do."""
+
+@dataclass(kw_only=True)
+class PHDCheckpointConfig:
+    """Continuing from the checkpoint of another variant."""
+
+    override_phd_variant: bool = False
+    """Continue from a checkpoint that was trained with another --phd-copies, --phd-window, --phd-chunk,
+    --phd-naive or --attention-pattern. Refused without this flag."""
 
 
 class CannotGoOn(ValueError):
@@ -68,49 +71,6 @@ def record_contents(args: Namespace) -> None:
     for name in ("data_args", "per_split_data_args"):
         path = getattr(args, f"{name}_path")
         setattr(args, name, Path(path).read_text().split() if path and Path(path).is_file() else None)
-
-
-def refuse_repeated(args: Namespace) -> None:
-    """Check a command line with --run-dir for what each start would do again.
-
-    Raises:
-        ValueError: names the flag.
-    """
-    if args.finetune:
-        raise ValueError(
-            f"--finetune would set --run-dir {args.run_dir} back to iteration 0 at every start: leave it "
-            "out; --pretrained-checkpoint implies it for the first start"
-        )
-    for name, what in AT_EVERY_START.items():
-        if getattr(args, name):
-            raise ValueError(
-                f"{flag(name)} {what}, at every start of --run-dir {args.run_dir}: leave it out; a run that "
-                "starts with the weights alone is another --run-dir with --pretrained-checkpoint"
-            )
-
-
-def refuse_mixing(args: Namespace) -> None:
-    """Check that a --save which holds checkpoints is gone on from: else the new ones would come to lie among
-    them, and the record would be cut.
-
-    Raises:
-        ValueError: it is not; names the flags.
-    """
-    if not args.save or args.skip_train:
-        return
-    save = Path(args.save)
-    held = [folder for folder in saved_folders(save) if (folder / ".metadata").exists()]
-    from_here = args.load and Path(args.load).resolve() == save.resolve()
-    if not held or (from_here and not args.finetune):
-        return
-    holds = f"--save {save} holds checkpoints already (the newest: iteration {iteration_of(held[0])})"
-    if from_here:
-        raise ValueError(
-            f"{holds}, and --finetune begins at iteration 0: leave it out to go on from them, or take "
-            "another --save"
-        )
-    loads = f"--load {args.load} is another folder" if args.load else "there is no --load"
-    raise ValueError(f"{holds}, and {loads}: pass --load {save} to go on from them, or take another --save")
 
 
 def compare_with_checkpoint(args: Namespace, config: PHDConfig) -> None:

@@ -84,7 +84,8 @@ def megatron_logits(root: str, ids: list[list[int]]) -> torch.Tensor:
     from megatron.training.checkpointing import load_checkpoint
     from megatron.training.global_vars import set_global_variables
 
-    from phd.checkpoint.integrity import chosen_folder, read_args
+    from phd.checkpoint.choice import chosen_folder
+    from phd.checkpoint.read import read_args
     from phd.megatron import compat
     from phd.megatron.builder import PHDModelBuilder, model_config_from_args
 

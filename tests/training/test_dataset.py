@@ -30,20 +30,6 @@ def test_as_many_open_files_as_the_machine_allows(world):
     assert after == (before[1], before[1]) and after[0] > 512
 
 
-def told_of_too_many() -> str | None:
-    import errno
-
-    from phd.training.guard import explain
-
-    return explain(OSError(errno.EMFILE, "Too many open files"))
-
-
-def test_too_many_for_the_machine_too(world):
-    assert world.run(told_of_too_many) == [
-        "too many open files: raise `ulimit -Hn`, or make fewer data sets of them (phd data merge)"
-    ]
-
-
 @pytest.fixture
 def few(tmp_path) -> str:
     """A data set of three documents, of which Megatron's default --split leaves one part none."""
