@@ -89,8 +89,8 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
     with quiet(), _environment():
         from phd.megatron import compat
         from phd.megatron.builder import model_config_from_args
+        from phd.megatron.transformer_config import key_value_heads
         from phd.training.metrics import RunMetrics, training_flops
-        from phd.training.unsupported import key_value_heads
 
         args = _parse(flags, ranks)
         if args.optimizer != "adam":

@@ -1,5 +1,6 @@
 """Megatron's TransformerConfig with the PHD fields."""
 
+from argparse import Namespace
 from dataclasses import dataclass
 
 from megatron.core.transformer import TransformerConfig
@@ -40,3 +41,13 @@ def needs_phd_attention(
         or documents
         or (context_parallel_size > 1 and transformer_impl == "local")
     )
+
+
+def prunes_last_layer(args: Namespace) -> bool:
+    """Whether the last layer gives the last of several copies alone."""
+    return args.phd_copies > 1 and args.phd_prune_last_layer
+
+
+def key_value_heads(args: Namespace) -> int:
+    """Of the whole model."""
+    return args.num_query_groups if args.group_query_attention else args.num_attention_heads

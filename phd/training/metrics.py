@@ -18,8 +18,8 @@ from phd.attention.pattern import describe_patterns
 from phd.config import PHDConfig
 from phd.megatron.compat import served_by
 from phd.megatron.documents import documents_masked
+from phd.megatron.transformer_config import key_value_heads
 from phd.run.arguments import flag
-from phd.training.unsupported import key_value_heads
 
 
 def describe(args: Namespace, config: PHDConfig) -> str:

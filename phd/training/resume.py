@@ -11,6 +11,7 @@ from pathlib import Path
 from phd.checkpoint.choice import checkpoint_source, chosen_folder
 from phd.checkpoint.read import read_args
 from phd.config import VARIANT_FIELDS, PHDConfig
+from phd.megatron.transformer_config import key_value_heads
 from phd.run.arguments import differing
 from phd.training.metrics import plain_arguments
 from phd.training.other_model import (
@@ -24,7 +25,6 @@ from phd.training.other_model import (
     other_variant,
     tokenizer_file,
 )
-from phd.training.unsupported import key_value_heads
 
 SETTINGS_OF_A_START = frozenset(
     {

@@ -3,6 +3,7 @@
 import math
 from argparse import Namespace
 
+from phd.megatron.transformer_config import prunes_last_layer
 from phd.run.arguments import flag
 
 WITHOUT_DEFAULT = (
@@ -151,3 +152,22 @@ def padding_line(args: Namespace, vocab_size: int) -> str | None:
     if alone % tensor == 0:
         line += f"; --make-vocab-size-divisible-by {alone // tensor} makes them equal"
     return line
+
+
+def linear_rows(args: Namespace) -> set[int]:
+    """Rows of the tensors that linear layers get on one rank: in training, in validation, and for the texts
+    of --sample-prompts; empty where the checkpoint is to tell sizes.
+    """
+    if args.seq_length is None or args.micro_batch_size is None:
+        return set()
+    training = args.micro_batch_size
+    samples = {training, args.eval_micro_batch_size or training, len(args.sample_prompts or ()) or training}
+    rows = {count * args.phd_copies for count in samples}
+    if prunes_last_layer(args):
+        rows.add(training)
+    if args.fp8_output_proj:
+        rows |= samples  # the head gets the last copies
+    ranks = args.context_parallel_size
+    if args.sequence_parallel:
+        ranks *= args.tensor_model_parallel_size
+    return {args.seq_length * count // ranks for count in rows}

@@ -12,8 +12,14 @@ from phd.attention.context_parallel import COMM_TYPES
 from phd.config import trained_variant
 from phd.megatron import cpu
 from phd.megatron.documents import documents_masked
-from phd.megatron.transformer_config import PHDTransformerConfig, needs_phd_attention
+from phd.megatron.transformer_config import (
+    PHDTransformerConfig,
+    key_value_heads,
+    needs_phd_attention,
+    prunes_last_layer,
+)
 from phd.training.never import NEVER, TO_TRAIN, Unsupported
+from phd.training.sizes import linear_rows
 
 UNSUPPORTED = (
     Unsupported(
@@ -161,35 +167,6 @@ def runs_phd_attention(args: Namespace) -> bool:
         args.context_parallel_size,
         args.transformer_impl,
     )
-
-
-def prunes_last_layer(args: Namespace) -> bool:
-    """Whether the last layer gives the last of several copies alone."""
-    return args.phd_copies > 1 and args.phd_prune_last_layer
-
-
-def linear_rows(args: Namespace) -> set[int]:
-    """Rows of the tensors that linear layers get on one rank: in training, in validation, and for the texts
-    of --sample-prompts; empty where the checkpoint is to tell sizes.
-    """
-    if args.seq_length is None or args.micro_batch_size is None:
-        return set()
-    training = args.micro_batch_size
-    samples = {training, args.eval_micro_batch_size or training, len(args.sample_prompts or ()) or training}
-    rows = {count * args.phd_copies for count in samples}
-    if prunes_last_layer(args):
-        rows.add(training)
-    if args.fp8_output_proj:
-        rows |= samples  # the head gets the last copies
-    ranks = args.context_parallel_size
-    if args.sequence_parallel:
-        ranks *= args.tensor_model_parallel_size
-    return {args.seq_length * count // ranks for count in rows}
-
-
-def key_value_heads(args: Namespace) -> int:
-    """Of the whole model."""
-    return args.num_query_groups if args.group_query_attention else args.num_attention_heads
 
 
 def _refuse(what: str, table: tuple[Unsupported, ...], args: Namespace) -> None:
