@@ -6,7 +6,7 @@ block and of the W - 1 positions before it; a mask made from the start of each p
 one code serves PHD, PHD-SWA, PHD-CSWA and any sequence length. Slices of blocks are packed, used and unpacked
 while they are in cache.
 
-Legend: s positions, b samples, K copies, m of them asking (the last m), h query heads, g key/value heads,
+Legend: s positions, b samples, K copies, m query copies (the last m), h query heads, g key/value heads,
 d head dimension, B positions in a block, n blocks in a slice, R = B*m query rows and T = (B+W-1)*(K-1) key
 rows of a block.
 """
@@ -38,22 +38,22 @@ class Band:
     """
 
     def __init__(self, query: Tensor, hidden: int, start: Tensor, window: int, scale: float) -> None:
-        self.length, samples, self.asking, heads, dim = query.shape
+        self.length, samples, self.query_copies, heads, dim = query.shape
         self.hidden = hidden
         # About 32 query rows: enough for a matrix product, few masked keys around the band.
-        self.block = max(8, 32 // self.asking)
+        self.block = max(8, 32 // self.query_copies)
         self.halo = window - 1
         self.start = start
         self.scale = scale
         self.dtype = torch.promote_types(query.dtype, torch.float32)
-        block_elements = self.block * self.asking * samples * heads * dim
+        block_elements = self.block * self.query_copies * samples * heads * dim
         self.step = self.block * max(1, _SLICE_ELEMENTS // block_elements)
 
         position = torch.arange(self.block, device=query.device).view(-1, 1, 1, 1)
         copy = torch.arange(hidden, device=query.device)
         # [1, 1, B+W-1, 1], counted from the first position of the block
         self.key_position = torch.arange(-self.halo, self.block, device=query.device).view(1, 1, -1, 1)
-        own = (self.key_position == position) & (copy <= copy[hidden - self.asking :].view(-1, 1, 1))
+        own = (self.key_position == position) & (copy <= copy[hidden - self.query_copies :].view(-1, 1, 1))
         # [B, m, B+W-1, K-1]: the part of the rule that is the same in every block
         self.causal = (self.key_position < position) | own
 
@@ -161,11 +161,11 @@ class Band:
         missing = blocks * self.block - rows.shape[0]
         if missing:
             rows = F.pad(rows, (0, 0) * 4 + (0, missing))
-        return rows.reshape(blocks, self.block * self.asking, -1, rows.shape[-1]).transpose(1, 2)
+        return rows.reshape(blocks, self.block * self.query_copies, -1, rows.shape[-1]).transpose(1, 2)
 
     def _unpack(self, packed: Tensor, heads: int) -> Tensor:
         """Inverse of ``_pack``, padding included: [n, b*h, R, x] -> [n*B, b, m, h, x]."""
-        rows = packed.transpose(1, 2).flatten(0, 1).unflatten(0, (-1, self.asking))
+        rows = packed.transpose(1, 2).flatten(0, 1).unflatten(0, (-1, self.query_copies))
         # [n*B, m, b*h, x]
         return rows.unflatten(2, (-1, heads)).transpose(1, 2)
 

@@ -18,10 +18,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from phd.attention.kept import Exchange
-from phd.attention.layout import rank_runs
+from phd.attention.slices import rank_runs
 
 COMM_TYPES = ("p2p", "all_gather", "a2a")
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """What this rank sends to the others of its group and gets from them."""
+
+    send: Tensor
+    """Rows of this rank to send, those for rank 0 first."""
+    sent: list[int]
+    """How many to each rank."""
+    received: list[int]
+    """How many from each rank."""
+    order: Tensor
+    """[t]: which of (own rows, received ones) each kept key is: they lie in the order of positions."""
 
 
 @dataclass(frozen=True)

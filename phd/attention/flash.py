@@ -6,7 +6,7 @@ layer some calls over the kept keys (``sparse.py``). Hidden queries then add the
 (``band.py``). In backward the flash kernel is called with the *merged* output and log-sum-exp: its result is
 then the originals' exact share, and the band takes the rest.
 
-Legend: s rows on this rank, b samples, K copies, m of them asking (all, or the last alone), h query heads,
+Legend: s rows on this rank, b samples, K copies, m query copies (all, or the last alone), h query heads,
 g key/value heads, d head dimension.
 """
 
@@ -20,37 +20,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from phd.attention.band import Band
-from phd.attention.context_parallel import ContextParallel
 from phd.attention.full import FullOriginals
 from phd.attention.layout import Layout
-from phd.attention.pattern import Pattern
 from phd.attention.sparse import SparseOriginals
 
 
 @torch.compiler.disable  # kernels that write into views of a view: torch.compile traces no such graph
-def flash_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    layout: Layout,
-    scale: float,
-    pattern: Pattern | None = None,
-    parallel: ContextParallel | None = None,
-) -> Tensor:
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
     """PHD attention with memory O(s).
 
     Args:
         query: [s, b, m, h, d]; m is K, or 1 for the last copy alone.
         key, value: [s, b, K, g, d].
         layout: of these rows.
-        pattern: of a sparse layer.
-        parallel: the context-parallel group whose ranks hold the other rows of ``layout``.
 
     Returns:
         [s, b, m, h, d].
     """
-    return _FlashAttention.apply(query, key, value, layout, scale, pattern, parallel)
+    return _FlashAttention.apply(query, key, value, layout, scale)
 
 
 class _FlashAttention(torch.autograd.Function):
@@ -62,14 +49,11 @@ class _FlashAttention(torch.autograd.Function):
         value: Tensor,
         layout: Layout,
         scale: float,
-        pattern: Pattern | None,
-        parallel: ContextParallel | None,
     ) -> Tensor:
         # the kernels want the numbers of a head side by side
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-        attention = _Attention(query, key, value, layout, scale, pattern, parallel)
-        out, lse, halo = attention.forward()
-        ctx.attention = layout, scale, pattern, parallel
+        out, lse, halo = _Attention(query, key, value, layout, scale).forward()
+        ctx.attention = layout, scale
         ctx.save_for_backward(query, key, value, out, lse, halo)
         return out
 
@@ -78,33 +62,20 @@ class _FlashAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse, halo = ctx.saved_tensors
         attention = _Attention(query, key, value, *ctx.attention)
-        return *attention.backward(grad_out.contiguous(), out, lse, halo), None, None, None, None
+        return *attention.backward(grad_out.contiguous(), out, lse, halo), None, None
 
 
 class _Attention:
     """Forward and backward over one layer's query [s, b, m, h, d], key and value [s, b, K, g, d]."""
 
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: Layout,
-        scale: float,
-        pattern: Pattern | None,
-        parallel: ContextParallel | None,
-    ) -> None:
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> None:
         self.query, self.key, self.value = query, key, value
-        self.layout, self.scale, self.parallel = layout, scale, parallel
-        originals = query, key[:, :, 0], value[:, :, 0]
-        self.originals: FullOriginals | SparseOriginals
-        if pattern is None:
-            self.originals = FullOriginals(*originals, layout, scale, parallel)
-        else:
-            self.originals = SparseOriginals(*originals, layout, scale, pattern, parallel)
+        self.layout, self.scale = layout, scale
+        executor = SparseOriginals if layout.rule.sparse else FullOriginals
+        self.originals = executor(query, key[:, :, 0], value[:, :, 0], layout, scale)
         self.hidden = key.shape[2] - 1
         # hidden copies among the queries, the last of them
-        self.asking = slice(1 if query.shape[2] == key.shape[2] else 0, None)
+        self.hidden_queries = slice(1 if query.shape[2] == key.shape[2] else 0, None)
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Output [s, b, m, h, d], log-sum-exp [s, b, m, h], halo [2, 2, W-1, b, K-1, g, d] or None."""
@@ -113,7 +84,7 @@ class _Attention:
         if self.hidden:
             halo = self._halo()
             for run, (rows, samples), band in self._bands():
-                where = rows, samples, self.asking
+                where = rows, samples, self.hidden_queries
                 band.merge(
                     out[where], lse[where], self.query[where], *self._hidden_keys(rows, samples),
                     _of_run(halo, run, samples),
@@ -137,15 +108,15 @@ class _Attention:
         grad_hidden = grad_keys[:, :, :, 1:]
         grad_halo = None if halo is None else torch.empty_like(halo)
         for run, (rows, samples), band in self._bands():
-            where = rows, samples, self.asking
+            where = rows, samples, self.hidden_queries
             band.backward(
                 grad_out[where], self.query[where], *self._hidden_keys(rows, samples), out[where],
                 lse[where], grad_query[where], grad_hidden[:, rows, samples],
                 _of_run(halo, run, samples), _of_run(grad_halo, run, samples),
             )  # fmt: skip
         if grad_halo is not None:
-            assert self.parallel is not None
-            for run, grad_tail in enumerate(self.parallel.tails(grad_halo)):
+            assert self.layout.parallel is not None
+            for run, grad_tail in enumerate(self.layout.parallel.tails(grad_halo)):
                 grad_hidden[:, self._tail(run)] += grad_tail
         grad_key, grad_value = grad_keys.unbind()
         return grad_query, grad_key, grad_value
@@ -159,7 +130,7 @@ class _Attention:
                 starts = start[run.rows, sample]
                 if run.begin:
                     starts = starts - run.begin
-                query = self.query[run.rows, samples, self.asking]
+                query = self.query[run.rows, samples, self.hidden_queries]
                 make = _band_class(query.device.type, self.hidden, query.shape[-1])
                 band = make(query, self.hidden, starts, self.layout.window, self.scale)
                 yield number, (run.rows, samples), band
@@ -170,9 +141,9 @@ class _Attention:
     def _halo(self) -> Tensor | None:
         if not self.layout.halo:
             return None
-        assert self.parallel is not None
+        assert self.layout.parallel is not None
         tails = [torch.stack(self._hidden_keys(self._tail(run), slice(None))) for run in range(2)]
-        return self.parallel.halos(torch.stack(tails))
+        return self.layout.parallel.halos(torch.stack(tails))
 
     def _tail(self, run: int) -> slice:
         """The last W - 1 rows of a run."""

@@ -5,14 +5,13 @@ Packed documents are causal sequences of their own, laid end to end for one call
 the other ranks' originals that a slice sees are one more call without a mask for each of their slices, merged
 by log-sum-exp (``layout.py``).
 
-Legend: s rows on this rank, t key rows, b samples, m copies asking, h query heads, g key/value heads,
+Legend: s rows on this rank, t key rows, b samples, m query copies, h query heads, g key/value heads,
 r = h/g, d head dimension, n = b*s.
 """
 
 import torch
 from torch import Tensor
 
-from phd.attention.context_parallel import ContextParallel
 from phd.attention.kernels import (
     attention_backward,
     attention_forward,
@@ -20,23 +19,17 @@ from phd.attention.kernels import (
     packed_backward,
     packed_forward,
 )
-from phd.attention.layout import Layout, Run, rank_runs
+from phd.attention.layout import Layout
+from phd.attention.slices import Run
 
 
 class FullOriginals:
     """Forward and backward over one layer's query [s, b, m, h, d], original key and value [s, b, g, d]."""
 
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: Layout,
-        scale: float,
-        parallel: ContextParallel | None,
-    ) -> None:
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> None:
         self.query, self.key, self.value = query, key, value
-        self.layout, self.scale, self.parallel = layout, scale, parallel
+        self.layout, self.scale = layout, scale
+        self.parallel = layout.parallel if layout.size > 1 else None
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Output [s, b, m, h, d], in fp32 at least where many parts are added, and log-sum-exp
@@ -50,12 +43,12 @@ class FullOriginals:
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         self._add_earlier(out, lse, self.layout.runs, self.key, self.value)
         for rank, (key, value) in others:
-            self._add_earlier(out, lse, self._runs_of(rank), key, value)
+            self._add_earlier(out, lse, self.layout.runs_of(rank), key, value)
         return out, lse
 
     def backward(self, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Gradients of the query and of key and value, [s, b, n*g, d] each, in n parts that are yet to be
-        added up: the kernels give one for each copy asking, and who has a place for the sum saves a copy.
+        added up: the kernels give one for each query copy, and who has a place for the sum saves a copy.
         ``out`` and ``lse`` may be those of a softmax over more keys.
         """
         given = grad_out, out, lse
@@ -71,7 +64,7 @@ class FullOriginals:
             originals = torch.stack((self.key, self.value))
             grad_originals += share(self.layout.runs, originals)
             grad_originals += self.parallel.sum_from_others(
-                originals, lambda rank, keys: share(self._runs_of(rank), keys)
+                originals, lambda rank, keys: share(self.layout.runs_of(rank), keys)
             )
             return grad_query, grad_originals.unbind()
         return grad_query, tuple(grads)
@@ -145,9 +138,6 @@ class FullOriginals:
             grads[0][keys] += _sum_parts(grad_key, originals.shape[3])
             grads[1][keys] += _sum_parts(grad_value, originals.shape[3])
         return grads
-
-    def _runs_of(self, rank: int) -> tuple[Run, ...]:
-        return rank_runs(self.layout.length, rank, self.layout.size)
 
 
 def _causal_or_full(

@@ -1,4 +1,4 @@
-"""Which positions the rows of a tensor hold, which documents they belong to, where each band starts.
+"""Which positions the rows of a tensor hold, which documents they belong to, and the rule of their attention.
 
 One process without packed documents holds one run of positions and one document. Packed documents cut a
 sample into pieces; context parallelism cuts the sequence into twice as many slices as there are ranks and
@@ -6,7 +6,8 @@ gives each rank one slice of the first half and one of the second, so that all d
 A piece sees itself causally and everything of its document before its run: the whole of causal attention
 falls into rectangles and triangles, and no mask is needed.
 
-Legend: s positions of the whole sequence, s_l rows on this rank, b samples.
+Legend: s positions of the whole sequence, s_l rows on this rank, b samples, K copies. Naive repetition is a
+model of one copy on a sequence K times as long: its layout counts the tokens of that sequence as positions.
 """
 
 from collections.abc import Iterator
@@ -15,21 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from phd.attention.context_parallel import ContextParallel
 from phd.attention.memo import made_once
-from phd.attention.rule import band_start
-
-
-@dataclass(frozen=True)
-class Run:
-    """Consecutive positions in consecutive rows: the sequence, or a rank's slice of it."""
-
-    rows: slice
-    begin: int
-    """Position of the first row."""
-
-    @property
-    def length(self) -> int:
-        return self.rows.stop - self.rows.start
+from phd.attention.slices import Run, rank_runs
+from phd.rules.rule import AttentionRule
 
 
 @dataclass(frozen=True)
@@ -59,13 +49,16 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Positions, documents and bands of the rows on this rank."""
+    """Rule, positions, documents and bands of the rows on this rank. Make it with ``Layout.of``."""
 
+    rule: AttentionRule
+    parallel: ContextParallel | None
+    """The group whose ranks hold the rest of the sequence."""
     length: int
     """s, of the whole sequence."""
     rank: int
     size: int
-    """Of the context-parallel group."""
+    """Of the ranks that each hold some positions; one where ranks share heads (a2a)."""
     document_starts: Tensor | None
     """[b, s], on the host."""
     runs: tuple[Run, ...]
@@ -73,10 +66,50 @@ class Layout:
     start: Tensor
     """[s_l, b], or [s_l, 1] for all samples: first position whose hidden keys a row's hidden queries see."""
     window: int
-    """W, the longest reach of ``start`` (positions, the own one included)."""
+    """The longest reach of ``start`` (positions, the own one included)."""
     halo: int
     """Positions before a run whose hidden keys it needs from the rank that holds them; 0 where no band
     crosses the border between runs."""
+
+    @staticmethod
+    def of(
+        rule: AttentionRule,
+        length: int,
+        *,
+        document_starts: Tensor | None = None,
+        parallel: ContextParallel | None = None,
+        device: torch.device | None = None,
+    ) -> "Layout":
+        """The layout of one rank's rows. Layers of one rule share it.
+
+        Args:
+            length: s, of the whole sequence.
+            document_starts: [b, s], position at which the document of each position starts; None for one
+                document a sample. Read on the host: from a GPU that is a synchronisation.
+            parallel: the group whose ranks hold the rest of the sequence, two slices each, as Megatron slices
+            it.
+            device: of the rows; None for the host.
+
+        Raises:
+            ValueError: ``document_starts`` is not what it should be, the ranks cannot share the sequence
+                evenly, or a slice is shorter than the window.
+        """
+        device = torch.device("cpu") if device is None else device
+        rank, size = 0, 1
+        if parallel is not None and parallel.comm_type != "a2a":
+            rank, size = parallel.rank, parallel.size
+        if document_starts is None:
+            layout = _one_document(rule, length, rank, size, device)
+        else:
+            _check(document_starts, length)
+            layout = _make(rule, length, document_starts.cpu(), rank, size, device)
+        return layout if parallel is None else replace(layout, parallel=parallel)
+
+    @property
+    def local_positions(self) -> int:
+        """s_l."""
+        ranks = 1 if self.parallel is None else self.parallel.size
+        return self.length // (ranks * self.rule.copies.count if self.rule.copies.cached else ranks)
 
     def to(self, device: torch.device) -> "Layout":
         """The same for rows on another device."""
@@ -90,89 +123,9 @@ class Layout:
                 if rows is not None:
                     yield piece, rows
 
-
-def rank_runs(length: int, rank: int, size: int) -> tuple[Run, ...]:
-    """Runs of a context-parallel rank, as Megatron slices the batch: slices ``rank`` and
-    ``2 * size - 1 - rank`` of ``2 * size``.
-
-    Raises:
-        ValueError: the positions cannot be sliced evenly.
-    """
-    if size == 1:
-        return (Run(slice(0, length), 0),)
-    if length % (2 * size):
-        raise ValueError(f"{length} positions cannot be cut into {2 * size} slices for {size} ranks")
-    part = length // (2 * size)
-    return (
-        Run(slice(0, part), rank * part),
-        Run(slice(part, 2 * part), (2 * size - 1 - rank) * part),
-    )
-
-
-def make_layout(
-    length: int,
-    *,
-    window: int,
-    chunk: int | None,
-    document_starts: Tensor | None = None,
-    rank: int = 0,
-    size: int = 1,
-    device: torch.device | None = None,
-) -> Layout:
-    """The layout of one rank's rows.
-
-    Args:
-        length: s.
-        window: W.
-        chunk: C, counted from the start of the document; None for no chunks.
-        document_starts: [b, s], position at which the document of each position starts; None for one
-            document a sample. Read on the host: from a GPU that is a synchronisation.
-        rank, size: of the context-parallel group.
-        device: of ``Layout.start``; None for the host.
-
-    Raises:
-        ValueError: ``document_starts`` is not what it should be, or a slice is shorter than the window.
-    """
-    device = torch.device("cpu") if device is None else device
-    if document_starts is None:
-        return one_document_layout(length, window, chunk, rank, size, device)
-    _check(document_starts, length)
-    return _layout(length, window, chunk, document_starts.cpu(), rank, size, device)
-
-
-@made_once(maxsize=64)
-def one_document_layout(
-    length: int, window: int, chunk: int | None, rank: int, size: int, device: torch.device
-) -> Layout:
-    """``make_layout`` of one document a sample."""
-    return _layout(length, window, chunk, None, rank, size, device)
-
-
-def _layout(
-    length: int,
-    window: int,
-    chunk: int | None,
-    document_starts: Tensor | None,
-    rank: int,
-    size: int,
-    device: torch.device,
-) -> Layout:
-    window = min(window, length, chunk or length)
-    runs = rank_runs(length, rank, size)
-    pieces = tuple(pieces_of(runs, document_starts))
-
-    # with chunks that divide the slices no band crosses a border, unless documents shift the chunks
-    aligned = document_starts is None and chunk is not None and runs[0].length % chunk == 0
-    halo = 0 if size == 1 or aligned else window - 1
-    if halo > runs[0].length:
-        raise ValueError(
-            f"a slice of {runs[0].length} positions ({length} positions on {size} context-parallel ranks) is "
-            f"shorter than the {halo} positions of the window before it: use fewer ranks or a smaller window"
-        )
-    position = torch.cat([torch.arange(run.begin, run.begin + run.length, device="cpu") for run in runs])
-    document = None if document_starts is None else document_starts[:, position].T
-    start = band_start(position.unsqueeze(1), window=window, chunk=chunk, document_start=document)
-    return Layout(length, rank, size, document_starts, runs, pieces, start.to(device), window, halo)
+    def runs_of(self, rank: int) -> tuple[Run, ...]:
+        """The runs of any rank."""
+        return rank_runs(self.length, rank, self.size)
 
 
 def pieces_of(runs: tuple[Run, ...], document_starts: Tensor | None) -> Iterator[Piece]:
@@ -189,6 +142,43 @@ def pieces_of(runs: tuple[Run, ...], document_starts: Tensor | None) -> Iterator
             for begin, end in zip(bounds, bounds[1:], strict=False):
                 rows = slice(run.rows.start + begin, run.rows.start + end)
                 yield Piece(run, rows, slice(sample, sample + 1), int(positions[begin]))
+
+
+def _make(
+    rule: AttentionRule,
+    length: int,
+    document_starts: Tensor | None,
+    rank: int,
+    size: int,
+    device: torch.device,
+) -> Layout:
+    copies = rule.copies
+    if copies.cached:
+        length = length * copies.count
+        if document_starts is not None:
+            # a document starts with the first copy of its first token
+            document_starts = document_starts.repeat_interleave(copies.count, dim=1) * copies.count
+    window = min(copies.window, length)
+    runs = rank_runs(length, rank, size)
+    pieces = tuple(pieces_of(runs, document_starts))
+
+    # with chunks that divide the slices no band crosses a border, unless documents shift the chunks
+    aligned = document_starts is None and copies.chunk is not None and runs[0].length % copies.chunk == 0
+    halo = 0 if size == 1 or aligned else window - 1
+    if halo > runs[0].length:
+        raise ValueError(
+            f"a slice of {runs[0].length} positions ({length} positions on {size} context-parallel ranks) is "
+            f"shorter than the {halo} positions of the window before it: use fewer ranks or a smaller window"
+        )
+    position = torch.cat([torch.arange(run.begin, run.begin + run.length, device="cpu") for run in runs])
+    document = 0 if document_starts is None else document_starts[:, position].T
+    start = copies.band_start(position.unsqueeze(1), document).to(device)
+    return Layout(rule, None, length, rank, size, document_starts, runs, pieces, start, window, halo)
+
+
+@made_once(maxsize=64)
+def _one_document(rule: AttentionRule, length: int, rank: int, size: int, device: torch.device) -> Layout:
+    return _make(rule, length, None, rank, size, device)
 
 
 def _check(document_starts: Tensor, length: int) -> None:

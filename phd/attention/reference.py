@@ -1,11 +1,45 @@
-"""PHD attention as one masked softmax over all copies: slow, obvious, any dtype. The fast paths are
-tested against it.
+"""Attention as one masked softmax over all copies, in any dtype: what the fast path is tested against.
 
-Legend: s positions, b samples, K copies, h query heads, g key/value heads, d head dimension.
+Legend: s positions, b samples, K copies, m of them among the queries, h query heads, g key/value heads, d
+head dimension.
 """
 
 import torch
 from torch import Tensor
+
+from phd.attention.inputs import checked, nothing
+from phd.attention.layout import Layout
+from phd.rules.rule import AttentionRule
+
+
+def reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    *,
+    scale: float | None = None,
+    last_copy_only: bool = False,
+) -> Tensor:
+    """``phd.attention.attention``, but for the (K s)^2 mask that it makes and ranks that share a sequence.
+
+    Raises:
+        ValueError: shapes do not fit, or the layout is of one rank of several.
+    """
+    if layout.parallel is not None:
+        raise ValueError("the reference does not run context-parallel: use the flash backend")
+    inputs = checked(query, key, value, layout, scale, last_copy_only)
+    copies = layout.rule.copies
+    if not query.numel():
+        return nothing(query, key, value, copies.count, last_copy_only)
+    starts = layout.document_starts
+    if copies.cached and starts is not None:
+        starts = starts[:, :: copies.count] // copies.count
+    mask = dense_mask(layout.rule, len(query), document_starts=starts, device=query.device)
+    context = masked_attention(
+        inputs.query, inputs.key, inputs.value, mask[:, :, -inputs.query.shape[2] :], inputs.scale
+    )
+    return context[:, :, -1] if last_copy_only else context.flatten(1, 2)
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -25,3 +59,23 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
     weights = scores.flatten(-2).softmax(dim=-1).view_as(scores)
     return torch.einsum("bgrsjti,tbigd->sbjgrd", weights, value).flatten(3, 4)
+
+
+def dense_mask(
+    rule: AttentionRule,
+    length: int,
+    *,
+    document_starts: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """``rule.sees`` as a bool mask [b, s, K, s, K] over (sample, query position, query copy, key position,
+    key copy); b = 1 without ``document_starts`` [b, s].
+    """
+    position = torch.arange(length, device=device)
+    copy = torch.arange(rule.copies.count, device=device)
+    # [b, s, 1, 1, 1]
+    starts = 0 if document_starts is None else document_starts[:, :, None, None, None].to(device)
+    mask = rule.sees(
+        position.view(-1, 1, 1, 1), copy.view(-1, 1, 1), position.view(-1, 1), copy, document_start=starts
+    )
+    return mask if document_starts is not None else mask.unsqueeze(0)

@@ -4,7 +4,7 @@ log-sum-exp. No mask, and no work on keys that are not seen but for the causal c
 In a rectangle all rows see the same keys: the copies and the heads of a group are then more rows, and a key
 is read once for all of them. Windows that overlap are views of the same keys.
 
-Legend: t kept keys, b samples, m copies asking, h query heads, g key/value heads, r = h/g, d head dimension,
+Legend: t kept keys, b samples, m query copies, h query heads, g key/value heads, r = h/g, d head dimension,
 n blocks of R rows in a part, T keys of each.
 """
 
@@ -14,39 +14,28 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from phd.attention.context_parallel import ContextParallel
-from phd.attention.kept import Part, kept_keys
+from phd.attention.kept import RowPart, kept_keys
 from phd.attention.kernels import attention_backward, attention_forward, merge
 from phd.attention.layout import Layout
-from phd.attention.pattern import Pattern
 
 _WINDOW_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Elements of the windows' gradients at a time: 16 MiB each of keys and values in fp32, near a CPU's cache,
-or half a GiB in bf16, so few calls that a GPU need not wait for them. (Has not been run on a GPU yet.)
+or 512 MiB in bf16, so that launches do not dominate on a GPU. (Has not been run on a GPU yet.)
 """
 
 
 class SparseOriginals:
     """Forward and backward over one layer's query [s, b, m, h, d], original key and value [s, b, g, d]."""
 
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: Layout,
-        scale: float,
-        pattern: Pattern,
-        parallel: ContextParallel | None,
-    ) -> None:
-        self.query, self.scale, self.parallel = query, scale, parallel
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> None:
+        self.query, self.scale, self.parallel = query, scale, layout.parallel
         self.dtype = torch.promote_types(query.dtype, torch.float32)
-        self.kept = kept_keys(layout, pattern, query.device)
+        self.kept = kept_keys(layout, query.device)
         if self.kept.exchange is None:
             self.keys, self.values = key.contiguous(), value.contiguous()
         else:
-            assert parallel is not None
-            self.keys, self.values = parallel.fetch(torch.stack((key, value)), self.kept.exchange)
+            assert self.parallel is not None
+            self.keys, self.values = self.parallel.fetch(torch.stack((key, value)), self.kept.exchange)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Output [s, b, m, h, d] in fp32 at least, and log-sum-exp [s, b, m, h]."""
@@ -100,7 +89,7 @@ class SparseOriginals:
             grads = self.parallel.give_back(grads, self.kept.exchange, self.query.shape[0])
         return grad_query.to(self.query.dtype), grads
 
-    def _parts(self) -> Iterator[Part]:
+    def _parts(self) -> Iterator[RowPart]:
         """The parts, in pieces whose windows have ``_WINDOW_ELEMENTS`` at most."""
         most = _WINDOW_ELEMENTS[self.keys.device.type]
         for part in self.kept.parts:
@@ -116,7 +105,7 @@ class SparseOriginals:
                 keys = slice(part.keys.start + first * size, part.keys.stop + first * size)
                 yield replace(part, rows=slice(start, start + count * size), keys=keys, count=count)
 
-    def _fold(self, rows: Tensor, part: Part) -> Tensor:
+    def _fold(self, rows: Tensor, part: RowPart) -> Tensor:
         """[n*R, b, m, h, x] -> [n, b*m*h, R, x] in a causal part; [n, b*g, R*m*r, x] in a rectangle."""
         rows = rows.unflatten(0, (part.count, -1))
         if part.causal:
@@ -125,7 +114,7 @@ class SparseOriginals:
         rows = rows.unflatten(4, (self.keys.shape[2], -1)).permute(0, 2, 4, 1, 3, 5, 6)
         return rows.flatten(3, 5).flatten(1, 2)
 
-    def _unfold(self, folded: Tensor, part: Part, like: Tensor) -> Tensor:
+    def _unfold(self, folded: Tensor, part: RowPart, like: Tensor) -> Tensor:
         """Inverse of ``_fold``; ``like`` [n*R, b, m, h, d]."""
         _, samples, copies, heads = like.shape[:4]
         if part.causal:
@@ -135,7 +124,7 @@ class SparseOriginals:
         rows = folded.unflatten(2, (-1, copies, heads // groups)).unflatten(1, (samples, groups))
         return rows.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(0, 1)
 
-    def _keys_of(self, keys: Tensor, part: Part) -> Tensor:
+    def _keys_of(self, keys: Tensor, part: RowPart) -> Tensor:
         """[t, b, g, d] -> [n, b*m*g, R, d] in a causal part, the same for every copy; [n, b*g, T, d] in a
         rectangle.
         """
@@ -151,7 +140,7 @@ class SparseOriginals:
         # [n, T, b, g, d] -> [n, b*g, T, d], still a view
         return self._windows(rows, part).movedim(1, 3).flatten(1, 2)
 
-    def _windows(self, rows: Tensor, part: Part, first: int = 0, step: int = 1) -> Tensor:
+    def _windows(self, rows: Tensor, part: RowPart, first: int = 0, step: int = 1) -> Tensor:
         """What every ``step``-th block of a rectangle from its ``first`` on reads of [t, b, g, d]: an
         overlapping view [n, T, b, g, d], no copy.
         """
@@ -161,7 +150,7 @@ class SparseOriginals:
         shape = len(range(first, part.count, step)), part.keys.stop - part.keys.start, *rows.shape[1:]
         return rows.as_strided(shape, (step * size * rows.stride(0), *rows.stride()))
 
-    def _add_keys(self, total: Tensor, grad: Tensor, part: Part) -> None:
+    def _add_keys(self, total: Tensor, grad: Tensor, part: RowPart) -> None:
         """Add the gradients of ``_keys_of`` to [t, b, g, d]."""
         samples, groups = total.shape[1:3]
         if part.causal:

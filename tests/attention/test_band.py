@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from phd.attention import band, phd_attention
+from phd.attention import band
 from phd.attention.kernels import cuda
+from tests.attention.calls import attend, rule_of
 
 
 @pytest.mark.parametrize("copies", [2, 3, 5])
@@ -17,7 +18,7 @@ def test_slices_do_not_show(monkeypatch, copies, window):
     for elements in (1 << 30, 1, 4000):
         monkeypatch.setattr(band, "_SLICE_ELEMENTS", elements)
         inputs = [x.detach().requires_grad_() for x in (query, key, value)]
-        out = phd_attention(*inputs, copies=copies, window=window, backend="flash")
+        out = attend(*inputs, rule_of(copies, window))
         results.append([out, *torch.autograd.grad(out, inputs, grad)])
     for sliced in results[1:]:
         for result, whole in zip(sliced, results[0], strict=True):
@@ -30,7 +31,7 @@ def test_plain_matrix_products_do_as_well(monkeypatch):
     grad = torch.randn(45, 6, 4, 4, dtype=torch.float64)
 
     def results():
-        out = phd_attention(*inputs, copies=3, window=6, chunk=16, backend="flash")
+        out = attend(*inputs, rule_of(3, 6, 16))
         return [out, *torch.autograd.grad(out, inputs, grad)]
 
     expected = results()

@@ -4,33 +4,28 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from phd.attention import naive_attention, phd_attention
 from phd.attention.context_parallel import COMM_TYPES, ContextParallel
-from phd.attention.layout import rank_runs
-from phd.attention.pattern import Pattern
+from phd.attention.slices import rank_runs
+from phd.rules.keys import Blocks, Full, Groups
+from tests.attention.calls import attend, rule_of
 from tests.attention.test_attention import random_inputs, run, starts_of
 
 LENGTH = 64
 DOCUMENTS = starts_of((1, 30, 2, 19, 12), (64,))
-# name -> (function, arguments): borders inside windows, on chunks, and without chunks
+# name -> (rule, arguments): borders inside windows, on chunks, and without chunks
 CASES = {
-    "vanilla": (phd_attention, {"copies": 1, "window": 1}),
-    "PHD-2": (phd_attention, {"copies": 2, "window": 1}),
-    "CSWA-2-divides": (phd_attention, {"copies": 2, "window": 4, "chunk": 8}),
-    "CSWA-3-crosses": (phd_attention, {"copies": 3, "window": 5, "chunk": 12}),
-    "SWA-3": (phd_attention, {"copies": 3, "window": 6}),
-    "SWA-3-last": (phd_attention, {"copies": 3, "window": 6, "last_copy_only": True}),
-    "sink": (phd_attention, {"copies": 1, "window": 1, "pattern": Pattern(4, 1, 2)}),
-    "strided-CSWA-2": (
-        phd_attention,
-        {"copies": 2, "window": 4, "chunk": 8, "pattern": Pattern(4, 0, 2, stride=3)},
-    ),
-    "odd-blocks-SWA-3-last": (
-        phd_attention,
-        {"copies": 3, "window": 6, "last_copy_only": True, "pattern": Pattern(5, 1, 2, stride=4)},
-    ),
-    "naive-2": (naive_attention, {"copies": 2}),
-    "naive-3-last": (naive_attention, {"copies": 3, "last_copy_only": True}),
+    "vanilla": (rule_of(1), {}),
+    "PHD-2": (rule_of(2), {}),
+    "CSWA-2-divides": (rule_of(2, 4, 8), {}),
+    "CSWA-3-crosses": (rule_of(3, 5, 12), {}),
+    "SWA-3": (rule_of(3, 6), {}),
+    "SWA-3-last": (rule_of(3, 6), {"last_copy_only": True}),
+    "sink": (rule_of(1, keys=Blocks(4, 1, 2)), {}),
+    "strided-CSWA-2": (rule_of(2, 4, 8, Blocks(4, 0, 2, stride=3)), {}),
+    "odd-blocks-SWA-3-last": (rule_of(3, 6, keys=Blocks(5, 1, 2, stride=4)), {"last_copy_only": True}),
+    "shifted-groups-CSWA-2": (rule_of(2, 4, 8, Groups(12, 6)), {}),
+    "naive-2": (rule_of("naive-2"), {}),
+    "naive-3-last": (rule_of("naive-3"), {"last_copy_only": True}),
 }
 
 
@@ -51,21 +46,23 @@ def rank_results(comm_type, dtype, cases):
     runs = rank_runs(LENGTH, parallel.rank, parallel.size)
     results = {}
     for name in cases:
-        function, arguments = CASES[name]
+        rule, arguments = CASES[name]
         for documents in (None, DOCUMENTS):
             rows = [
                 torch.cat([x[run.begin : run.begin + run.length] for run in runs])
-                for x in case_inputs(arguments, dtype)
+                for x in case_inputs(name, dtype)
             ]
             results[name, documents is None] = run(
-                function, rows, document_starts=documents, context_parallel=parallel, **arguments
+                rows, rule, document_starts=documents, parallel=parallel, **arguments
             )
     return results
 
 
-def case_inputs(arguments, dtype):
-    *inputs, grad = random_inputs(LENGTH, 2 * arguments["copies"], heads=8, groups=4, dtype=dtype)
-    return [*inputs, grad[:, :: arguments["copies"]] if "last_copy_only" in arguments else grad]
+def case_inputs(name, dtype):
+    rule, arguments = CASES[name]
+    copies = rule.copies.count
+    *inputs, grad = random_inputs(LENGTH, 2 * copies, heads=8, groups=4, dtype=dtype)
+    return [*inputs, grad[:, ::copies] if arguments else grad]
 
 
 @pytest.mark.parametrize(("ranks", "comm_type"), [*((4, name) for name in COMM_TYPES), (2, "p2p")])
@@ -73,9 +70,9 @@ def test_ranks_equal_one_process(world, ranks, comm_type):
     """Of two, each has one neighbour alone."""
     by_rank = world.run(on_ranks, rank_results, comm_type, torch.float64, [*CASES], ranks=ranks)
     for (name, one_document), _ in by_rank[0].items():
-        function, arguments = CASES[name]
-        inputs = case_inputs(arguments, torch.float64)
-        expected = run(function, inputs, document_starts=None if one_document else DOCUMENTS, **arguments)
+        rule, arguments = CASES[name]
+        inputs = case_inputs(name, torch.float64)
+        expected = run(inputs, rule, document_starts=None if one_document else DOCUMENTS, **arguments)
         for rank, results in enumerate(by_rank):
             for result, whole in zip(results[name, one_document], expected, strict=True):
                 mine = [whole[r.begin : r.begin + r.length] for r in rank_runs(LENGTH, rank, ranks)]
@@ -86,10 +83,10 @@ def test_bf16_rounds_no_more_than_one_process(world):
     """Partial results are added in fp32: errors against fp64 stay those of a single process."""
     case = "CSWA-3-crosses"
     by_rank = world.run(on_ranks, rank_results, "p2p", torch.bfloat16, [case], ranks=4)
-    function, arguments = CASES[case]
-    inputs = case_inputs(arguments, torch.bfloat16)
-    expected = run(function, inputs, dtype=torch.float64, **arguments)
-    serial = run(function, inputs, **arguments)
+    rule, _ = CASES[case]
+    inputs = case_inputs(case, torch.bfloat16)
+    expected = run(inputs, rule, dtype=torch.float64)
+    serial = run(inputs, rule)
     for index, exact in enumerate(expected):
         serial_error = (serial[index].double() - exact).abs().mean()
         errors = []
@@ -99,7 +96,7 @@ def test_bf16_rounds_no_more_than_one_process(world):
         assert sum(errors) / 4 < 1.5 * serial_error
 
 
-def sent_elements(comm_type, function, arguments):
+def sent_elements(comm_type, case):
     """Elements that this rank sends to other ranks in forward, and in forward and backward together."""
     parallel = ContextParallel(dist.group.WORLD, comm_type)
     sent = 0
@@ -126,9 +123,9 @@ def sent_elements(comm_type, function, arguments):
         ),
     ]
     try:
-        *inputs, grad = (x[: LENGTH // parallel.size] for x in case_inputs(arguments, torch.float32))
+        *inputs, grad = (x[: LENGTH // parallel.size] for x in case_inputs(case, torch.float32))
         inputs = [x.clone().requires_grad_() for x in inputs]
-        out = function(*inputs, context_parallel=parallel, **arguments)
+        out = attend(*inputs, CASES[case][0], parallel=parallel)
         forward = sent
         torch.autograd.grad(out, inputs, grad)
     finally:
@@ -141,38 +138,40 @@ def sent_elements(comm_type, function, arguments):
 @pytest.mark.parametrize("comm_type", COMM_TYPES)
 def test_communication_volume(world, comm_type, case):
     """The originals' keys and values and the windows' halos; a2a moves every copy, naive repetition too."""
-    from phd.accounting import context_parallel_elements
-
-    ranks, samples, heads, groups, dim = 4, 2, 8, 4, 8
-    function, arguments = CASES[case]
-    counted = world.run(on_ranks, sent_elements, comm_type, function, arguments, ranks=ranks)
-    expected = context_parallel_elements(
-        LENGTH,
-        ranks=ranks,
-        comm_type=comm_type,
-        num_attention_heads=heads,
-        num_query_groups=groups,
-        kv_channels=dim,
-        naive=function is naive_attention,
-        **arguments,
-    )
-    assert sum(forward for forward, _ in counted) == samples * expected.forward
-    assert sum(both for _, both in counted) == samples * (expected.forward + expected.backward)
+    ranks, samples = 4, 2
+    rule, _ = CASES[case]
+    counted = world.run(on_ranks, sent_elements, comm_type, case, ranks=ranks)
+    forward, backward = traffic(rule, ranks, comm_type, heads=8, groups=4, dim=8)
+    assert sum(forward for forward, _ in counted) == samples * forward
+    assert sum(both for _, both in counted) == samples * (forward + backward)
 
 
-def test_originals_alone_are_k_times_less():
-    """What the paper's layout spares: naive repetition sends K times as much."""
-    from phd.accounting import context_parallel_elements
+def traffic(rule, ranks, comm_type, heads, groups, dim):
+    """Elements that all ranks together send for one sample, (forward, backward).
 
-    sizes = {"num_attention_heads": 8, "num_query_groups": 4, "kv_channels": 8}
-    for comm_type in ("p2p", "all_gather"):
-        phd, naive = (
-            context_parallel_elements(
-                4096, ranks=4, comm_type=comm_type, copies=3, window=16, chunk=32, naive=naive, **sizes
-            ).forward
-            for naive in (False, True)
-        )
-        assert naive == 3 * phd
+    p2p and all_gather: every rank's original keys and values reach all others, and in backward once more,
+    with their gradients on the way home; hidden keys and values of the window - 1 positions before a slice
+    cross the border to it, unless the chunks divide the slices. Sparse layers send the keys that queries
+    elsewhere keep.
+    """
+    copies = rule.copies
+    if comm_type == "a2a":
+        elements = copies.count * LENGTH * 2 * (heads + groups) * dim * (ranks - 1) // ranks
+        return elements, elements
+    rows = LENGTH // (2 * ranks)
+    exchanged = (copies.count if copies.cached else 1) * LENGTH * (ranks - 1)
+    if rule.keys != Full():
+        exchanged = 0
+        for rank in range(ranks):
+            held = {p for p in range(LENGTH) if p // rows in (rank, 2 * ranks - 1 - rank)}
+            seen = {key for query in held for key in range(query + 1) if rule.keys.keeps(query, key)}
+            exchanged += len(seen - held)
+    halo = 0
+    if copies.chunk is None or rows % copies.chunk:
+        # of the 2P - 1 borders one lies within a rank
+        halo = 2 * (ranks - 1) * (copies.window - 1) * copies.hidden
+    position = 2 * groups * dim
+    return (exchanged + halo) * position, (2 * exchanged + halo) * position
 
 
 def test_refusals(world):
@@ -180,7 +179,7 @@ def test_refusals(world):
     for at_once, heads, reference in messages:
         assert "comm_type must be one of p2p, all_gather, a2a" in at_once
         assert "3 heads on 2 ranks do not divide" in heads
-        assert "'reference' does not run context-parallel" in reference
+        assert "the reference does not run context-parallel" in reference
 
 
 def refusal_messages():
@@ -188,10 +187,8 @@ def refusal_messages():
     rows = torch.zeros(8, 2, 3, 4)
     calls = [
         lambda: ContextParallel(dist.group.WORLD, "a2a+p2p"),
-        lambda: phd_attention(rows, rows, rows, copies=2, window=4, context_parallel=parallel),
-        lambda: phd_attention(
-            rows, rows, rows, copies=2, window=4, context_parallel=parallel, backend="reference"
-        ),
+        lambda: attend(rows, rows, rows, rule_of(2, 4), parallel=parallel),
+        lambda: attend(rows, rows, rows, rule_of(2, 4), parallel=parallel, backend="reference"),
     ]
     messages = []
     for call in calls:

@@ -4,16 +4,17 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from phd.attention import full, naive_attention, phd_attention
+from phd.attention import full
+from tests.attention.calls import attend, rule_of
 
 
-def allocations(length, function=phd_attention, **arguments):
+def allocations(length, rule, **arguments):
     """Bytes that one forward and backward allocates, inside kernels too: largest block, sum of all blocks."""
-    copies, heads, groups, dim = 3, 2, 1, 8
-    shapes = [(length, copies, n, dim) for n in (heads, groups, groups, heads)]
+    heads, groups, dim = 2, 1, 8
+    shapes = [(length, rule.copies.count, n, dim) for n in (heads, groups, groups, heads)]
     *inputs, grad = (torch.randn(shape, requires_grad=True) for shape in shapes)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        torch.autograd.grad(function(*inputs, copies=copies, **arguments), inputs, grad)
+        torch.autograd.grad(attend(*inputs, rule, **arguments), inputs, grad)
     sizes = [event.self_cpu_memory_usage for event in profiler.events()]
     return max(sizes), sum(size for size in sizes if size > 0)
 
@@ -23,19 +24,19 @@ def allocations(length, function=phd_attention, **arguments):
 )
 def test_nothing_quadratic_is_allocated(window, chunk):
     length = 2000
-    largest, total = allocations(length, window=window, chunk=chunk)
+    largest, total = allocations(length, rule_of(3, window, chunk))
     assert largest < length**2 / 2  # bytes: half of a bool mask between positions
-    _, total_of_half = allocations(length // 2, window=window, chunk=chunk)
+    _, total_of_half = allocations(length // 2, rule_of(3, window, chunk))
     assert total < 2.2 * total_of_half
 
 
 def test_naive_repetition_makes_no_mask():
-    largest, _ = allocations(2000, naive_attention)
+    largest, _ = allocations(2000, rule_of("naive-3"))
     assert largest < 2000**2 / 2
 
 
 def test_the_dense_mask_would_be_noticed():
-    largest, _ = allocations(200, window=16, chunk=32, backend="reference")
+    largest, _ = allocations(200, rule_of(3, 16, 32), backend="reference")
     assert largest >= (3 * 200) ** 2
 
 
@@ -49,7 +50,7 @@ def test_strided_inputs_and_gradients():
         (projection[:, :, :4].contiguous(), projection[:, :, 4:6].contiguous(), gaps[:, :, :2].contiguous()),
     ):
         inputs = [x.detach().requires_grad_() for x in (query, key, value)]
-        out = phd_attention(*inputs, copies=2, window=4, chunk=8)
+        out = attend(*inputs, rule_of(2, 4, 8))
         results = [out, *torch.autograd.grad(out.sum(), inputs)]
         expected = expected or results
         assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
@@ -62,7 +63,7 @@ def test_any_layout_of_the_kernels_output(order, monkeypatch):
     kernel = full.attention_forward
 
     def results():
-        out = phd_attention(*inputs, copies=2, window=4, chunk=8)
+        out = attend(*inputs, rule_of(2, 4, 8))
         return [out, *torch.autograd.grad(out.square().sum(), inputs)]
 
     def forward(*arguments, **settings):
@@ -79,7 +80,7 @@ def test_a_compiled_training_step():
     inputs = [torch.randn(23, 4, n, 6, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
 
     def step(*inputs):
-        return phd_attention(*(x * 2 for x in inputs), copies=2, window=4, chunk=8).square()
+        return attend(*(x * 2 for x in inputs), rule_of(2, 4, 8)).square()
 
     expected = step(*inputs)
     torch._dynamo.reset()
@@ -90,7 +91,7 @@ def test_a_compiled_training_step():
 
 def test_second_derivative_is_refused():
     inputs = [torch.randn(9, 2, 2, 4, requires_grad=True) for _ in range(3)]
-    out = phd_attention(*inputs, copies=2, window=4)
+    out = attend(*inputs, rule_of(2, 4))
     (gradient,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()

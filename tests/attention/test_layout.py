@@ -1,13 +1,34 @@
 """Triangles and rectangles of a layout together are exactly what the rule lets originals see."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from phd.attention.layout import make_layout, rank_runs
-from phd.attention.rule import band_start, dense_mask
+from phd.attention import Layout
+from phd.attention.context_parallel import ContextParallel
+from phd.attention.reference import dense_mask
+from phd.attention.slices import rank_runs
+from phd.rules.copies import Copies
+from tests.attention.calls import rule_of
 from tests.attention.test_attention import starts_of
 
 LENGTH = 48
+
+
+class Ranks(ContextParallel):
+    """One of several ranks, without a process group."""
+
+    def __init__(self, rank, size):
+        object.__setattr__(self, "comm_type", "p2p")
+        object.__setattr__(self, "group", SimpleNamespace(rank=lambda: rank, size=lambda: size))
+
+
+def layout_of(window, chunk, *, documents=None, rank=0, size=1, length=LENGTH):
+    parallel = None if size == 1 else Ranks(rank, size)
+    return Layout.of(rule_of(2, window, chunk), length, document_starts=documents, parallel=parallel)
+
+
 DOCUMENTS = starts_of((3, 21, 1, 23), (48,), (12, 12, 24))
 
 
@@ -17,7 +38,7 @@ def test_every_visible_pair_is_covered_once(size, documents):
     count = torch.zeros(3, LENGTH, LENGTH, dtype=torch.int)
     starts = None if documents is None else documents
     for rank in range(size):
-        layout = make_layout(LENGTH, window=4, chunk=8, document_starts=starts, rank=rank, size=size)
+        layout = layout_of(4, 8, documents=starts, rank=rank, size=size)
         positions = torch.cat([run.begin + torch.arange(run.length) for run in layout.runs])
         for piece in layout.pieces:
             rows = positions[piece.rows]
@@ -29,7 +50,7 @@ def test_every_visible_pair_is_covered_once(size, documents):
             keys = torch.cat([run.begin + torch.arange(run.length) for run in runs])
             for piece, key_rows in layout.earlier(runs):
                 count[piece.samples, positions[piece.rows][:, None], keys[key_rows]] += 1
-    expected = dense_mask(LENGTH, 1, window=1, chunk=None, document_starts=documents)[:, :, 0, :, 0]
+    expected = dense_mask(rule_of(1), LENGTH, document_starts=documents)[:, :, 0, :, 0]
     assert torch.equal(count, expected.int().expand_as(count))
 
 
@@ -37,9 +58,10 @@ def test_every_visible_pair_is_covered_once(size, documents):
 def test_starts_are_the_rule_s(documents):
     position = torch.arange(LENGTH)
     for rank in range(2):
-        layout = make_layout(LENGTH, window=5, chunk=7, document_starts=documents, rank=rank, size=2)
+        layout = layout_of(5, 7, documents=documents, rank=rank, size=2)
         mine = torch.cat([position[run.begin : run.begin + run.length] for run in layout.runs])
-        expected = band_start(position, window=5, chunk=7, document_start=documents).expand(3, LENGTH)
+        start = Copies(2, 5, 7).band_start(position, 0 if documents is None else documents)
+        expected = start.expand(3, LENGTH)
         assert torch.equal(layout.start.expand(-1, 3), expected[:, mine].T)
 
 
@@ -55,18 +77,23 @@ def test_starts_are_the_rule_s(documents):
     ],
 )
 def test_halo(chunk, documents, size, halo):
-    layout = make_layout(LENGTH, window=5, chunk=chunk, document_starts=documents, size=size)
+    layout = layout_of(5, chunk, documents=documents, size=size)
     assert layout.halo == halo
 
 
 def test_layouts_without_documents_are_made_once():
-    assert make_layout(64, window=4, chunk=8) is make_layout(64, window=4, chunk=8)
+    assert layout_of(4, 8) is layout_of(4, 8)
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="48 positions cannot be cut into 10 slices for 5 ranks"):
-        make_layout(48, window=1, chunk=None, size=5)
+        layout_of(1, None, size=5)
     with pytest.raises(
         ValueError, match="slice of 6 positions .* shorter than the 8 positions of the window"
     ):
-        make_layout(48, window=9, chunk=None, size=4)
+        layout_of(9, None, size=4)
+
+
+def test_a_layout_of_no_positions():
+    layout = Layout.of(rule_of(2, 4, 8), 0, document_starts=torch.zeros(2, 0, dtype=torch.long))
+    assert layout.pieces == () and layout.start.shape == (0, 2)

@@ -4,52 +4,47 @@ import gc
 import warnings
 import weakref
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from phd.attention import flex, phd_attention, phd_layout
+from phd.attention import BACKENDS, Layout, layout
 from phd.attention.kept import kept_keys
 from phd.attention.kernels import cuda
-from phd.attention.layout import make_layout, one_document_layout
 from phd.attention.memo import made_once
-from phd.attention.pattern import Pattern
+from phd.rules.keys import Blocks
+from tests.attention.calls import attend, rule_of
 from tests.attention.test_attention import random_inputs, run, starts_of
 
 LENGTH = 64
 CPU = torch.device("cpu")
 DOCUMENTS = starts_of((40, 24), (64,))
-SPARSE = Pattern(8, 1, 2)
-RULE = {"copies": 2, "window": 4, "chunk": 8}
-WAYS = {
-    "flash": {"backend": "flash"},
-    "flash-sparse": {"backend": "flash", "pattern": SPARSE},
-    "flex": {"backend": "flex"},
-    "flex-sparse": {"backend": "flex", "pattern": SPARSE},
-    "reference": {"backend": "reference", "pattern": SPARSE},
-}
+RULE = rule_of(2, 4, 8)
+SPARSE = rule_of(2, 4, 8, Blocks(8, 1, 2))
+WAYS = {"flash": (RULE, "flash"), "flash-sparse": (SPARSE, "flash"), "reference": (SPARSE, "reference")}
 
 
 @pytest.fixture(autouse=True)
 def nothing_made():
     """No test finds what another left."""
-    for memory in (one_document_layout, kept_keys, flex.block_mask, cuda._ends):
+    for memory in (layout._one_document, kept_keys, cuda._ends):
         memory.cache_clear()
 
 
 @pytest.fixture(params=WAYS)
 def way(request):
-    return RULE | WAYS[request.param]
+    return WAYS[request.param]
+
+
+def inputs_of(rule):
+    return random_inputs(LENGTH, 2 * rule.copies.count, dim=16, dtype=torch.float32)
 
 
 def step(way, convert=lambda x: x, **more):
-    """Output, and gradients where the backend has them."""
-    inputs = [convert(x) for x in random_inputs(LENGTH, 2 * way["copies"], dim=16, dtype=torch.float32)]
-    if way["backend"] == "flex":  # forward only on a CPU
-        return [phd_attention(*inputs[:3], **way, **more)]
-    return run(phd_attention, inputs, **way, **more)
+    """Output and gradients."""
+    rule, backend = way
+    return run([convert(x) for x in inputs_of(rule)], rule, backend=backend, **more)
 
 
 def fake_step(way, mode=None, **more):
@@ -61,10 +56,7 @@ def fake_step(way, mode=None, **more):
 
 
 def expected(way, **more):
-    results = step(
-        RULE | {"backend": "reference", "pattern": way.get("pattern")}, torch.Tensor.double, **more
-    )
-    return results[:1] if way["backend"] == "flex" else results
+    return step((way[0], "reference"), torch.Tensor.double, **more)
 
 
 def assert_right(results, way, **more):
@@ -89,34 +81,44 @@ def test_real_then_fake_in_two_modes_in_turns(way):
 def test_an_evaluation_then_training(way, documents):
     """Tensors made in inference mode cannot be saved for a backward."""
     with torch.inference_mode():
-        phd_attention(
-            *random_inputs(LENGTH, 4, dim=16, dtype=torch.float32)[:3], document_starts=documents, **way
-        )
+        attend(*inputs_of(way[0])[:3], way[0], backend=way[1], document_starts=documents)
     assert_right(step(way, document_starts=documents), way, document_starts=documents)
 
 
-@pytest.mark.parametrize("name", ["flash", "flash-sparse", "flex-sparse"])
-def test_a_layout_of_an_evaluation_serves_training(name):
-    way, more = RULE | WAYS[name], {"document_starts": DOCUMENTS}
+def given(query, key, value, layout, *, backend):
+    """Attention by a layout that exists already."""
+    return BACKENDS[backend](query, key, value, layout)
+
+
+def test_a_layout_of_an_evaluation_serves_training(way):
+    rule, backend = way
     with torch.inference_mode():
-        given = more | {"layout": phd_layout(LENGTH, **RULE, **more)}
-        phd_attention(*random_inputs(LENGTH, 4, dim=16, dtype=torch.float32)[:3], **way, **given)
-    assert_right(step(way, **given), way, **more)
+        made = Layout.of(rule, LENGTH, document_starts=DOCUMENTS)
+        given(*inputs_of(rule)[:3], made, backend=backend)
+    results = run(inputs_of(rule), made, function=given, backend=backend)
+    assert_right(results, way, document_starts=DOCUMENTS)
 
 
 @pytest.mark.parametrize("first", ["fake", "real"])
 def test_a_real_layout_of_packed_documents_under_a_fake_mode(first):
     """Documents are numbers by then. What a sparse layer keeps of them is looked up by the layout itself."""
-    way = {"copies": 1, "window": 1, "backend": "flash", "pattern": SPARSE}
-    more = {"layout": phd_layout(LENGTH, copies=1, window=1, chunk=None, document_starts=DOCUMENTS)}
+    rule = rule_of(1, keys=Blocks(8, 1, 2))
+    made = Layout.of(rule, LENGTH, document_starts=DOCUMENTS)
+
+    def real():
+        return run(inputs_of(rule), made, function=given, backend="flash")
+
+    def fake():
+        with FakeTensorMode() as mode:
+            tensors = [mode.from_tensor(x) for x in inputs_of(rule)]
+            return run(tensors, made, function=given, backend="flash")
+
     if first == "fake":
-        fake_step(way, **more)
-    results = step(way, **more)
+        fake()
+    results = real()
     if first == "real":
-        assert [x.shape for x in fake_step(way, **more)] == [x.shape for x in results]
-    arguments = way | {"backend": "reference", "document_starts": DOCUMENTS}
-    for result, reference in zip(results, step(arguments, torch.Tensor.double), strict=True):
-        torch.testing.assert_close(result.double(), reference, rtol=1e-5, atol=1e-5)
+        assert [x.shape for x in fake()] == [x.shape for x in results]
+    assert_right(results, (rule, "flash"), document_starts=DOCUMENTS)
 
 
 def test_where_packed_sequences_end():
@@ -134,21 +136,19 @@ def test_where_packed_sequences_end():
 def test_layers_share_what_is_made(mode):
     """Under a fake mode too: `phd plan` counts a layout once."""
     with mode():
-        layout = make_layout(LENGTH, window=4, chunk=8)
-        assert make_layout(LENGTH, window=4, chunk=8, device=CPU) is layout
-        assert not layout.start.is_inference()
-        assert kept_keys(layout, SPARSE, CPU) is kept_keys(layout, replace(SPARSE), CPU)
-        masks = [flex.block_mask(layout, 2, 2, 4, 8, SPARSE, CPU) for _ in range(2)]
-        assert masks[0] is masks[1]
+        made = Layout.of(SPARSE, LENGTH)
+        assert Layout.of(rule_of(2, 4, 8, Blocks(8, 1, 2)), LENGTH, device=CPU) is made
+        assert not made.start.is_inference()
+        assert kept_keys(made, CPU) is kept_keys(made, CPU)
         assert cuda._ends((3, 4), CPU) is cuda._ends((3, 4), CPU)
 
 
 def test_a_device_has_one_entry_by_all_its_names():
     with FakeTensorMode():
         where = torch.empty(0, device="cuda").device  # with a number; the CPU under phd.megatron.cpu's shim
-        layout = make_layout(LENGTH, window=4, chunk=8, device=torch.device("cuda"))
-        assert layout.start.device == where
-        assert make_layout(LENGTH, window=4, chunk=8, device=where) is layout
+        made = Layout.of(RULE, LENGTH, device=torch.device("cuda"))
+        assert made.start.device == where
+        assert Layout.of(RULE, LENGTH, device=where) is made
 
 
 def test_a_name_that_comes_to_mean_another_device(monkeypatch):
@@ -176,10 +176,9 @@ def test_the_least_recent_is_forgotten():
     assert calls == [1, 2, 3, 2]
 
 
-@pytest.mark.parametrize("name", ["flash-sparse", "flex"])
-def test_what_a_fake_mode_made_goes_with_it(name):
+def test_what_a_fake_mode_made_goes_with_it():
     mode = FakeTensorMode()
-    fake_step(RULE | WAYS[name], mode)
+    fake_step((SPARSE, "flash"), mode)
     gone = weakref.ref(mode)
     del mode
     gc.collect()
@@ -190,15 +189,14 @@ def test_compiled_without_a_break_or_a_warning():
     """torch.compile traces what makes a layout, and keeps nothing of it."""
 
     def starts(x):
-        layout = phd_layout(len(x), **RULE, device=x.device)
-        return x + layout.start
+        return x + Layout.of(RULE, len(x), device=x.device).start
 
     rows = torch.arange(LENGTH)[:, None]
     expected = starts(rows)
-    one_document_layout.cache_clear()
+    layout._one_document.cache_clear()
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = torch.compile(starts, backend="eager", fullgraph=True)(rows)
     assert torch.equal(found, expected)
-    assert not make_layout(LENGTH, window=4, chunk=8).start.is_inference()
+    assert not Layout.of(RULE, LENGTH).start.is_inference()

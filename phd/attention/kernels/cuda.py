@@ -4,14 +4,12 @@ plain matrix products.
 
 Both read grouped keys and values where they lie, and the backward of both takes the output and log-sum-exp
 of a softmax over more keys, as torch's own ring attention (torch.distributed.tensor.experimental) calls them.
-The environment variable PHD_CUDA_ATTENTION, "flash" or "cudnn", forces one.
 
 The unmasked calls have not been run on a GPU yet, and the masked one has not been tuned there.
 
 Legend: n batch, h query heads, g key/value heads, r = h/g, s query rows, t key rows, d head dimension.
 """
 
-import os
 from itertools import accumulate
 
 import torch
@@ -20,12 +18,10 @@ from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 
 from phd.attention.memo import made_once
 
-KERNEL_VARIABLE = "PHD_CUDA_ATTENTION"
-KERNELS = ("flash", "cudnn")
 HALF = (torch.float16, torch.bfloat16)
 CUDNN_BLOCK = 128
-"""cuDNN plans and compiles for each shape anew, so unforced it gets lengths that are multiples of this alone:
-a training has few of those, while packed documents come in every length.
+"""cuDNN compiles a plan for each shape: it is taken only for lengths divisible by this, of which a training
+has few, while packed documents come in every length.
 """
 
 _flash_forward = torch.ops.aten._scaled_dot_product_flash_attention.default
@@ -123,15 +119,7 @@ def _refuse_full_precision(query: Tensor) -> None:
 
 
 def kernel_of(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> str:
-    """Which of KERNELS attention without a mask runs on; arguments as of ``forward``.
-
-    Raises:
-        ValueError: the environment variable names no kernel.
-    """
-    if forced := os.environ.get(KERNEL_VARIABLE):
-        if forced not in KERNELS:
-            raise ValueError(f"{KERNEL_VARIABLE} must be one of {', '.join(KERNELS)}, got {forced!r}")
-        return forced
+    """What attention without a mask runs on, "flash" or "cudnn"; arguments as of ``forward``."""
     rows, keys = query.shape[2], key.shape[2]
     if rows != keys or rows % CUDNN_BLOCK:
         return "flash"

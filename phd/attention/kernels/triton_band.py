@@ -6,7 +6,7 @@ nothing but out and lse is written. Where a row's band starts never goes down wi
 tile's first row bounds them all, and tiles beyond a chunk's border are left out. Tested under Triton's
 interpreter and compiled for Hopper in CI; never run on a GPU.
 
-Legend: s positions, b samples, K copies, m of them asking (the last m), h query heads, g key/value heads,
+Legend: s positions, b samples, K copies, m query copies (the last m), h query heads, g key/value heads,
 d head dimension. A tile holds whole positions: rows position * m + copy, keys position * (K-1) + copy.
 """
 
@@ -30,17 +30,17 @@ def _forward_kernel(
     q, k, v, start, out, lse,
     length, first_key, scale,
     qs, qb, qm, qh, ks, kb, kc, kg, vs, vb, vc, vg, os, ob, om, oh, ls, lb, lm, lh,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, ASKING: tl.constexpr, HIDDEN: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERY_COPIES: tl.constexpr, HIDDEN: tl.constexpr,
     WINDOW: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    positions: tl.constexpr = ROWS // ASKING
+    positions: tl.constexpr = ROWS // QUERY_COPIES
     key_positions: tl.constexpr = KEYS // HIDDEN
     begin = tl.program_id(0).to(tl.int64) * positions  # times a stride it may pass 2^31
     sample, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     group = head // GROUP
     row, column, dim = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, BLOCK_D)
-    position, copy = begin + row // ASKING, row % ASKING
-    row_ok = (row < positions * ASKING) & (position < length)
+    position, copy = begin + row // QUERY_COPIES, row % QUERY_COPIES
+    row_ok = (row < positions * QUERY_COPIES) & (position < length)
     tile = row_ok[:, None] & (dim < D)[None, :]
     q_tile = tl.load(
         q + position[:, None] * qs + sample * qb + copy[:, None] * qm + head * qh + dim[None, :],
@@ -67,7 +67,7 @@ def _forward_kernel(
             key_tile, other=0.0,
         )  # fmt: skip
         scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee") * scale
-        seen = _visible(position, HIDDEN - ASKING + copy, key_position, key_copy, band, row_ok, key_ok)
+        seen = _visible(position, HIDDEN - QUERY_COPIES + copy, key_position, key_copy, band, row_ok, key_ok)
         scores = tl.where(seen, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         shrink = tl.exp(top - new_top)
@@ -86,18 +86,18 @@ def _query_kernel(
     length, first_key, scale,
     qs, qb, qm, qh, ks, kb, kc, kg, vs, vb, vc, vg, os, ob, om, oh, ls, lb, lm, lh, ds, db, dm, dh,
     gs, gb, gm, gh,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, ASKING: tl.constexpr, HIDDEN: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, QUERY_COPIES: tl.constexpr, HIDDEN: tl.constexpr,
     WINDOW: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Add to the queries' gradients; write delta, grad_out times out of each row, with the strides of lse."""
-    positions: tl.constexpr = ROWS // ASKING
+    positions: tl.constexpr = ROWS // QUERY_COPIES
     key_positions: tl.constexpr = KEYS // HIDDEN
     begin = tl.program_id(0).to(tl.int64) * positions  # times a stride it may pass 2^31
     sample, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     group = head // GROUP
     row, column, dim = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, BLOCK_D)
-    position, copy = begin + row // ASKING, row % ASKING
-    row_ok = (row < positions * ASKING) & (position < length)
+    position, copy = begin + row // QUERY_COPIES, row % QUERY_COPIES
+    row_ok = (row < positions * QUERY_COPIES) & (position < length)
     tile = row_ok[:, None] & (dim < D)[None, :]
     pos, cop, col = position[:, None], copy[:, None], dim[None, :]
     q_tile = tl.load(q + pos * qs + sample * qb + cop * qm + head * qh + col, tile, other=0.0)
@@ -122,7 +122,7 @@ def _query_kernel(
             v + at * vs + sample * vb + key_copy[:, None] * vc + group * vg + col, key_tile, other=0.0
         )
         scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee") * scale
-        seen = _visible(position, HIDDEN - ASKING + copy, key_position, key_copy, band, row_ok, key_ok)
+        seen = _visible(position, HIDDEN - QUERY_COPIES + copy, key_position, key_copy, band, row_ok, key_ok)
         share = tl.where(seen, tl.exp(scores - top[:, None]), 0.0)
         grad_share = tl.dot(do_tile, tl.trans(values), input_precision="ieee")
         grad_scores = share * (grad_share - row_delta[:, None]) * scale
@@ -135,11 +135,11 @@ def _key_kernel(
     q, k, v, start, lse, delta, do, dk, dv,
     length, first_key, scale,
     qs, qb, qm, qh, ks, kb, kc, kg, vs, vb, vc, vg, ls, lb, lm, lh, ds, db, dm, dh, gs, gb, gc, gg,
-    GROUPS: tl.constexpr, GROUP: tl.constexpr, ASKING: tl.constexpr, HIDDEN: tl.constexpr,
+    GROUPS: tl.constexpr, GROUP: tl.constexpr, QUERY_COPIES: tl.constexpr, HIDDEN: tl.constexpr,
     WINDOW: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write the hidden keys' and values' gradients; each program has its keys to itself."""
-    positions: tl.constexpr = ROWS // ASKING
+    positions: tl.constexpr = ROWS // QUERY_COPIES
     key_positions: tl.constexpr = KEYS // HIDDEN
     key_begin = first_key + tl.program_id(0).to(tl.int64) * key_positions
     key_end = key_begin + key_positions
@@ -158,8 +158,8 @@ def _key_kernel(
         for begin in range(key_begin, key_end + WINDOW - 1, positions):
             # halo keys may lie before the first row
             if tl.load(start + tl.maximum(begin, 0), begin < length, other=key_end) < key_end:
-                position, copy = begin + row // ASKING, row % ASKING
-                row_ok = (row < positions * ASKING) & (position >= 0) & (position < length)
+                position, copy = begin + row // QUERY_COPIES, row % QUERY_COPIES
+                row_ok = (row < positions * QUERY_COPIES) & (position >= 0) & (position < length)
                 tile = row_ok[:, None] & (dim < D)[None, :]
                 pos, cop = position[:, None], copy[:, None]
                 q_tile = tl.load(q + pos * qs + sample * qb + cop * qm + head * qh + col, tile, other=0.0)
@@ -169,8 +169,8 @@ def _key_kernel(
                 row_delta = tl.load(delta + row_at, row_ok, other=0.0)
                 band = tl.load(start + position, row_ok, other=0)
                 scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee") * scale
-                asking = HIDDEN - ASKING + copy
-                seen = _visible(position, asking, key_position, key_copy, band, row_ok, key_ok)
+                query_copy = HIDDEN - QUERY_COPIES + copy
+                seen = _visible(position, query_copy, key_position, key_copy, band, row_ok, key_ok)
                 share = tl.where(seen, tl.exp(scores - top[:, None]), 0.0)
                 grad_share = tl.dot(do_tile, tl.trans(values), input_precision="ieee")
                 grad_scores = share * (grad_share - row_delta[:, None]) * scale
@@ -197,16 +197,16 @@ class TritonBand:
     """``phd.attention.band.Band`` in Triton; arguments and methods as there, ``lse`` in fp32."""
 
     def __init__(self, query: Tensor, hidden: int, start: Tensor, window: int, scale: float) -> None:
-        self.length, self.samples, self.asking, self.heads, self.dim = query.shape
+        self.length, self.samples, self.query_copies, self.heads, self.dim = query.shape
         self.hidden, self.window, self.scale = hidden, window, scale
         self.start = start.contiguous()
-        self.rows, self.keys = _tile(self.asking), _tile(hidden)
+        self.rows, self.keys = _tile(self.query_copies), _tile(hidden)
 
     def merge(
         self, out: Tensor, lse: Tensor, query: Tensor, key: Tensor, value: Tensor, halo: Tensor | None = None
     ) -> None:
         key, value, first_key = self._with_halo(key, value, halo)
-        grid = (triton.cdiv(self.length, self.rows // self.asking), self.samples * self.heads)
+        grid = (triton.cdiv(self.length, self.rows // self.query_copies), self.samples * self.heads)
         with torch.cuda.device_of(query):  # Triton launches on the current GPU
             _forward_kernel[grid](
                 query, key, value, self.start, out, lse, self.length, first_key, self.scale,
@@ -231,7 +231,7 @@ class TritonBand:
         # with the strides of a slice of all copies, as lse has them
         delta = torch.empty_strided(lse.shape, lse.stride(), dtype=lse.dtype, device=lse.device)
         numbers = self.length, first_key, self.scale
-        blocks = triton.cdiv(self.length, self.rows // self.asking)
+        blocks = triton.cdiv(self.length, self.rows // self.query_copies)
         key_blocks = triton.cdiv(self.length - first_key, self.keys // self.hidden)
         groups = key.shape[3]
         with torch.cuda.device_of(query):
@@ -259,7 +259,7 @@ class TritonBand:
     def _sizes(self, key: Tensor) -> dict[str, int]:
         return {
             "GROUP": self.heads // key.shape[3],
-            "ASKING": self.asking,
+            "QUERY_COPIES": self.query_copies,
             "HIDDEN": self.hidden,
             "WINDOW": self.window,
             "D": self.dim,

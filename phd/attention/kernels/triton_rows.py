@@ -44,7 +44,7 @@ def _split_kernel(
     q, k, v, hidden_k, hidden_v, ring_k, ring_v, end, padding, part_out, part_lse,
     length, tokens, columns, hidden_columns, splits, samples, scale,
     qb, qh, qr, kb, kg, kr, vb, vg, vr, hkb, hkg, hkr, hvb, hvg, hvr, rkb, rkg, rkr, rvb, rvg, rvr,
-    GROUPS: tl.constexpr, GROUP: tl.constexpr, ASKING: tl.constexpr, HIDDEN: tl.constexpr,
+    GROUPS: tl.constexpr, GROUP: tl.constexpr, QUERY_COPIES: tl.constexpr, HIDDEN: tl.constexpr,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr, END: tl.constexpr, PADDED: tl.constexpr,
     D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -59,9 +59,9 @@ def _split_kernel(
     row = block * ROWS + tl.arange(0, ROWS)
     token, head = row // GROUP, group * GROUP + row % GROUP
     row_ok = token < tokens
-    column, copy = first + token // ASKING, HIDDEN + 1 - ASKING + token % ASKING
-    earliest = first + block * ROWS // GROUP // ASKING
-    latest = first + tl.minimum((block * ROWS + ROWS - 1) // GROUP, tokens - 1) // ASKING
+    column, copy = first + token // QUERY_COPIES, HIDDEN + 1 - QUERY_COPIES + token % QUERY_COPIES
+    earliest = first + block * ROWS // GROUP // QUERY_COPIES
+    latest = first + tl.minimum((block * ROWS + ROWS - 1) // GROUP, tokens - 1) // QUERY_COPIES
     band = tl.maximum(column - (WINDOW - 1), pad)
     if CHUNK:
         band = tl.maximum(band, column - (column - pad) % CHUNK)
@@ -213,7 +213,7 @@ def attend_rows(
     """
     samples, heads, tokens, dim = query.shape
     groups, hidden = key.shape[1], copies - 1
-    asking = tokens // columns
+    query_copies = tokens // columns
     hidden_columns = hidden_key.shape[2] // hidden if hidden else 0
     block_d = max(16, triton.next_power_of_2(dim))
     keys = max(16, min(64, 16384 // (block_d * query.element_size())))
@@ -232,7 +232,7 @@ def attend_rows(
             query, key, value, hidden_key, hidden_value, ring_key, ring_value, end, padding,
             part_out, part_lse, length, tokens, columns, hidden_columns, splits, samples, scale,
             *_strides(query, key, value), *lying,
-            GROUPS=groups, GROUP=heads // groups, ASKING=asking, HIDDEN=hidden, WINDOW=window,
+            GROUPS=groups, GROUP=heads // groups, QUERY_COPIES=query_copies, HIDDEN=hidden, WINDOW=window,
             CHUNK=chunk or 0, RING=ring, END=end is not None, PADDED=padding is not None,
             D=dim, ROWS=rows, KEYS=keys, BLOCK_D=block_d,
         )  # fmt: skip

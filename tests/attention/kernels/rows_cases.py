@@ -6,7 +6,7 @@ import sys
 import torch
 
 from phd.attention.kernels.triton_rows import attend_rows
-from phd.attention.rule import can_see
+from tests.attention.calls import rule_of
 
 # length, columns, all copies, copies, window, chunk, padding, ring, heads, groups, head dimension
 CASES = {
@@ -41,8 +41,8 @@ def error(case: tuple, dtype: torch.dtype, programs: int) -> float:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
-    asking = copies if everything else hidden
-    query = random(samples, columns * asking, heads, dim).transpose(1, 2)
+    query_copies = copies if everything else hidden
+    query = random(samples, columns * query_copies, heads, dim).transpose(1, 2)
     room = length + 9 if has_ring else length
     key, value = (random(samples, groups, room, dim) for _ in range(2))
     # hidden keys of every column; what a step holds of them is cut out
@@ -65,8 +65,8 @@ def error(case: tuple, dtype: torch.dtype, programs: int) -> float:
             buffer[:, :, first % ring] = x[:, :, first]
         assert all(torch.equal(x.flatten(2, 3), y) for x, y in zip(rings, flat, strict=True))
 
-    column = torch.arange(first, length).repeat_interleave(asking)
-    copy = torch.arange(copies - asking, copies).repeat(columns)
+    column = torch.arange(first, length).repeat_interleave(query_copies)
+    copy = torch.arange(copies - query_copies, copies).repeat(columns)
     key_column = torch.cat([torch.arange(length), torch.arange(length).repeat_interleave(hidden)])
     key_copy = torch.cat([torch.zeros(length, dtype=torch.long), torch.arange(1, copies).repeat(length)])
     worst = 0.0
@@ -75,8 +75,8 @@ def error(case: tuple, dtype: torch.dtype, programs: int) -> float:
             torch.cat([o[sample, :, :length], h[sample].flatten(1, 2)], 1).double()
             for o, h in ((key, every[0]), (value, every[1]))
         )
-        seen = can_see(
-            (column - pad)[:, None], copy[:, None], key_column - pad, key_copy, window=window, chunk=chunk
+        seen = rule_of(copies, window, chunk).sees(
+            (column - pad)[:, None], copy[:, None], key_column - pad, key_copy
         )
         seen &= key_column >= pad
         grouped = query[sample].double().unflatten(0, (groups, -1))

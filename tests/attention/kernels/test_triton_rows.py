@@ -38,7 +38,7 @@ def compiled(name: str, dim: int, hidden: int, rows: int) -> Any:
     kernel = getattr(triton_rows, name)
     block_d = triton.next_power_of_2(dim)
     sizes = {
-        "GROUPS": 4, "GROUP": 4, "ASKING": hidden + 1, "HIDDEN": hidden, "WINDOW": 16, "CHUNK": 32,
+        "GROUPS": 4, "GROUP": 4, "QUERY_COPIES": hidden + 1, "HIDDEN": hidden, "WINDOW": 16, "CHUNK": 32,
         "RING": 15 if hidden else 0, "END": True, "PADDED": True, "D": dim, "KEYS": 8192 // block_d,
         "BLOCK_D": block_d, "ROWS": rows if name == "_split_kernel" else 16,
     }  # fmt: skip

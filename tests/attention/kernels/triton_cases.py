@@ -5,8 +5,9 @@ import sys
 
 import torch
 
-from phd.attention import flash, phd_attention
+from phd.attention import flash
 from phd.attention.kernels.triton_band import TritonBand
+from tests.attention.calls import rule_of
 from tests.attention.test_attention import random_inputs, run, starts_of
 
 DOCUMENTS = starts_of((1, 30, 6), (37,))
@@ -46,15 +47,10 @@ def main() -> None:
             inputs = random_inputs(length, samples * copies, heads, groups, dim, dtype)
             if last:
                 inputs[3] = inputs[3][:, ::copies]
-            rule = {
-                "copies": copies,
-                "window": window,
-                "chunk": chunk,
-                "document_starts": documents,
-                "last_copy_only": last,
-            }
-            results = run(phd_attention, inputs, backend="flash", **rule)
-            expected = run(phd_attention, inputs, dtype=torch.float64, backend="reference", **rule)
+            rule = rule_of(copies, window, chunk)
+            arguments = {"document_starts": documents, "last_copy_only": last}
+            results = run(inputs, rule, **arguments)
+            expected = run(inputs, rule, dtype=torch.float64, backend="reference", **arguments)
             name = f"{length}-{copies}-{window}-{chunk}-{documents is not None}-{last}-{dtype}"
             errors[name] = error(results, expected)
     errors["halo"] = halo_error()

@@ -37,14 +37,16 @@ class Recorder:
         self.launched: Launch = self.kernel, arguments, settings
 
 
-def launches(dim: int, hidden: int, asking: int) -> dict[str, Launch]:
+def launches(dim: int, hidden: int, query_copies: int) -> dict[str, Launch]:
     """Of a forward and backward at a model width of 2048, with the strides that flash.py hands on."""
     length, copies, heads = 4096, hidden + 1, 2048 // dim
-    rows = torch.empty(length, 1, copies, heads, dim, dtype=torch.bfloat16, device="meta")[:, :, -asking:]
+    rows = torch.empty(length, 1, copies, heads, dim, dtype=torch.bfloat16, device="meta")[
+        :, :, -query_copies:
+    ]
     keys = rows.new_empty(2, length, 1, copies, heads // 4, dim)[:, :, :, 1:]
     # the flash call's, with rows last
     lse = rows.new_empty(copies * heads, length, dtype=torch.float32).T
-    lse = lse.unflatten(1, (1, copies, heads))[:, :, -asking:]
+    lse = lse.unflatten(1, (1, copies, heads))[:, :, -query_copies:]
     start = torch.empty(length, dtype=torch.int64, device="meta")
     band = triton_band.TritonBand(rows, hidden, start, 16, 0.1)
     band.merge(rows, lse, rows, keys[0], keys[1])
@@ -79,7 +81,7 @@ def compiled(kernel: Any, arguments: tuple, settings: dict[str, Any]) -> dict[st
 
 
 def measure(sizes: list[str], patch: pytest.MonkeyPatch) -> dict[str, dict[str, int]]:
-    """Bytes of each kernel and size ("64-4-4": head dimension, hidden copies, copies asking): shared memory,
+    """Bytes of each kernel and size ("64-4-4": head dimension, hidden copies, query copies): shared memory,
     and what its registers spill.
     """
     patch.setenv("TRITON_DUMP_PTXAS_LOG", "1")
@@ -88,8 +90,8 @@ def measure(sizes: list[str], patch: pytest.MonkeyPatch) -> dict[str, dict[str, 
         patch.setattr(triton_band, name, Recorder(getattr(triton_band, name)))
     found = {}
     for size in sizes:
-        dim, hidden, asking = map(int, size.split("-"))
+        dim, hidden, query_copies = map(int, size.split("-"))
         assert triton_band.fits(hidden, dim)
-        for name, launch in launches(dim, hidden, asking).items():
+        for name, launch in launches(dim, hidden, query_copies).items():
             found[f"{name}-{size}"] = compiled(*launch)
     return found
