@@ -22,14 +22,9 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": None,
 }
 # K, W, C. C + 1, 2C and L(W-1)+1 = 13 lie within the lengths that the tests use.
-VARIANTS = {
-    "PHD-2": (2, 1, None),
-    "PHD-SWA-2-5-inf": (2, 5, None),
-    "PHD-SWA-3-3-inf": (3, 3, None),
-    "PHD-CSWA-2-16-32": (2, 16, 32),
-    "PHD-CSWA-3-5-12": (3, 5, 12),
-    "PHD-CSWA-4-4-4": (4, 4, 4),
-}
+VARIANTS = (
+    *("PHD-2", "PHD-SWA-2-5-inf", "PHD-SWA-3-3-inf", "PHD-CSWA-2-16-32", "PHD-CSWA-3-5-12", "PHD-CSWA-4-4-4"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +37,9 @@ def make_model() -> Callable:
     models: dict = {}
 
     def make(variant: str, **settings):
-        copies, window, chunk = VARIANTS.get(variant, (1, 1, None))
         key = (variant, *sorted(settings.items()))
         if key not in models:
-            config = PHDLlamaConfig(**SHAPE, phd_copies=copies, phd_window=window, phd_chunk=chunk)
+            config = PHDLlamaConfig(**SHAPE, phd_variant=variant)
             for name, value in settings.items():
                 setattr(config, name, value)
             with torch.random.fork_rng(devices=[]):
@@ -91,6 +85,21 @@ def reference_logits(model, ids: torch.Tensor) -> torch.Tensor:
             return model(ids, use_cache=False).logits
     finally:
         model.set_attn_implementation(implementation)
+
+
+def cache_bytes(config, length: int, samples: int = 1, element_size: int = 4) -> int:
+    """The formula's, of a cache of ``length`` positions of each sample."""
+    from phd.rules.costs import Shape
+
+    shape = Shape(
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_key_value_heads,
+        kv_channels=config.head_dim,
+        vocab_size=config.vocab_size,
+        mlp_products=[0] * config.num_hidden_layers,
+    )
+    return samples * config.variant.kv_cache_bytes(shape, length, element_size)
 
 
 def left_padded(ids: torch.Tensor, padding: int) -> tuple[torch.Tensor, torch.Tensor]:

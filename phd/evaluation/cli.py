@@ -7,23 +7,17 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from phd.compare.paper import REPORTED, SIZES
 from phd.evaluation.long_context import DEPTHS, LENGTHS_FROM, SAMPLES, cell, default_lengths
-from phd.evaluation.patterns import NUMBERS, asked_patterns, with_patterns
 from phd.evaluation.patterns import add_arguments as add_pattern_arguments
+from phd.evaluation.patterns import asked_layers, with_layers
 from phd.loading import chosen_device, load_model
+from phd.rules.pattern import LayerPattern
+from phd.run.arguments import flag
 
 PAPER = "phd_paper"
+# of the paper's tables, as the harness has them; it downloads their data on first use
 SEVEN = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", "mmlu", "commonsense_qa")
-# arXiv 2504.14992, tables 1 and 2: training loss, average accuracy over the seven in percent.
-PAPERS_ROWS = (
-    ("1.2B vanilla", 2.601, 54.7),
-    ("1.2B PHD-CSWA-2-16-32", 2.576, 56.2),
-    ("1.2B PHD-CSWA-3-16-32", 2.567, 56.7),
-    ("550M vanilla", 2.782, 49.3),
-    ("550M PHD-SWA-2-16-inf", 2.753, 50.1),
-    ("550M PHD-SWA-3-16-inf", 2.739, 50.2),
-    ("550M PHD-SWA-5-16-inf", 2.725, 51.1),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +99,7 @@ def run(args: Namespace) -> int:
         ) from error
     import torch
 
-    from phd.evaluation.corpus import TASKS, write_tasks
+    from phd.evaluation.corpus import TASKS, write_group, write_tasks
     from phd.evaluation.harness import CachedLM
 
     long = [name for name in SAMPLES if name in args.tasks]
@@ -116,10 +110,10 @@ def run(args: Namespace) -> int:
         folder = Path(temporary)
         if args.corpus is not None and {*TASKS} & {*tasks}:
             write_tasks(args.corpus, folder, args.limit or 200, args.seed)
+        if PAPER in tasks:
+            write_group(PAPER, SEVEN, {}, folder)
         # to index its own tasks takes the harness twenty seconds
-        harness = bool({*tasks} - {*TASKS})
-        paths = [str(folder), str(Path(__file__).parent)]
-        manager = TaskManager(include_path=paths if harness else paths[:1], include_defaults=harness)
+        manager = TaskManager(include_path=str(folder), include_defaults=bool({*tasks} - {*TASKS}))
         if unknown := [name for name in tasks if name not in manager.all_tasks]:
             raise ValueError(f"--tasks {unknown[0]}: the harness has no such task")
         device = chosen_device(args.device)
@@ -127,11 +121,10 @@ def run(args: Namespace) -> int:
         model, tokenizer = load_model(args.model, args.tokenizer, dtype)
         title = str(args.model)
         if args.attention_pattern is not None:
-            from phd.attention.pattern import describe_patterns
-
-            patterns = asked_patterns(args, model.config.num_hidden_layers)
-            model = with_patterns(model, patterns)
-            title += f", {describe_patterns(patterns)}"
+            layers = asked_layers(args.attention_pattern, model.config.num_hidden_layers)
+            model = with_layers(model, layers)
+            pattern = str(LayerPattern.of(layers))
+            title += f", {pattern}"
         lm = CachedLM(
             pretrained=model.to(device),
             tokenizer=tokenizer,
@@ -163,7 +156,7 @@ def run(args: Namespace) -> int:
     ]  # fmt: skip
     report = {"model": str(args.model), "results": rows, "n_samples": outcome.get("n-samples")}
     if args.attention_pattern is not None:
-        report["attention_pattern"] = describe_patterns(patterns)
+        report["attention_pattern"] = pattern
     if grids:
         report["grids"] = grids
     _print(title, rows, grids)
@@ -183,7 +176,7 @@ def _check(args: Namespace) -> None:
     for name in ("batch_size", "limit"):
         value = getattr(args, name)
         if isinstance(value, int) and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+            raise ValueError(f"{flag(name)} must be at least 1, got {value}")
     long = [name for name in args.tasks if name in SAMPLES]
     if long and args.corpus is None:
         raise ValueError(f"--tasks {long[0]} is made from a text: give --corpus")
@@ -194,9 +187,6 @@ def _check(args: Namespace) -> None:
     for depth in args.depths or ():
         if not 0 <= depth <= 100:
             raise ValueError(f"--depths must be from 0 to 100, got {depth}")
-    numbers = [name for name in NUMBERS if getattr(args, f"pattern_{name}") is not None]
-    if numbers and args.attention_pattern is None:
-        raise ValueError(f"--pattern-{numbers[0]} goes with --attention-pattern")
     if args.output is not None and args.output.suffix == ".png" and "phd_needle" in long:
         raise ValueError(f"--output {args.output} is for JSON; the heat map is written beside it")
 
@@ -247,9 +237,11 @@ def _print(title: str, rows: list[dict[str, Any]], grids: list[dict[str, Any]]) 
         console.print(grid_table(grids))
     accuracies = {row["task"]: row["value"] for row in rows if row["metric"] == "acc"}
     if any(task in accuracies for task in SEVEN):
-        table = Table("model", "loss", "average accuracy", title="Beside the paper's (500B and 300B tokens)")
-        for name, loss, accuracy in PAPERS_ROWS:
-            table.add_row(name, f"{loss:.3f}", f"{accuracy:.1f}")
+        beside = f"Beside the paper's ({' and '.join(SIZES.values())} tokens)"
+        table = Table("model", "loss", "average accuracy", title=beside)
+        for size, variants in REPORTED.items():
+            for name, reported in variants.items():
+                table.add_row(f"{size} {name}", f"{reported.loss:.3f}", f"{reported.accuracy:.1f}")
         missing = [task for task in SEVEN if task not in accuracies]
         mean = 100 * sum(accuracies[t] for t in SEVEN if t in accuracies) / (len(SEVEN) - len(missing))
         note = f"without {', '.join(missing)}" if missing else ""

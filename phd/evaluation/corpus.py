@@ -7,7 +7,7 @@ after a context; three are from elsewhere in the corpus.
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,38 @@ def write_tasks(corpus: Path, folder: Path, count: int = 200, seed: int = 0) -> 
         "cloze": questions,
     }
     for name, records in content.items():
-        file = folder / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        task = {
-            "task": f"corpus_{name}",
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(file)}},
-            "test_split": "test",
-            **SETTINGS[name],
-            "metadata": {"version": 1.0},
-        }
-        # JSON is YAML
-        (folder / f"{name}.yaml").write_text(json.dumps(task, indent=2), encoding="utf-8")
+        write_task(f"corpus_{name}", records, SETTINGS[name], folder)
+
+
+def write_task(name: str, records: Sequence[Any], settings: Mapping[str, Any], folder: Path) -> None:
+    """Write one task's data and configuration file into ``folder``.
+
+    Args:
+        records: what the placeholders of ``settings`` name in each.
+        settings: how to ask and to score, in the harness's words.
+    """
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "test_split": "test",
+        **settings,
+        "metadata": {"version": 1.0},
+    }
+    _write_settings(name, task, folder)
+
+
+def write_group(name: str, tasks: Sequence[str], settings: Mapping[str, Any], folder: Path) -> None:
+    """Write the configuration file of a group of tasks, which --tasks may name as one, into ``folder``."""
+    group = {"group": name, "task": list(tasks), **settings, "metadata": {"version": 1.0}}
+    _write_settings(name, group, folder)
+
+
+def _write_settings(name: str, content: dict[str, Any], folder: Path) -> None:
+    # JSON is YAML
+    (folder / f"{name}.yaml").write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def read_texts(corpus: Path) -> Iterator[str]:

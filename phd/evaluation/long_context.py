@@ -10,12 +10,12 @@ greedy decoding begins with the answer, for the cost of one pass over the contex
 with no text to parse. CachedLM reads the answer with the context's cache, as a decoding model does.
 """
 
-import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from phd.evaluation.corpus import write_group, write_task
 from phd.evaluation.haystack import Haystack, near_sentence
 
 Record = dict[str, str]
@@ -52,6 +52,14 @@ SHORTEST = 4
 """Letters of a missing word."""
 TRIES = 50
 
+SETTINGS = {
+    "output_type": "loglikelihood",
+    "doc_to_text": "{{context}}",
+    "doc_to_target": "{{answer}}",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    "num_fewshot": 0,  # the harness then adds no examples, which would lengthen the prompt
+}
+"""How every cell is asked and scored, in the harness's words."""
 SAMPLES = {"phd_needle": 10, "phd_facts": 50, "phd_qa": 50}
 """The tasks, and how many prompts of a length (and of a depth, for the needle) unless told."""
 LENGTHS_FROM = 512
@@ -103,32 +111,9 @@ def write_long_tasks(
                 make = facts if task == "phd_facts" else question
                 cells[cell(task, length)] = [make(haystack, length, draw) for draw in samples]
         for name, records in cells.items():
-            _write_cell(name, records, folder)
-        group = {
-            "group": task,
-            "task": list(cells),
-            "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
-            "metadata": {"version": 1.0},
-        }
-        (folder / f"{task}.yaml").write_text(json.dumps(group, indent=2), encoding="utf-8")
-
-
-def _write_cell(name: str, records: list[Record], folder: Path) -> None:
-    file = folder / f"{name}.jsonl"
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    task = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(file)}},
-        "test_split": "test",
-        "output_type": "loglikelihood",
-        "doc_to_text": "{{context}}",
-        "doc_to_target": "{{answer}}",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        "num_fewshot": 0,  # the harness then adds no examples, which would lengthen the prompt
-        "metadata": {"version": 1.0},
-    }
-    (folder / f"{name}.yaml").write_text(json.dumps(task, indent=2), encoding="utf-8")
+            write_task(name, records, SETTINGS, folder)
+        mean = {"aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]}
+        write_group(task, list(cells), mean, folder)
 
 
 def needle_statement(key: str) -> str:

@@ -1,18 +1,16 @@
 """A layer pattern at inference only: the baselines that LongGen (arXiv 2410.01485) is compared with."""
 
 import argparse
-from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from phd.attention.pattern import LayerPatterns
+from phd.old_flags import add_old_pattern_flags
+from phd.rules.keys import SPELLINGS, Keys
+from phd.rules.pattern import LayerPattern
+from phd.rules.variant import Variant
 
-# PHDConfig's defaults, which would import torch; tests/evaluation compares the two
-NUMBERS = {
-    "block": (64, "positions in a block of a sparse layer"),
-    "sink": (1, "first blocks that a sink layer keeps; 0 is a sliding window"),
-    "local": (32, "most recent blocks that a sink layer keeps, the query's own included"),
-    "stride": (64, "a block-sparse layer keeps every so many blocks one"),
+_OLD = {
+    **{"--pattern-block": "attention_pattern_block", "--pattern-sink": "attention_pattern_sink_blocks"},
+    **{"--pattern-local": "attention_pattern_local_blocks", "--pattern-stride": "attention_pattern_stride"},
 }
 
 
@@ -21,43 +19,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention-pattern",
         metavar="PATTERN",
-        help="evaluate the same weights with other layers than they were trained with: full, sink, "
-        "longgen-sink, block-sparse, longgen-block, or a list such as 2*sink,2*full",
+        help="evaluate the same weights with other layers than they were trained with: longgen-sink, "
+        f"longgen-block, {SPELLINGS}, or a list such as 2sink-2full",
     )
-    for name, (default, help) in NUMBERS.items():
-        parser.add_argument(f"--pattern-{name}", type=int, metavar="N", help=f"{help} (default {default})")
+    add_old_pattern_flags(parser, _OLD)
 
 
-def asked_patterns(args: Namespace, num_layers: int) -> "LayerPatterns":
-    """The pattern of each layer.
+def asked_layers(text: str, num_layers: int) -> tuple[Keys, ...]:
+    """The rule of keys of each layer.
 
     Raises:
         ValueError: it is not a pattern, or not one of so many layers.
     """
-    from phd.attention.pattern import parse_patterns, pattern_kinds
-    from phd.config import PHDConfig
-
-    given = {name: getattr(args, f"pattern_{name}") for name in NUMBERS}
-    block, sink, local, stride = (
-        default if given[name] is None else given[name] for name, (default, _) in NUMBERS.items()
-    )
     try:
-        kinds = pattern_kinds(block, sink, local, stride, PHDConfig.attention_pattern_stride_local_blocks)
-        return parse_patterns(args.attention_pattern, num_layers, kinds)
+        return LayerPattern.parse(text).layers(num_layers)
     except ValueError as error:
         raise ValueError(f"--attention-pattern: {error}") from error
 
 
-def with_patterns(model: Any, patterns: "LayerPatterns") -> Any:
-    """The model's weights, not copied, in a model whose layers have ``patterns``."""
+def with_layers(model: Any, layers: tuple[Keys, ...]) -> Any:
+    """The model's weights, not copied, in a model whose layers keep the keys ``layers``."""
     import torch
 
     from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
-    from phd.hf.configuration import stored_patterns
 
     settings = model.config.to_dict()
     del settings["model_type"]
-    settings["phd_patterns"] = stored_patterns(patterns)
+    copies = Variant.parse(settings.get("phd_variant", "vanilla")).copies
+    settings["phd_variant"] = str(Variant(copies, LayerPattern.of(layers)))
     config = PHDLlamaConfig(**settings)
     with torch.device("meta"):
         changed = PHDLlamaForCausalLM(config)

@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from phd.hf.cache import PHDCache, kv_bytes
+from phd.hf.cache import PHDCache
 from phd.hf.configuration import PHDLlamaConfig
 from phd.hf.modeling import PHDLlamaForCausalLM, PHDLlamaModel
 
@@ -10,4 +10,4 @@ AutoConfig.register(PHDLlamaConfig.model_type, PHDLlamaConfig)
 AutoModel.register(PHDLlamaConfig, PHDLlamaModel)
 AutoModelForCausalLM.register(PHDLlamaConfig, PHDLlamaForCausalLM)
 
-__all__ = ["PHDCache", "PHDLlamaConfig", "PHDLlamaForCausalLM", "PHDLlamaModel", "kv_bytes"]
+__all__ = ["PHDCache", "PHDLlamaConfig", "PHDLlamaForCausalLM", "PHDLlamaModel"]

@@ -8,15 +8,51 @@ On CUDA without gradients one kernel of our own takes the place of this, ``atten
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phd.attention.kernels import attention_forward
+from phd.attention.kernels import attention_forward, merge
+from phd.hf.retained import gather
 
+Keys = tuple[Tensor, Tensor]
+"""keys and values, [b, g, t, d] each"""
 Part = tuple[Tensor, Tensor, Tensor | None]
 """keys [b, g, t, d], values [b, g, t, d], mask [b|1, 1, s, t] to add to the scores (None: all seen)"""
+
+
+@dataclass
+class Block:
+    """Rows of some slots' copies, and the keys they see: originals, and hidden keys."""
+
+    rows: slice
+    """of the queries"""
+    retained: Tensor | None
+    """sparse layers: the originals' rows that ``split`` and ``stop`` count in, [n] or [b, n]; None for all"""
+    split: int
+    """first original that ``mask`` is for"""
+    stop: int | None
+    """first original that no row sees; None for none"""
+    past_mask: Tensor | None
+    """[b|1, 1, rows, split], added to the scores; None if all is seen"""
+    hidden: slice
+    """rows of the hidden keys, the cache's and then this step's"""
+    mask: Tensor | None
+    """[b|1, 1, rows, originals + hidden]; None if all is seen"""
+
+    def parts(self, originals: Keys, hidden: Keys) -> tuple[Part, Part]:
+        """What ``past_mask`` is for, and what ``mask`` is for."""
+        if self.retained is not None:
+            originals = gather(originals[0], self.retained), gather(originals[1], self.retained)
+        past_key, past_value = (x[:, :, : self.split] for x in originals)
+        key, value = (x[:, :, self.split : self.stop] for x in originals)
+        if self.hidden.stop > self.hidden.start:
+            key = torch.cat([key, hidden[0][:, :, self.hidden]], dim=2)
+            value = torch.cat([value, hidden[1][:, :, self.hidden]], dim=2)
+        return (past_key, past_value, self.past_mask), (key, value, self.mask)
+
 
 attend_rows: Callable[..., Tensor] | None
 """That of ``phd.attention.kernels.triton_rows``. An exported model's copy of this file comes without it, some
@@ -42,9 +78,7 @@ def attend(query: Tensor, past: Part, near: Part, scale: float) -> Tensor:
         return _attend_at_once(query, past, near, scale)
     out, lse = _attention(query, near, scale)
     if past[0].shape[2]:
-        past_out, past_lse = _attention(query, past, scale)
-        share = torch.sigmoid(past_lse - lse).unsqueeze(-1)
-        out = torch.lerp(out.to(share.dtype), past_out.to(share.dtype), share).to(query.dtype)
+        merge(out, lse, *_attention(query, past, scale))
     return out.transpose(1, 2)
 
 

@@ -1,29 +1,29 @@
 """The KV cache of a PHD-Transformer: the original tokens' keys and values, which are a vanilla model's, and
-those of the hidden tokens that the next position still sees. Sparse layers let go of the originals that no
-later position sees.
+those of the hidden copies that the next position still sees. Sparse layers evict the originals that no later
+position sees.
 
-A *column* is a place in the batch's tensors, a *position* counts a sample's own tokens: with left padding a
-sample's position is its column less its padding. Windows are alike in both; chunks follow positions.
+A *slot* is a place in the batch's tensors and in the cache, a *position* counts a sample's own tokens: with
+left padding a sample's position is its slot less its padding.
 
-Legend: b samples, g key/value heads, t cached columns, n columns with hidden tokens, H = K - 1 hidden tokens
-of a column, d head dimension.
+Legend: b samples, g key/value heads, t cached slots, n slots with hidden copies, H = K - 1 hidden copies of a
+slot, d head dimension.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
-from phd.attention.pattern import Pattern
 from phd.hf.configuration import PHDLlamaConfig
 from phd.hf.padding import UNPADDED, Padding
-from phd.hf.rows import Rows, columns_of, least_column, places, rows_for, take
+from phd.hf.retained import Retained, first_recoverable_slot, gather, gather_index, retained_for, slots_of
+from phd.rules.keys import Blocks
 
 
 class PHDDynamicLayer(DynamicLayer):
-    """Originals grow. The hidden tokens are those of the last n columns, in order: [b, g, n*H, d]."""
+    """Originals grow. The hidden copies are those of the last n slots, in order: [b, g, n*H, d]."""
 
     hidden_keys: Tensor | None = None
     hidden_values: Tensor | None = None
@@ -48,22 +48,22 @@ class PHDDynamicLayer(DynamicLayer):
         super().batch_select_indices(indices)
         self._map_hidden(lambda x: x[indices, ...])
 
-    def hidden(self, columns: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the last ``columns`` columns, [b, g, columns*H, d] each."""
+    def hidden(self, slots: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the last ``slots`` slots, [b, g, slots*H, d] each."""
         assert self.hidden_keys is not None and self.hidden_values is not None
-        rows = columns * self.width
+        rows = slots * self.width
         return self.hidden_keys[:, :, -rows:], self.hidden_values[:, :, -rows:]
 
-    def keep_hidden(self, keys: Tensor, values: Tensor, columns: int, end: int | Tensor) -> None:
-        """Keep the last ``columns`` of these. A copy: a view would keep the whole step alive."""
-        first = keys.shape[2] - columns * self.width
+    def retain_hidden(self, keys: Tensor, values: Tensor, slots: int) -> None:
+        """Retain the last ``slots`` of these. A copy: a view would keep the whole step alive."""
+        first = keys.shape[2] - slots * self.width
         self.hidden_keys, self.hidden_values = keys[:, :, first:].clone(), values[:, :, first:].clone()
 
-    def drop_hidden(self, columns: int) -> None:
-        """Forget the hidden tokens of the last ``columns`` columns."""
+    def drop_hidden(self, slots: int) -> None:
+        """Forget the hidden copies of the last ``slots`` slots."""
         if self.hidden_keys is not None:
-            keep = max(0, self.hidden_keys.shape[2] - columns * self.width)
-            self._map_hidden(lambda x: x[:, :, :keep].clone())
+            rest = max(0, self.hidden_keys.shape[2] - slots * self.width)
+            self._map_hidden(lambda x: x[:, :, :rest].clone())
 
     def _map_hidden(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.hidden_keys is not None and self.hidden_values is not None:
@@ -71,21 +71,21 @@ class PHDDynamicLayer(DynamicLayer):
 
 
 class PHDSparseLayer(PHDDynamicLayer):
-    """Originals that a query of the next column still sees, in the order of ``phd.hf.rows``."""
+    """Originals that a query of the next slot still sees, in the order of ``phd.hf.retained``."""
 
-    def __init__(self, pattern: Pattern, width: int) -> None:
+    def __init__(self, kept: Blocks, width: int) -> None:
         super().__init__(width)
-        self.pattern = pattern
+        self.kept = kept
         self.record_past = False
         self._forget()
 
     def _forget(self) -> None:
-        self.columns = 0
-        """seen so far"""
-        self.rows = Rows()
+        self.length = 0
+        """slots seen so far"""
+        self.retained = Retained()
         """as they lie in ``keys`` and ``values``"""
-        self.least = 0
-        """first column from which on queries find here all they see"""
+        self.first_recoverable_slot = 0
+        """from which on queries find here all they see"""
 
     def update(
         self,
@@ -96,41 +96,42 @@ class PHDSparseLayer(PHDDynamicLayer):
         padding: Padding = UNPADDED,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Append columns; then let go of what the next does not see.
+        """Append slots; then evict what the next does not see.
 
         Args:
-            first: first column of which queries run in this step, that of ``key_states`` or one before.
+            first: first slot of which queries run in this step, that of ``key_states`` or one before.
 
         Returns:
             keys and values in the rows for ``first``.
         """
-        self._keep(self.columns if first is None else first, padding)
+        self._evict(self.length if first is None else first, padding)
         keys, values = super().update(key_states, value_states)
-        self.columns += key_states.shape[2]
+        self.length += key_states.shape[2]
         if not self.record_past:
-            self._keep(self.columns, padding)
+            self._evict(self.length, padding)
         return keys, values
 
-    def _keep(self, column: int, padding: Padding) -> None:
-        """Let go of what queries from ``column`` on do not see."""
-        wanted = rows_for(self.pattern, column, padding)
-        if self.keys is None or self.values is None or wanted == self.rows:
+    def _evict(self, slot: int, padding: Padding) -> None:
+        """Retain what queries from ``slot`` on see."""
+        wanted = retained_for(self.kept, slot, padding)
+        if self.keys is None or self.values is None or wanted == self.retained:
             return
-        columns = columns_of(self.pattern, wanted, self.columns, padding, self.keys.device)
-        index = places(columns, self.rows, self.columns)
-        self.keys, self.values = take(self.keys, index), take(self.values, index)
-        self.rows, self.least = wanted, least_column(self.pattern, wanted, padding)
+        slots = slots_of(self.kept, wanted, self.length, padding, self.keys.device)
+        index = gather_index(slots, self.retained, self.length)
+        self.keys, self.values = gather(self.keys, index), gather(self.values, index)
+        self.retained = wanted
+        self.first_recoverable_slot = first_recoverable_slot(self.kept, wanted, padding)
 
     def activate_past_recording(self) -> None:
-        """Keep until the next step what this one no longer needs: it may be rolled back."""
+        """Retain until the next step what this one no longer needs: it may be rolled back."""
         self.record_past = True
 
     def get_seq_length(self) -> int:
-        return self.columns
+        return self.length
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
-        self.columns -= abs(tokens_to_remove)
+        self.length -= abs(tokens_to_remove)
 
     def reset(self) -> None:
         super().reset()
@@ -138,8 +139,8 @@ class PHDSparseLayer(PHDDynamicLayer):
 
 
 class PHDStaticLayer(StaticLayer):
-    """Originals in a buffer of ``max_cache_len`` columns; hidden tokens in a ring of W - 1 columns,
-    [b, g, (W-1)*H, d]: column c lies at c mod (W - 1).
+    """Originals in a buffer of ``max_cache_len`` slots; hidden copies in a ring of W - 1, [b, g, (W-1)*H, d]:
+    those of slot c lie at c mod (W - 1).
     """
 
     hidden_keys: Tensor
@@ -158,27 +159,28 @@ class PHDStaticLayer(StaticLayer):
             torch._dynamo.mark_static_address(self.hidden_keys)
             torch._dynamo.mark_static_address(self.hidden_values)
 
-    def hidden(self, columns: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the last ``columns`` columns before the current length, in order. Not for
-        compiled code: reads the length.
-        """
-        end = int(self.cumulative_length)
-        slots = torch.arange(end - columns, end, device=self.hidden_keys.device) % self.ring
+    def hidden(self, slots: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the last ``slots`` slots, in order."""
+        index = self._ring_index(slots)
         keys, values = (
-            x.unflatten(2, (self.ring, self.width)).index_select(2, slots).flatten(2, 3)
+            x.unflatten(2, (self.ring, self.width)).index_select(2, index).flatten(2, 3)
             for x in (self.hidden_keys, self.hidden_values)
         )
         return keys, values
 
-    def keep_hidden(self, keys: Tensor, values: Tensor, columns: int, end: int | Tensor) -> None:
-        """Put the last ``columns`` of these, which end before column ``end``, into the ring."""
-        columns = min(columns, self.ring)
-        if not columns:
+    def retain_hidden(self, keys: Tensor, values: Tensor, slots: int) -> None:
+        """Put the last ``slots`` of these into the ring; the originals of all of them are in the buffer."""
+        slots = min(slots, self.ring)
+        if not slots:
             return
-        slots = (torch.arange(-columns, 0, device=keys.device) + end) % self.ring
+        index = self._ring_index(slots)
         for ring, new in ((self.hidden_keys, keys), (self.hidden_values, values)):
-            new = new[:, :, new.shape[2] - columns * self.width :].unflatten(2, (columns, self.width))
-            ring.unflatten(2, (self.ring, self.width)).index_copy_(2, slots, new)
+            new = new[:, :, new.shape[2] - slots * self.width :].unflatten(2, (slots, self.width))
+            ring.unflatten(2, (self.ring, self.width)).index_copy_(2, index, new)
+
+    def _ring_index(self, slots: int) -> Tensor:
+        """Where the last ``slots`` slots lie in the ring."""
+        return (torch.arange(-slots, 0, device=self.hidden_keys.device) + self.cumulative_length) % self.ring
 
     def reset(self) -> None:
         super().reset()
@@ -196,12 +198,12 @@ class PHDStaticLayer(StaticLayer):
 class PHDCache(Cache):
     """Cache of a PHDLlamaModel. What ``model.generate`` makes, and what to pass to it as ``past_key_values``.
 
-    Besides keys and values it keeps the token ids: they bring back the hidden tokens after a rollback.
+    Besides keys and values it holds the token ids: they bring back the hidden copies after a rollback.
 
     Args:
         config: of the model.
-        max_cache_len: columns to allocate at once, for torch.compile and CUDA graphs; None grows.
-        offloading: keep the originals of layers that are not at work in host memory.
+        max_cache_len: slots to allocate at once, for torch.compile and CUDA graphs; None grows.
+        offloading: hold the originals of layers that are not at work in host memory.
 
     Raises:
         ValueError: ``max_cache_len`` for a model with sparse layers, whose originals have no fixed places.
@@ -210,26 +212,27 @@ class PHDCache(Cache):
     def __init__(
         self, config: PHDLlamaConfig, max_cache_len: int | None = None, offloading: bool = False
     ) -> None:
-        self.width = config.phd_copies - 1
-        ring = config.phd_window - 1 if self.width else 0
+        rules, self.width = config.rules, config.copies.hidden
         self.phd_layers: list[PHDDynamicLayer] | list[PHDStaticLayer]
         if max_cache_len is None:
             self.phd_layers = [
-                PHDDynamicLayer(self.width) if pattern is None else PHDSparseLayer(pattern, self.width)
-                for pattern in config.patterns
+                PHDSparseLayer(cast(Blocks, rule.keys), self.width)
+                if rule.sparse
+                else PHDDynamicLayer(self.width)
+                for rule in rules
             ]
-        elif any(config.patterns):
+        elif any(rule.sparse for rule in rules):
             raise ValueError(
                 "a static cache: a model with sparse layers takes a growing one alone: leave out "
                 "max_cache_len, or cache_implementation"
             )
         else:
             self.phd_layers = [
-                PHDStaticLayer(max_cache_len, ring, self.width) for _ in range(config.num_hidden_layers)
+                PHDStaticLayer(max_cache_len, config.copies.window - 1, self.width) for _ in rules
             ]
         super().__init__(layers=[*self.phd_layers], offloading=offloading)
         self.input_ids: Tensor | None = None
-        """[b, t]; None while there is nothing in the cache, or if some of it came as embeddings."""
+        """[b, t]; None while there is nothing in the cache, or if some of it came as embeddings"""
 
     @property
     def is_static(self) -> bool:
@@ -237,26 +240,28 @@ class PHDCache(Cache):
 
     @property
     def records_past(self) -> bool:
-        """Whether sparse layers keep what the next step no longer needs, for a rollback."""
+        """Whether sparse layers retain what the next step no longer needs, for a rollback."""
         return any(isinstance(layer, PHDSparseLayer) and layer.record_past for layer in self.phd_layers)
 
-    def hidden_columns(self) -> int:
-        """How many of the last columns have their hidden tokens here (growing caches)."""
+    def hidden_slots(self) -> int:
+        """How many of the last slots have their hidden copies here, or room for them in a static cache."""
         keys = self.phd_layers[0].hidden_keys
         return 0 if keys is None else keys.shape[2] // self.width
 
-    def check_reach(self, column: int) -> None:
-        """Raise ValueError if sparse layers have let go of what queries of ``column`` see."""
-        least = max((x.least for x in self.phd_layers if isinstance(x, PHDSparseLayer)), default=0)
-        if column < least:
+    def check_reach(self, slot: int) -> None:
+        """Raise ValueError if sparse layers have evicted keys that queries of ``slot`` see."""
+        layers = (x for x in self.phd_layers if isinstance(x, PHDSparseLayer))
+        first = max((layer.first_recoverable_slot for layer in layers), default=0)
+        if slot < first:
             raise ValueError(
-                f"the cache cannot go back to column {column}: its sparse layers have let go of what is seen "
-                f"before column {least}. Run the prompt again with a new cache (only a step of your own, "
+                f"the cache cannot go back to slot {slot}: its sparse layers have evicted keys that slots "
+                f"before {first} see. Run the prompt again with a new cache (only a step of your own, "
                 "not those of generate, can be taken back: call activate_past_recording() before it)"
             )
 
     def nbytes(self) -> int:
-        """Bytes of all keys and values, as ``kv_bytes`` tells beforehand."""
+        """Bytes of all keys and values, as ``phd.rules.variant.Variant.kv_cache_bytes`` tells
+        beforehand."""
         tensors = (
             getattr(layer, name, None)
             for layer in self.layers
@@ -264,50 +269,32 @@ class PHDCache(Cache):
         )
         return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
-    def ids(self, first: int, end: int) -> Tensor:
-        """[b, end - first], of columns in the cache."""
+    def last_ids(self, slots: int) -> Tensor:
+        """[b, slots], of the last slots in the cache."""
         if self.input_ids is None:
             raise ValueError(
-                "the hidden tokens of the cached prompt are gone and cannot be brought back: it was passed "
+                "the hidden copies of the cached prompt are gone and cannot be brought back: it was passed "
                 "as inputs_embeds, of which the cache keeps no ids. Run the prompt again"
             )
-        return self.input_ids[:, first:end]
+        return self.input_ids[:, -slots:]
 
-    def append_ids(self, input_ids: Tensor | None, past: int | Tensor) -> None:
-        """Remember the ids of new columns: a rollback into a window needs them. A static cache knows none."""
+    def append_ids(self, input_ids: Tensor | None) -> None:
+        """Remember the ids of new slots, for a rollback into a window. A static cache has none."""
         if self.is_static:
             return
         if input_ids is None:
             self.input_ids = None
-        elif past == 0:
+        elif self.get_seq_length() == 0:
             self.input_ids = input_ids.clone()
         elif self.input_ids is not None:
             self.input_ids = torch.cat([self.input_ids, input_ids], dim=1)
 
-    def hidden(self, layer_idx: int, columns: int, ring: bool) -> tuple[Tensor, Tensor] | None:
-        """Hidden keys and values [b, g, columns*H, d] of the last columns; of a whole static ring in its own
-        order.
-        """
-        if not columns:
-            return None
-        layer = self.phd_layers[layer_idx]
-        if ring:
-            assert isinstance(layer, PHDStaticLayer)
-            return layer.hidden_keys, layer.hidden_values
-        return layer.hidden(columns)
-
-    def keep_hidden(
-        self, layer_idx: int, keys: Tensor, values: Tensor, columns: int, end: int | Tensor
-    ) -> None:
-        """Take the last ``columns`` columns of [b, g, n*H, d], which end before column ``end``."""
-        self.phd_layers[layer_idx].keep_hidden(keys, values, columns, end)
-
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` columns; the next step brings back the hidden tokens that it
+        """Forget the last ``-tokens_to_remove`` slots; the next step brings back the hidden copies that it
         needs.
 
         Raises:
-            ValueError: sparse layers have let go of what the next step would see.
+            ValueError: sparse layers have evicted keys that the next step would see.
         """
         if tokens_to_remove < 0:
             self.check_reach(self.get_seq_length() + tokens_to_remove)
@@ -317,16 +304,16 @@ class PHDCache(Cache):
             self._map_ids(lambda x: x[:, :-removed])
 
     def drop_hidden(self) -> None:
-        """Keep the originals alone, a vanilla model's cache: what to store of a prompt for later. Those of
-        sparse layers may be too few to bring the hidden tokens back: the next step then raises ValueError.
+        """Retain the originals alone, a vanilla model's cache: what to store of a prompt for later. Those of
+        sparse layers may be too few to bring the hidden copies back: the next step then raises ValueError.
         """
-        self._drop_hidden(self.hidden_columns())
+        self._drop_hidden(self.hidden_slots())
 
-    def _drop_hidden(self, columns: int) -> None:
+    def _drop_hidden(self, slots: int) -> None:
         for layer in self.phd_layers:
             if isinstance(layer, PHDStaticLayer):
                 raise ValueError("a static cache cannot be rolled back: leave out max_cache_len")
-            layer.drop_hidden(columns)
+            layer.drop_hidden(slots)
 
     def reset(self) -> None:
         super().reset()
@@ -347,24 +334,3 @@ class PHDCache(Cache):
     def _map_ids(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.input_ids is not None:
             self.input_ids = function(self.input_ids)
-
-
-def kv_bytes(
-    config: PHDLlamaConfig, length: int, samples: int = 1, *, element_size: int = 2, static: bool = False
-) -> int:
-    """Bytes of a cache that holds ``length`` positions of each sample, unpadded.
-
-    Originals: ``length`` entries a layer, a vanilla model's; in a sparse layer those that the next position
-    sees. Hidden: (K-1) entries for each of the last W-1
-    positions (PHD-SWA; none for W = 1), of those in the chunk of the next position (PHD-CSWA). A static cache
-    holds room for all W - 1.
-    """
-    columns = config.phd_window - 1 if static else min(config.phd_window - 1, length)
-    if config.phd_chunk is not None and not static:
-        columns = min(columns, length % config.phd_chunk)
-    entries = config.num_hidden_layers * columns * (config.phd_copies - 1)
-    for pattern in config.patterns:
-        entries += length if pattern is None else pattern.kept_positions(length) - 1
-    assert config.num_key_value_heads is not None and config.head_dim is not None  # set by the config itself
-    entry = 2 * config.num_key_value_heads * config.head_dim * element_size
-    return samples * entries * entry

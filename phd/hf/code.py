@@ -4,54 +4,49 @@ imports.
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
 
-MODULES = {
-    "phd.hf.configuration": "configuration_phd",
-    "phd.hf.modeling": "modeling_phd",
-    "phd.hf.attend": "phd_attend",
-    "phd.hf.cache": "phd_cache",
-    "phd.hf.padding": "phd_padding",
-    "phd.hf.plan": "phd_plan",
-    "phd.hf.rows": "phd_rows",
-    "phd.attention": "phd_attention",
-    "phd.attention.band": "phd_band",
-    "phd.attention.context_parallel": "phd_context_parallel",
-    "phd.attention.flash": "phd_flash",
-    "phd.attention.flex": "phd_flex",
-    "phd.attention.full": "phd_full",
-    "phd.attention.kept": "phd_kept",
-    "phd.attention.kernels": "phd_kernels",
-    "phd.attention.kernels.cpu": "phd_kernels_cpu",
-    "phd.attention.kernels.cuda": "phd_kernels_cuda",
-    "phd.attention.layout": "phd_layout",
-    "phd.attention.memo": "phd_memo",
-    "phd.attention.pattern": "phd_pattern",
-    "phd.attention.reference": "phd_reference",
-    "phd.attention.rule": "phd_rule",
-    "phd.attention.sparse": "phd_sparse",
-}
 AUTO_MAP = {
     "AutoConfig": "configuration_phd.PHDLlamaConfig",
     "AutoModel": "modeling_phd.PHDLlamaModel",
     "AutoModelForCausalLM": "modeling_phd.PHDLlamaForCausalLM",
 }
 """config.json's entry that tells transformers where the classes are."""
+ENTRIES = {"phd.hf.configuration": "configuration_phd", "phd.hf.modeling": "modeling_phd"}
+"""The modules with these classes, and their files' names."""
+IMPORT = re.compile(r"^( *)from (phd[\w.]*) import", re.MULTILINE)
 
 
 def write_code(folder: Path) -> None:
-    """Put every module of ``MODULES`` into ``folder``."""
-    for module, name in MODULES.items():
-        spec = importlib.util.find_spec(module)
-        assert spec is not None and spec.origin is not None
-        source = Path(spec.origin).read_text(encoding="utf-8")
-        (folder / f"{name}.py").write_text(_relative(source, module), encoding="utf-8")
+    """Put every module of ``carried`` into ``folder``."""
+    names = carried()
+    for module, name in names.items():
+        source = IMPORT.sub(lambda match: f"{match[1]}from .{names[match[2]]} import", _source(module))
+        (folder / f"{name}.py").write_text(source, encoding="utf-8")
 
 
-def _relative(source: str, module: str) -> str:
-    def local(match: re.Match) -> str:
-        if match[2] not in MODULES:
-            raise ValueError(f"{module} imports {match[2]}, which phd/hf/code.py does not list")
-        return f"{match[1]}from .{MODULES[match[2]]} import"
+@cache
+def carried() -> dict[str, str]:
+    """Our modules that ``ENTRIES`` import, themselves or through others, and the names of their files."""
+    names: dict[str, str] = {}
+    waiting = [*ENTRIES]
+    while waiting:
+        module = waiting.pop()
+        if module not in names:
+            names[module] = ENTRIES.get(module) or _flat(module)
+            waiting += [match[2] for match in IMPORT.finditer(_source(module))]
+    assert len({*names.values()}) == len(names), f"two files of one name: {names}"
+    return names
 
-    return re.sub(r"^( *)from (phd[\w.]*) import", local, source, flags=re.MULTILINE)
+
+def _flat(module: str) -> str:
+    """phd.attention -> phd_attention, phd.attention.kernels.cpu -> phd_kernels_cpu."""
+    _, package, *path = module.split(".")
+    return "_".join(["phd", *(path or [package])])
+
+
+def _source(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).read_text(encoding="utf-8")

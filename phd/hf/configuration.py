@@ -1,8 +1,7 @@
-"""Configuration of a PHD-Transformer for transformers: Llama's, K, W, C, and the pattern of each layer."""
+"""Configuration of a PHD-Transformer for transformers: Llama's, and the variant."""
 
 import importlib
 import os
-from dataclasses import astuple
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,9 +9,16 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
-from phd.attention.pattern import LayerPatterns, Pattern
+from phd.rules.copies import Copies
+from phd.rules.keys import Blocks, Full
+from phd.rules.pattern import LayerPattern
+from phd.rules.rule import AttentionRule
+from phd.rules.variant import Variant
 
-VERSION = 1
+VERSION = 2
+_FIRST_VERSION = {"phd_copies": 1, "phd_window": 16, "phd_chunk": 32, "phd_patterns": None}
+"""Fields of version 1 and their defaults: K, W, C (None: no chunks), and for each layer None (full) or
+[block, sink, local, stride]."""
 
 code: ModuleType | None
 """``phd.hf.code``. An exported model's copy of this file comes without: there transformers does it."""
@@ -28,12 +34,9 @@ class PHDLlamaConfig(LlamaConfig):
     2410.01485); the weights are Llama's.
 
     Args:
-        phd_copies: K, how many times each token passes through the model. 1 is Llama.
-        phd_window: W, a hidden copy sees the hidden copies of the W most recent positions, its own
-            included. 1 is plain PHD.
-        phd_chunk: C, only inside chunks of C positions (PHD-CSWA); None for no chunks (PHD-SWA).
-        phd_patterns: for each layer None (full attention) or [block, sink, local, stride], as in
-            ``phd.attention.pattern.Pattern``; None if all are full.
+        phd_variant: name of the variant, as in ``phd.rules.variant``: "PHD-CSWA-2-16-32". Instead of it the
+            fields of version 1 are taken, from older folders or by hand: phd_copies, phd_window, phd_chunk,
+            phd_patterns.
         phd_config_version: of these fields' meaning.
 
     Raises:
@@ -42,41 +45,56 @@ class PHDLlamaConfig(LlamaConfig):
 
     model_type = "phd_llama"
 
-    phd_copies: int = 1
-    phd_window: int = 16
-    phd_chunk: int | None = 32
-    phd_patterns: list[list[int | None] | None] | None = None
+    phd_variant: str = "vanilla"
     phd_config_version: int = VERSION
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        first = {name: kwargs.pop(name) for name in _FIRST_VERSION if name in kwargs}
+        if first and self.phd_variant != "vanilla":
+            raise ValueError(
+                f"phd_variant {self.phd_variant} says what {', '.join(first)} says: leave one out"
+            )
+        if first:
+            self.phd_variant = str(_of_first_version(**_FIRST_VERSION | first))
+        if self.phd_config_version == 1:
+            self.phd_config_version = VERSION
+        super().__post_init__(**kwargs)
+
     @property
-    def patterns(self) -> LayerPatterns:
-        """The pattern of each layer; None where it is full attention."""
-        layers = (self.phd_patterns or [None] * self.num_hidden_layers)[: self.num_hidden_layers]
-        # the validation below knows them to be numbers
-        return tuple(None if numbers is None else Pattern(*numbers) for numbers in layers)  # type: ignore[arg-type]
+    def variant(self) -> Variant:
+        return Variant.parse(self.phd_variant)
+
+    @property
+    def copies(self) -> Copies:
+        return self.variant.copies
+
+    @property
+    def rules(self) -> tuple[AttentionRule, ...]:
+        """The rule of each layer; of the first ones, where ``num_hidden_layers`` was lowered since."""
+        variant = self.variant
+        depth = variant.pattern.depth or self.num_hidden_layers
+        return variant.layers(depth)[: self.num_hidden_layers]
 
     def validate_architecture(self) -> None:
         super().validate_architecture()
         if self.phd_config_version != VERSION:
             raise ValueError(
-                f"config.json has phd_config_version {self.phd_config_version}, this modeling code reads "
-                f"{VERSION}: take the modeling files that came with it (trust_remote_code=True), or another "
-                "version of phd"
+                f"config.json has phd_config_version {self.phd_config_version}, this modeling code reads up "
+                f"to {VERSION}: take the modeling files that came with it (trust_remote_code=True), or "
+                "another version of phd"
             )
-        if self.phd_copies < 1:
-            raise ValueError(f"phd_copies must be at least 1, got {self.phd_copies}")
-        if self.phd_window < 1:
-            raise ValueError(f"phd_window must be at least 1, got {self.phd_window}")
-        if self.phd_chunk is not None and self.phd_chunk < self.phd_window:
+        try:
+            variant = self.variant
+            variant.layers(self.num_hidden_layers)
+        except ValueError as error:
+            raise ValueError(f"phd_variant: {error}") from error
+        if any(rule.keys.trained_only for rule in self.rules):
+            raise ValueError(f"phd_variant: {variant} has layers of training alone, which are full elsewhere")
+        if variant.copies.cached:
+            raise ValueError(f"phd_variant: {variant} is a baseline of training: it has no cache of its own")
+        if self.attention_dropout and variant != Variant():
             raise ValueError(
-                f"phd_chunk must be None or at least phd_window ({self.phd_window}), got {self.phd_chunk}"
-            )
-        if self.phd_patterns is not None:
-            self._check_patterns(self.phd_patterns)
-        if self.attention_dropout and (self.phd_copies > 1 or any(self.patterns)):
-            raise ValueError(
-                f"attention_dropout must be 0 with phd_copies above 1 or sparse layers, got "
-                f"{self.attention_dropout}"
+                f"attention_dropout must be 0 with phd_variant {variant}, got {self.attention_dropout}"
             )
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -87,23 +105,30 @@ class PHDLlamaConfig(LlamaConfig):
         if code is not None:
             code.write_code(Path(save_directory))
 
-    def _check_patterns(self, layers: list[list[int | None] | None]) -> None:
-        if len(layers) != self.num_hidden_layers:
+
+def _of_first_version(
+    phd_copies: int, phd_window: int, phd_chunk: int | None, phd_patterns: "list[list[Any] | None] | None"
+) -> Variant:
+    """
+    Raises:
+        ValueError: a field is out of range; names it.
+    """
+    for name, value in (("phd_copies", phd_copies), ("phd_window", phd_window)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if phd_chunk is not None and phd_chunk < phd_window:
+        raise ValueError(f"phd_chunk must be None or at least phd_window ({phd_window}), got {phd_chunk}")
+    copies = Copies(phd_copies, phd_window, phd_chunk)
+    if phd_patterns is None:
+        return Variant(copies)
+    for index, numbers in enumerate(phd_patterns):
+        if numbers is not None and (len(numbers) != 4 or None in numbers[:3]):
             raise ValueError(
-                f"phd_patterns has {len(layers)} layers, num_hidden_layers is {self.num_hidden_layers}"
+                f"phd_patterns of layer {index} must be null or [block, sink, local, stride or null], "
+                f"got {numbers}"
             )
-        for index, numbers in enumerate(layers):
-            if numbers is not None and (len(numbers) != 4 or None in numbers[:3]):
-                raise ValueError(
-                    f"phd_patterns of layer {index} must be null or [block, sink, local, stride or null], "
-                    f"got {numbers}"
-                )
-        try:
-            _ = self.patterns
-        except ValueError as error:
-            raise ValueError(f"phd_patterns: {error}") from error
-
-
-def stored_patterns(patterns: LayerPatterns) -> list[list[int | None] | None]:
-    """``PHDLlamaConfig.phd_patterns`` for the pattern of each layer."""
-    return [None if pattern is None else [*astuple(pattern)] for pattern in patterns]
+    try:
+        layers = tuple(Full() if numbers is None else Blocks(*numbers) for numbers in phd_patterns)
+    except ValueError as error:
+        raise ValueError(f"phd_patterns: {error}") from error
+    return Variant(copies, LayerPattern.of(layers))

@@ -5,15 +5,14 @@ Legend: v vocabulary, h hidden size, f FFN hidden size, a query heads, g key/val
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from phd.attention.pattern import LayerPatterns, describe_patterns
-from phd.hf.configuration import PHDLlamaConfig, stored_patterns
+from phd.hf.configuration import PHDLlamaConfig
+from phd.rules.variant import Variant
 
 Read = Callable[[str, int | None], Tensor]
 """(name, layer) -> tensor, as ``CheckpointTensors.read``"""
@@ -61,16 +60,19 @@ _NOT_LLAMA: tuple[tuple[str, Callable[[Namespace], bool]], ...] = (
     ("--window-size", lambda a: a.window_size is not None),
     ("--softmax-type other than vanilla", lambda a: a.softmax_type != "vanilla"),
     ("--attention-output-gate", lambda a: a.attention_output_gate),
-    ("--phd-naive (a baseline of training: it has no cache of its own)", lambda a: a.phd_naive),
+    (
+        "--phd-naive (a baseline of training: it has no cache of its own)",
+        lambda a: getattr(a, "phd_naive", False),
+    ),
 )
 """What neither Llama nor PHDLlama has: flag, and whether arguments ask for it."""
 
 
-def hf_config(args: Namespace, vocab_size: int, dtype: torch.dtype, patterns: LayerPatterns) -> LlamaConfig:
+def hf_config(args: Namespace, vocab_size: int, dtype: torch.dtype, variant: Variant) -> LlamaConfig:
     """Configuration of the model that was trained with ``args``: Llama's own for K = 1 and full attention.
 
     Args:
-        patterns: of the layers; None where full.
+        variant: as which it was trained.
 
     Raises:
         ValueError: the model has a part that Llama has not; names the flag.
@@ -97,16 +99,13 @@ def hf_config(args: Namespace, vocab_size: int, dtype: torch.dtype, patterns: La
         "eos_token_id": None,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    sparse = any(patterns)
-    if args.phd_copies == 1 and not sparse:
+    variant = variant.outside_training(args.num_layers)
+    if variant == Variant():
         return LlamaConfig(**settings, architectures=["LlamaForCausalLM"])
     return PHDLlamaConfig(
         **settings,
         architectures=["PHDLlamaForCausalLM"],
-        phd_copies=args.phd_copies,
-        phd_window=args.phd_window,
-        phd_chunk=args.phd_chunk or None,
-        phd_patterns=stored_patterns(patterns) if sparse else None,
+        phd_variant=str(variant),
     )
 
 
@@ -161,36 +160,9 @@ def megatron_flags(config: LlamaConfig) -> list[str]:
         flags += ["--use-rope-scaling", "--rope-scaling-factor", rope["factor"]]
     if not config.tie_word_embeddings:
         flags.append("--untie-embeddings-and-output-weights")
-    if isinstance(config, PHDLlamaConfig) and config.phd_copies > 1:
-        flags += ["--phd-copies", config.phd_copies, "--phd-window", config.phd_window]
-        flags += ["--phd-chunk", config.phd_chunk or 0]
-    if isinstance(config, PHDLlamaConfig) and any(config.patterns):
-        flags += _pattern_flags(config.patterns)
+    if isinstance(config, PHDLlamaConfig):
+        flags += ["--variant", config.phd_variant]
     return [str(flag) for flag in flags]
-
-
-def _pattern_flags(patterns: LayerPatterns) -> list[Any]:
-    """--attention-pattern and what its kinds mean."""
-    kinds = ["full" if p is None else "sink" if p.stride is None else "block-sparse" for p in patterns]
-    groups = [(len([*layers]), kind) for kind, layers in groupby(kinds)]
-    flags: list[Any] = ["--attention-pattern", ",".join(f"{count}*{kind}" for count, kind in groups)]
-    sinks = {p for p in patterns if p is not None and p.stride is None}
-    strided = {p for p in patterns if p is not None and p.stride is not None}
-    blocks = {p.block for p in sinks | strided}
-    # a stride keeps the first block by itself
-    if len(blocks) > 1 or len(sinks) > 1 or len(strided) > 1 or any(p.sink > 1 for p in strided):
-        raise ValueError(
-            f"config.json: pretrain_phd.py's flags cannot say phd_patterns {describe_patterns(patterns)}: "
-            "they take one block size, one pattern with sinks and one with a stride, without further sinks"
-        )
-    flags += ["--attention-pattern-block", *blocks]
-    for pattern in sinks:
-        flags += ["--attention-pattern-sink-blocks", pattern.sink]
-        flags += ["--attention-pattern-local-blocks", pattern.local]
-    for pattern in strided:
-        flags += ["--attention-pattern-stride", pattern.stride]
-        flags += ["--attention-pattern-stride-local-blocks", pattern.local]
-    return flags
 
 
 def hf_weights(read: Read, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:

@@ -1,13 +1,10 @@
 """PHD-Transformer for transformers: Llama's weights and layers, K copies of every token, a vanilla KV cache.
 
-A forward pass runs its layers on the new columns' original tokens and, behind them in the same rows, on the
-hidden tokens that ``plan.py`` found needed: all linear layers are single products over both. Only attention
-tells them apart. To train, or where logits of all positions are asked for, the copies are batch rows as in
-pretrain_phd.py, and the attention is that of ``phd.attention``; so is that of a new prompt's originals on
-sparse layers.
+A forward pass chooses a step of ``phd.hf.steps``, which lays out the tokens' copies as rows, attends on every
+layer and finds the last copies again; everything between is Llama's.
 
-Legend: b samples, q new columns, K copies, H = K - 1, r columns with hidden tokens, h hidden size, a query
-heads, g key/value heads, d head dimension.
+Legend: b samples, q new slots, n rows of a step, K copies, h hidden size, a query heads, g key/value heads, d
+head dimension.
 """
 
 from typing import Any
@@ -16,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, LlamaModel
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
-from transformers.masking_utils import create_causal_mask, create_masks_for_generate
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -26,26 +23,23 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
-    eager_attention_forward,
 )
 from transformers.utils import can_return_tuple
 
-from phd.attention import phd_attention
-from phd.attention.layout import Layout
-from phd.hf.attend import attend, attend_rows
+from phd.hf.attend import attend_rows
 from phd.hf.cache import PHDCache
 from phd.hf.configuration import PHDLlamaConfig
-from phd.hf.padding import Padding, read_padding, step_padding
-from phd.hf.plan import BLOCK, Block, Plan, originals_layout, plan_all, plan_static_decode, plan_step
-from phd.hf.rows import take
+from phd.hf.padding import read_padding, step_padding
+from phd.hf.steps import Step
+from phd.hf.steps.blocks import BLOCK, BlocksStep
+from phd.hf.steps.llama import LlamaStep
+from phd.hf.steps.rows import RowsStep, layouts_of
+from phd.hf.steps.static import StaticStep
+from phd.rules.rule import AttentionRule
 
 
 class PHDLlamaAttention(LlamaAttention):
-    """Llama's attention between the copies of every token, over all originals or a sparse layer's."""
-
-    def __init__(self, config: PHDLlamaConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.pattern = config.patterns[layer_idx]
+    """Llama's projections, and the attention of a step."""
 
     def forward(  # type: ignore[override]
         self,
@@ -54,11 +48,11 @@ class PHDLlamaAttention(LlamaAttention):
         attention_mask: Any = None,
         past_key_values: PHDCache | None = None,
         *,
-        plan: Plan,
+        step: Step,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """``hidden_states`` [b, q + r*H, h], or as the plan says [b*K, q, h]."""
-        # [b, heads, rows, d]
+        """[b, n, h], as the step lays out the rows; it has a mask of its own."""
+        # [b, heads, n, d]
         query, key, value = (
             projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -66,146 +60,8 @@ class PHDLlamaAttention(LlamaAttention):
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         # under autocast the projections are in half precision and the angles are not
         query, key, value = (x.to(_compute_dtype(hidden_states)) for x in (query, key, value))
-        if plan.copies_as_rows:
-            out = self._all_copies(query, key, value, past_key_values, plan)
-        else:
-            out = self._planned(query, key, value, attention_mask, past_key_values, plan, **kwargs)
+        out = step.attend(self, query, key, value, past_key_values, **kwargs)
         return self.o_proj(out.flatten(2)), None
-
-    def _planned(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        cache: PHDCache | None,
-        plan: Plan,
-        **kwargs: Any,
-    ) -> Tensor:
-        """[b, q + r*H, a, d]"""
-        new = key[:, :, : plan.originals], value[:, :, : plan.originals]
-        hidden = key[:, :, plan.originals :], value[:, :, plan.originals :]
-        everything = new
-        ring = None
-        if cache is not None:
-            cached = cache.hidden(self.layer_idx, plan.cached, plan.ring)
-            if plan.fused and plan.ring:
-                ring = cached
-            elif cached:
-                hidden = torch.cat([cached[0], hidden[0]], dim=2), torch.cat([cached[1], hidden[1]], dim=2)
-            everything = cache.update(*new, self.layer_idx, first=plan.first, padding=plan.padding)
-            if plan.columns and ring is None:
-                cache.keep_hidden(self.layer_idx, *hidden, plan.keep, plan.end)
-        blocks = plan.blocks if self.pattern is None else plan.sparse[self.pattern]
-        parts = []
-        if plan.decode:
-            pass
-        elif self.pattern is None:
-            name = self.config._attn_implementation
-            attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
-            rows = query[:, :, : plan.originals]
-            dropout = self.attention_dropout if self.training else 0.0
-            scaling = self.scaling
-            out, _ = attention(
-                self, rows, *everything, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-            )
-            parts.append(out)
-        elif plan.layout is not None:
-            # [b, heads, q, d] -> [q, b, heads, d]
-            prompt = (x.permute(2, 0, 1, 3) for x in (query[:, :, : plan.originals], *new))
-            parts.append(self._phd_attention(*prompt, copies=1, layout=plan.layout).transpose(0, 1))
-        else:
-            blocks = [*plan.original_blocks(self.pattern), *blocks]
-        if plan.fused and plan.columns and self.pattern is None:
-            parts.append(self._attend_rows(query, everything, hidden, ring, plan))
-        for block in blocks:
-            parts.append(self._attend(query, everything, new, hidden, block))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _attend_rows(
-        self,
-        query: Tensor,
-        originals: tuple[Tensor, Tensor],
-        hidden: tuple[Tensor, Tensor],
-        ring: tuple[Tensor, Tensor] | None,
-        plan: Plan,
-    ) -> Tensor:
-        """[b, rows, a, d]; takes the step's hidden tokens into the ring."""
-        assert attend_rows is not None
-        if ring is None:
-            ring = hidden[0][:, :, :0], hidden[1][:, :, :0]
-        on_device = isinstance(plan.end, Tensor)
-        return attend_rows(
-            query if plan.decode else query[:, :, plan.originals :],
-            *originals,
-            *hidden,
-            *ring,
-            plan.end if on_device else None,
-            plan.padding.columns,
-            length=0 if on_device else plan.end,
-            columns=plan.columns,
-            copies=self.config.phd_copies,
-            window=self.config.phd_window,
-            chunk=self.config.phd_chunk,
-            scale=self.scaling,
-        )
-
-    def _attend(
-        self,
-        query: Tensor,
-        everything: tuple[Tensor, Tensor],
-        new: tuple[Tensor, Tensor],
-        hidden: tuple[Tensor, Tensor],
-        block: Block,
-    ) -> Tensor:
-        """[b, rows, a, d]"""
-        if block.kept is not None:
-            everything = take(everything[0], block.kept), take(everything[1], block.kept)
-        originals = new if block.split is None else everything
-        past_key, past_value = (x[:, :, : block.split] for x in everything)
-        key, value = (x[:, :, block.originals] for x in originals)
-        if block.hidden.stop > block.hidden.start:
-            key, value = (
-                torch.cat([x, copies[:, :, block.hidden]], dim=2)
-                for x, copies in zip((key, value), hidden, strict=True)
-            )
-        past, near = (past_key, past_value, block.past_mask), (key, value, block.mask)
-        return attend(query[:, :, block.rows], past, near, self.scaling)
-
-    def _all_copies(
-        self, query: Tensor, key: Tensor, value: Tensor, cache: PHDCache | None, plan: Plan
-    ) -> Tensor:
-        """Every copy of every position from the start of the sequence: [b*K, q, a, d]."""
-        copies = self.config.phd_copies
-        if cache is not None:
-            # [b, K, g, q, d]
-            keys, values = (x.unflatten(0, (-1, copies)) for x in (key, value))
-            cache.update(keys[:, 0], values[:, 0], self.layer_idx, padding=plan.padding)
-            # [b, g, n, H, d] -> [b, g, n*H, d]
-            first = plan.originals - plan.keep
-            keys, values = (x[:, 1:, :, first:].permute(0, 2, 3, 1, 4).flatten(2, 3) for x in (keys, values))
-            cache.keep_hidden(self.layer_idx, keys, values, plan.keep, plan.end)
-        # [b*K, heads, q, d] -> [q, b*K, heads, d]
-        rows = (x.permute(2, 0, 1, 3) for x in (query, key, value))
-        return self._phd_attention(*rows, copies=copies, layout=plan.layout).transpose(0, 1)
-
-    def _phd_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, *, copies: int, layout: Layout | None
-    ) -> Tensor:
-        """[q, b*K, heads, d] -> [q, b*K, a, d]; the first copy alone with ``copies`` 1."""
-        return phd_attention(
-            query,
-            key,
-            value,
-            copies=copies,
-            window=self.config.phd_window,
-            chunk=self.config.phd_chunk,
-            document_starts=None if layout is None else layout.document_starts,
-            pattern=self.pattern,
-            layout=layout,
-            softmax_scale=self.scaling,
-            backend="reference" if self.config._attn_implementation == "eager" else "auto",
-        )
 
 
 class PHDLlamaDecoderLayer(LlamaDecoderLayer):
@@ -222,7 +78,7 @@ class PHDLlamaDecoderLayer(LlamaDecoderLayer):
 
 
 class PHDLlamaModel(LlamaModel):
-    """Llama's stack on originals and hidden tokens; returns the last copy's states."""
+    """Llama's stack on originals and hidden copies; returns the last copy's states."""
 
     config_class = PHDLlamaConfig
     config: PHDLlamaConfig
@@ -232,7 +88,7 @@ class PHDLlamaModel(LlamaModel):
         super(LlamaModel, self).__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        self.patterns = config.patterns
+        self.copies, self.rules = config.copies, config.rules
         self.embed_tokens = torch.nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = torch.nn.ModuleList(
             PHDLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers)
@@ -254,10 +110,10 @@ class PHDLlamaModel(LlamaModel):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Arguments as Llama's, and ``logits_to_keep``: the columns whose states are asked for.
+        """Arguments as Llama's, and ``logits_to_keep``: the slots whose states are asked for.
 
         Returns:
-            states [b, n, h] of the last n columns, down to the first that is asked for.
+            states [b, r, h] of the last r slots, down to the first that is asked for.
 
         Raises:
             ValueError: a mask or positions that are not those of one run of tokens in each row, padded on the
@@ -272,123 +128,85 @@ class PHDLlamaModel(LlamaModel):
             use_cache = self.config.use_cache and not self.training
         if self.gradient_checkpointing and self.training:
             use_cache = False  # layers that run again in the backward fill none
-        # as many layers as the configuration says now, as Llama
-        depth = self.config.num_hidden_layers
-        layers, patterns = self.layers[:depth], self.patterns[:depth]
         cache = _checked_cache(past_key_values)
         if use_cache and cache is None:
             cache = PHDCache(self.config)
-        if not embeddings.numel():  # no samples, or no new columns
+        if not embeddings.numel():  # no samples, or no new slots
             return BaseModelOutputWithPast(last_hidden_state=self.norm(embeddings), past_key_values=cache)
-        count, device = embeddings.shape[1], embeddings.device
-
-        past = 0 if cache is None else cache.get_seq_length()
-        # Compiled code must not read it. A prompt is not compiled.
-        compiled = cache is not None and cache.is_static and cache.is_initialized and count == 1
-        if not compiled:
-            past = int(past)
-        columns = torch.arange(count, device=device) + past
-
-        copies = self.config.phd_copies
-        asked = _columns_asked(logits_to_keep, count)
-        vanilla = copies == 1 and not any(patterns)
-        if vanilla and not (compiled and attention_mask is None and self._fuses(embeddings)):
-            # Llama, with any mask and positions
-            plan = Plan(originals=count)
-            if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-                plan.padding = step_padding(attention_mask, None, columns)
-        else:
-            if compiled:
-                padding = step_padding(attention_mask, position_ids, columns)
-            else:
-                padding = read_padding(attention_mask, position_ids, past, count, device)
-            plan = self._plan(embeddings, cache, past, asked, padding, compiled)
-            position_ids = None  # which say the same as the padding
-        if position_ids is None:
-            position_ids = plan.padding.positions(columns)
-
-        states, positions = embeddings, position_ids
-        if plan.copies_as_rows:
-            states = embeddings.repeat_interleave(copies, dim=0)
-            if len(positions) > 1:
-                positions = positions.repeat_interleave(copies, dim=0)
-        elif plan.decode:
-            states = embeddings.expand(-1, copies, -1)
-        elif plan.columns:
-            again = plan.columns - count  # columns before this step's
-            hidden = embeddings[:, max(0, -again) :]
-            if again > 0:
-                assert cache is not None
-                hidden = torch.cat([self.embed_tokens(cache.ids(past - again, past)), hidden], dim=1)
-            hidden_columns = torch.arange(count - plan.columns, count, device=device) + past
-            # [b, q, h] + [b, r*H, h]
-            states = torch.cat([embeddings, hidden.repeat_interleave(copies - 1, dim=1)], dim=1)
-            hidden_positions = plan.padding.positions(hidden_columns)
-            positions = torch.cat([positions, hidden_positions.repeat_interleave(copies - 1, dim=1)], dim=1)
+        count = embeddings.shape[1]
+        asked = _slots_asked(logits_to_keep, count)
+        step = self._step(embeddings, attention_mask, position_ids, cache, asked)
+        if step.recomputed:
+            assert cache is not None
+            embeddings = torch.cat([self.embed_tokens(cache.last_ids(step.recomputed)), embeddings], dim=1)
+        states, positions = step.embed(embeddings)
         if cache is not None:
-            cache.append_ids(input_ids, past)
-        causal_mask = None
-        if not plan.decode and not plan.copies_as_rows and None in patterns:
-            causal_mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=embeddings,
-                attention_mask=attention_mask,
-                past_key_values=cache,
-                position_ids=position_ids,
-            )
+            cache.append_ids(input_ids)
         rotary = self.rotary_emb(states, position_ids=positions)
-        for layer in layers:
+        for layer in self.layers[: self.config.num_hidden_layers]:
             states = layer(
                 states,
-                attention_mask=causal_mask,
                 position_embeddings=rotary,
-                position_ids=position_ids,
+                position_ids=positions[:, :count],
                 past_key_values=cache,
                 use_cache=use_cache,
-                plan=plan,
+                step=step,
                 **kwargs,
             )
-        # the last copy of each column
-        if plan.copies_as_rows:
-            states = states[copies - 1 :: copies]
-        elif copies > 1:
-            states = states[:, count + copies - 2 :: copies - 1]
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(states[:, -asked:]), past_key_values=cache)
+        states = self.norm(step.last_copies(states)[:, -asked:])
+        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=cache)
 
-    def _plan(
+    def _step(
         self,
         embeddings: Tensor,
+        attention_mask: Any,
+        position_ids: Tensor | None,
         cache: PHDCache | None,
-        past: int,
         asked: int,
-        padding: Padding,
-        compiled: bool,
-    ) -> Plan:
-        """Of ``embeddings`` [b, q, h] after ``past`` columns, for the last ``asked``."""
-        count, device, dtype = embeddings.shape[1], embeddings.device, _compute_dtype(embeddings)
-        fused = self._fuses(embeddings)
-        if compiled:
+    ) -> Step:
+        """How to compute a pass of embeddings [b, q, h] after the cache's slots, for the last ``asked``."""
+        config, count, device = self.config, embeddings.shape[1], embeddings.device
+        rules = self.rules[: config.num_hidden_layers]  # as many as it says now, as Llama
+        dtype, fused = _compute_dtype(embeddings), self._fuses(embeddings)
+        past = 0 if cache is None else cache.get_seq_length()
+        # Compiled code must not read it. A prompt is not compiled.
+        static = cache is not None and cache.is_static and cache.is_initialized and count == 1
+        if not static:
+            past = int(past)
+        slots = torch.arange(count, device=device) + past
+        sparse = any(rule.sparse for rule in rules)
+        llama = not self.copies.hidden and not sparse
+        if llama and not (static and fused and attention_mask is None):
+            if position_ids is None:
+                of_slots = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
+                padding = step_padding(attention_mask if of_slots else None, None, slots)
+                position_ids = padding.positions(slots)
+            return LlamaStep(config, embeddings, attention_mask, position_ids, cache)
+        if static:
             assert cache is not None
-            return plan_static_decode(self.config, cache, padding, dtype, device, fused)
-        takes_flash = past == 0 and self._takes_flash(device, dtype)
+            padding = step_padding(attention_mask, position_ids, slots)
+            return StaticStep(rules[0], cache, slots, padding, dtype, fused)
+        padding = read_padding(attention_mask, position_ids, past, count, device)
+        flash = past == 0 and self._takes_flash(device, dtype)
         # copies as rows of the batch serve better than blocks: long sequences, or gradients
         long = count > BLOCK or torch.is_grad_enabled()
-        if self.config.phd_copies > 1 and asked == count and takes_flash and long:
-            return plan_all(self.config, count, padding, device)
-        plan = plan_step(self.config, cache, past, count, asked, padding, dtype, device, fused)
-        if any(self.config.patterns) and takes_flash:
-            plan.layout = originals_layout(count, padding, device)
-        return plan
+        if self.copies.hidden and asked == count and flash and long:
+            return RowsStep(rules, count, padding, device)
+        originals = [AttentionRule(keys=rule.keys) for rule in rules if rule.sparse and flash]
+        layouts = layouts_of(originals, count, padding, device)
+        return BlocksStep(
+            config, rules, embeddings, attention_mask, padding, cache, past, asked, fused, layouts
+        )
 
     def _fuses(self, embeddings: Tensor) -> bool:
-        """Whether hidden tokens, and all copies of a step, attend by the kernel, which has no gradients and
+        """Whether hidden copies, and all copies of a step, attend by the kernel, which has no gradients and
         no fp64.
         """
         takes = embeddings.dtype != torch.float64 and self.config._attn_implementation != "eager"
         return takes and embeddings.is_cuda and attend_rows is not None and not torch.is_grad_enabled()
 
     def _takes_flash(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether ``phd_attention`` runs: torch's flash attention takes half precision alone on a GPU, the
+        """Whether ``phd.attention`` runs: torch's flash attention takes half precision alone on a GPU, the
         reference takes all.
         """
         takes = device.type != "cuda" or dtype in (torch.float16, torch.bfloat16)
@@ -426,20 +244,20 @@ def _checked_cache(cache: Cache | None) -> PHDCache | None:
     return cache
 
 
-def _columns_asked(logits_to_keep: int | Tensor, count: int) -> int:
-    """How many of the last columns the asked-for logits span."""
+def _slots_asked(logits_to_keep: int | Tensor, count: int) -> int:
+    """How many of the last slots the asked-for logits span."""
     if isinstance(logits_to_keep, int):
         return min(logits_to_keep, count) or count
     if logits_to_keep.dtype == torch.bool:
         return count
     if not logits_to_keep.numel():
-        return 1  # there is no state of no column; the head leaves it out
+        return 1  # there is no state of no slot; the head leaves it out
     return count - int(_from_the_first(logits_to_keep, count).min())
 
 
-def _from_the_first(columns: Tensor, count: int) -> Tensor:
+def _from_the_first(slots: Tensor, count: int) -> Tensor:
     """Indices, those that count from the end included."""
-    return torch.where(columns < 0, columns + count, columns)
+    return torch.where(slots < 0, slots + count, slots)
 
 
 class PHDLlamaForCausalLM(LlamaForCausalLM):
@@ -469,7 +287,7 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As LlamaForCausalLM.forward; the fewer logits are asked for, the fewer hidden tokens run."""
+        """As LlamaForCausalLM.forward; the fewer logits are asked for, the fewer hidden copies run."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -483,12 +301,12 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
         )
         states = outputs.last_hidden_state
         if isinstance(logits_to_keep, Tensor):
-            if logits_to_keep.dtype != torch.bool:  # columns, of which the states begin with the least
+            if logits_to_keep.dtype != torch.bool:  # slots, of which the states begin with the least
                 given = inputs_embeds if input_ids is None else input_ids
                 assert given is not None
                 count = given.shape[1]
                 logits_to_keep = _from_the_first(logits_to_keep, count).long()
-                logits_to_keep = logits_to_keep - (count - _columns_asked(logits_to_keep, count))
+                logits_to_keep = logits_to_keep - (count - _slots_asked(logits_to_keep, count))
             states = slice_logits_to_keep(states, logits_to_keep)
         logits = self.lm_head(states)
         loss = None
@@ -525,7 +343,7 @@ class PHDLlamaForCausalLM(LlamaForCausalLM):
         """The hook of ``generate`` that makes masks between tokens for static caches. Ours are made from the
         padding, which a step that may be compiled reads off the positions: its mask would grow.
         """
-        if self.config.phd_copies == 1:
+        if not self.model.copies.hidden:
             return create_masks_for_generate(
                 inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
             )

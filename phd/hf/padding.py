@@ -16,26 +16,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Padding:
-    """Columns before each sample's first token."""
+    """Slots before each sample's first token."""
 
-    columns: Tensor | None = None
+    counts: Tensor | None = None
     """[b]; None for none at all"""
     distinct: tuple[int, ...] = (0,)
     """the different numbers in it, on the host; none in compiled code, which cannot read them"""
 
     def to(self, device: torch.device) -> "Padding":
         """The same on another device."""
-        return self if self.columns is None else replace(self, columns=self.columns.to(device))
+        return self if self.counts is None else replace(self, counts=self.counts.to(device))
 
-    def positions(self, columns: Tensor) -> Tensor:
-        """[b|1, columns]"""
-        return columns[None] if self.columns is None else (columns - self.columns[:, None]).clamp(min=0)
+    def positions(self, slots: Tensor) -> Tensor:
+        """[b|1, slots]"""
+        return slots[None] if self.counts is None else (slots - self.counts[:, None]).clamp(min=0)
 
     def document_starts(self, length: int) -> Tensor | None:
-        """Padding and tokens as packed documents of ``phd_attention``, [b, length] on the host."""
-        if self.columns is None:
+        """Padding and tokens as packed documents of ``phd.attention``, [b, length] on the host."""
+        if self.counts is None:
             return None
-        first = self.columns.cpu()[:, None]
+        first = self.counts.cpu()[:, None]
         return first.where(torch.arange(length, device="cpu") >= first, 0)
 
 
@@ -45,7 +45,7 @@ UNPADDED = Padding()
 def read_padding(
     attention_mask: Any, position_ids: Tensor | None, past: int, count: int, device: torch.device
 ) -> Padding:
-    """The padding of a step of ``count`` columns after ``past``. The device is waited for once.
+    """The padding of a step of ``count`` slots after ``past``. The device is waited for once.
 
     Args:
         attention_mask: [b, past + count], true at tokens; None if there is no padding.
@@ -56,9 +56,9 @@ def read_padding(
     """
     if attention_mask is None and position_ids is None:
         return UNPADDED
-    columns = torch.arange(past + count, device=device)
+    slots = torch.arange(past + count, device=device)
     if attention_mask is None:
-        tokens = torch.ones_like(columns, dtype=torch.bool)[None]
+        tokens = torch.ones_like(slots, dtype=torch.bool)[None]
     else:
         tokens = _mask_of_columns(attention_mask)[:, : past + count].to(device) != 0
         if tokens.shape[1] < past + count:
@@ -69,7 +69,7 @@ def read_padding(
     gap = ((tokens[:, 1:] > tokens[:, :-1]).sum(1) + tokens[:, 0] > 1).any()
     other = torch.zeros_like(gap)
     if position_ids is not None:
-        differ = position_ids.to(device) != (columns - first[:, None])[:, past:]
+        differ = position_ids.to(device) != (slots - first[:, None])[:, past:]
         other = (differ & tokens[:, past:]).any()
     *pads, has_gap, has_other = torch.cat([first, torch.stack([gap, other])]).tolist()
     if has_gap:
@@ -85,11 +85,11 @@ def read_padding(
     return Padding(first, tuple(sorted(set(pads)))) if any(pads) else UNPADDED
 
 
-def step_padding(attention_mask: Any, position_ids: Tensor | None, columns: Tensor) -> Padding:
-    """``read_padding`` of one column after a static cache, for compiled code: not checked."""
+def step_padding(attention_mask: Any, position_ids: Tensor | None, slots: Tensor) -> Padding:
+    """``read_padding`` of one slot after a static cache, for compiled code: not checked."""
     if attention_mask is not None:
         return Padding((_mask_of_columns(attention_mask).cumsum(-1) == 0).sum(-1), ())
-    return UNPADDED if position_ids is None else Padding(columns[-1] - position_ids[:, -1], ())
+    return UNPADDED if position_ids is None else Padding(slots[-1] - position_ids[:, -1], ())
 
 
 def _mask_of_columns(attention_mask: Any) -> Tensor:

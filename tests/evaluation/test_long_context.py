@@ -12,7 +12,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from phd.attention.pattern import Pattern
 from phd.evaluation import cli, patterns
 from phd.evaluation.haystack import Haystack, near_sentence
 from phd.evaluation.long_context import (
@@ -272,18 +271,18 @@ def test_a_random_model(corpus, tokenizer, tmp_path, monkeypatch):
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **shape))
     patterned = []
 
-    def with_patterns(*arguments):
-        patterned.append(patterns.with_patterns(*arguments))
+    def with_layers(*arguments):
+        patterned.append(patterns.with_layers(*arguments))
         return patterned[0]
 
-    monkeypatch.setattr(cli, "with_patterns", with_patterns)
-    pattern = ("--attention-pattern", "sink,full", "--pattern-sink", 0, "--pattern-local", 2)
+    monkeypatch.setattr(cli, "with_layers", with_layers)
+    pattern = ("--attention-pattern", "sink.64.0.2,full")
     report = evaluate(model, tokenizer, corpus, tmp_path, monkeypatch, *ALL[:-1], 5, *pattern)
     accuracies = [value for grid in report["grids"] for row in grid["accuracy"] for value in row]
     assert len(accuracies) == 8
     assert sum(accuracies) / 8 < 0.1
-    assert report["attention_pattern"] == "1*sink(64: 0+2),1*full"
-    assert patterned[0].config.patterns == (Pattern(64, 0, 2), None)
+    assert report["attention_pattern"] == "1sink.64.0.2-1full"
+    assert patterned[0].config.phd_variant == "1sink.64.0.2-1full"
 
 
 def test_refused(corpus, tokenizer, tmp_path, monkeypatch):
@@ -293,7 +292,6 @@ def test_refused(corpus, tokenizer, tmp_path, monkeypatch):
         (("--corpus", corpus, "--tasks", "phd_qa", "--depths", 5), "--depths goes with --tasks phd_needle"),
         (("--corpus", corpus, "--tasks", "phd_needle", "--depths", "5,101"), "0 to 100, got 101"),
         (("--corpus", corpus, "--tasks", "phd_needle", "--output", "a.png"), "is for JSON"),
-        (("--corpus", corpus, "--pattern-local", 3), "--pattern-local goes with --attention-pattern"),
     ):
         with pytest.raises(ValueError, match=message):
             call("model", *arguments)

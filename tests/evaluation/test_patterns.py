@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from phd.attention.pattern import Pattern
-from phd.config import PHDConfig
 from phd.evaluation.harness import CachedLM
-from phd.evaluation.patterns import NUMBERS, add_arguments, asked_patterns, with_patterns
+from phd.evaluation.patterns import add_arguments, asked_layers, with_layers
+from phd.rules.keys import Blocks, Full
 from tests.evaluation.test_harness import expected, tokenizer  # noqa: F401 (a fixture)
 from tests.models import SHAPE, VOCABULARY
 
@@ -21,43 +20,46 @@ def llama():
     return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
 
 
-def asked(*arguments, layers=3):
-    parser = ArgumentParser()
-    add_arguments(parser)
-    return asked_patterns(parser.parse_args([str(x) for x in arguments]), layers)
+FULL = Full()
 
 
 def test_asked():
-    assert asked("--attention-pattern", "full") == (None, None, None)
-    assert asked("--attention-pattern", "longgen-sink") == (Pattern(), None, Pattern())
-    strided = PHDConfig(attention_pattern="block-sparse").patterns(3)
-    assert asked("--attention-pattern", "block-sparse") == strided
-    window = asked(
-        "--attention-pattern", "sink", "--pattern-sink", 0, "--pattern-local", 4, "--pattern-block", 8
-    )
-    assert window == (Pattern(8, 0, 4),) * 3
+    assert asked_layers("full", 3) == (FULL, FULL, FULL)
+    assert asked_layers("longgen-sink", 3) == (Blocks(), FULL, Blocks())
+    assert asked_layers("sink.8.0.4", 3) == (Blocks(8, 0, 4),) * 3
     with pytest.raises(ValueError, match="--attention-pattern: 'swa' is no attention pattern"):
-        asked("--attention-pattern", "swa")
+        asked_layers("swa", 3)
     with pytest.raises(ValueError, match="--attention-pattern: .*2 layers, the model 3"):
-        asked("--attention-pattern", "2*sink")
-    with pytest.raises(ValueError, match="local must be at least 1, got 0"):
-        asked("--attention-pattern", "sink", "--pattern-local", 0)
+        asked_layers("2*sink", 3)
+    with pytest.raises(ValueError, match="--attention-pattern: .*local must be at least 1, got 0"):
+        asked_layers("sink.64.1.0", 3)
 
 
-def test_defaults_are_those_of_training():
-    fields = ("block", "sink_blocks", "local_blocks", "stride")
-    assert [getattr(PHDConfig, f"attention_pattern_{name}") for name in fields] == [
-        default for default, _ in NUMBERS.values()
-    ]
+@pytest.mark.parametrize(
+    ("flags", "spelling"),
+    [
+        ("--attention-pattern sink --pattern-local 4 --pattern-block 8", "sink.8.1.4"),
+        ("--pattern-stride 8 --attention-pattern longgen-block", "longgen-block.64.8.1"),
+    ],
+)
+def test_older_flags_stop_with_the_new_spelling(flags, spelling, monkeypatch, capsys):
+    parser = ArgumentParser()
+    add_arguments(parser)
+    monkeypatch.setattr("sys.argv", ["phd", "eval", "model", *flags.split()])
+    with pytest.raises(SystemExit):
+        parser.parse_args(flags.split())
+    said = f"is part of --attention-pattern now: write --attention-pattern {spelling}"
+    assert said in capsys.readouterr().err
+    assert parser.parse_args(["--attention-pattern", spelling]).attention_pattern == spelling
 
 
 def test_same_weights_other_layers(llama):
     ids = torch.randint(1, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         full = llama(ids).logits
-        same = with_patterns(llama, (None, None, None))
+        same = with_layers(llama, (FULL, FULL, FULL))
         torch.testing.assert_close(same(ids).logits, full, rtol=1e-4, atol=3e-5)
-        window = with_patterns(llama, (Pattern(4, 0, 2), None, Pattern(4, 0, 2)))
+        window = with_layers(llama, (Blocks(4, 0, 2), FULL, Blocks(4, 0, 2)))
         logits = window(ids).logits
     # the first two blocks see everything, the third begins to miss the first
     torch.testing.assert_close(logits[:, :8], full[:, :8], rtol=1e-4, atol=3e-5)
@@ -69,19 +71,18 @@ def test_same_weights_other_layers(llama):
 def test_copies_stay_and_an_own_pattern_is_replaced(make_model):
     ids = torch.randint(1, VOCABULARY, (1, 40), generator=torch.Generator().manual_seed(0))
     model = make_model("PHD-CSWA-3-5-12")
-    sparse = with_patterns(model, (Pattern(4, 1, 2), None, None))
-    assert sparse.config.phd_copies == 3
+    sparse = with_layers(model, (Blocks(4, 1, 2), FULL, FULL))
+    assert sparse.config.phd_variant == "PHD-CSWA-3-5-12+1sink.4.1.2-2full"
     with torch.no_grad():
         full = model(ids).logits
         assert (sparse(ids).logits - full).abs().max() > 1e-2
-        again = with_patterns(sparse, (None, None, None))
+        again = with_layers(sparse, (FULL, FULL, FULL))
         torch.testing.assert_close(again(ids).logits, full, rtol=1e-4, atol=3e-5)
 
 
-@pytest.mark.parametrize("text", ["longgen-sink", "sink,full,block-sparse"])
+@pytest.mark.parametrize("text", ["longgen-sink.4.1.2", "1sink.4.1.2-1full-1block-sparse.4.3.1"])
 def test_scores_are_those_of_whole_sequences(llama, text, tokenizer):  # noqa: F811
-    numbers = ("--pattern-block", 4, "--pattern-local", 2, "--pattern-stride", 3)
-    model = with_patterns(llama, asked("--attention-pattern", text, *numbers))
+    model = with_layers(llama, asked_layers(text, 3))
     draw = random.Random(0)
     requests = []
     for length in (37, 36, 35, 24, 23, 9):

@@ -10,20 +10,15 @@ import torch
 from phd.attention.kernels import triton_rows
 from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
 from phd.hf.modeling import PHDLlamaModel
-from tests.models import SHAPE, VARIANTS, VOCABULARY, reference_logits
+from tests.models import SHAPE, VOCABULARY, reference_logits
 
 PROMPT, END = 22, 25
 """Columns; the steps cross the chunk's border at 24."""
 
 
 def model_of(variant: str) -> Any:
-    copies, window, chunk = VARIANTS.get(variant, (1, 1, None))
     torch.manual_seed(1)
-    return PHDLlamaForCausalLM(
-        PHDLlamaConfig(
-            **SHAPE | {"num_hidden_layers": 2}, phd_copies=copies, phd_window=window, phd_chunk=chunk
-        )
-    ).eval()
+    return PHDLlamaForCausalLM(PHDLlamaConfig(**SHAPE | {"num_hidden_layers": 2}, phd_variant=variant)).eval()
 
 
 class Counted:

@@ -5,8 +5,10 @@ from copy import deepcopy
 import pytest
 import torch
 
-from phd.hf import PHDCache, kv_bytes
-from tests.models import VARIANTS
+from phd.hf import PHDCache
+from phd.rules.copies import Copies
+from phd.rules.variant import Variant
+from tests.models import VARIANTS, cache_bytes
 
 
 def entries(cache: PHDCache) -> tuple[int, int]:
@@ -19,29 +21,17 @@ def entries(cache: PHDCache) -> tuple[int, int]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_size_at_every_step(variant, make_model, ids):
-    copies, window, chunk = VARIANTS[variant]
+    copies = Copies.parse(variant)
     model = make_model(variant)
     with torch.no_grad():
         cache = model(ids[:, :1]).past_key_values
         for length in range(1, 70):
-            columns = min(window - 1, length if chunk is None else length % chunk)
-            assert entries(cache) == (length, columns * (copies - 1))
-            assert cache.nbytes() == kv_bytes(model.config, length, 2, element_size=4)
+            hidden = min(copies.window - 1, length % copies.chunk if copies.chunk else length)
+            assert entries(cache) == (length, hidden * copies.hidden)
+            assert cache.nbytes() == cache_bytes(model.config, length, 2)
             model(ids[:, length : length + 1], past_key_values=cache)
-    vanilla = kv_bytes(make_model("vanilla").config, length, 2, element_size=4)
+    vanilla = cache_bytes(make_model("vanilla").config, length, 2)
     assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == vanilla * 70 // length
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_formula_of_the_training_side(variant, make_model):
-    """phd.accounting knows no configuration of transformers, and phd.hf not phd.accounting."""
-    from phd.accounting import kv_cache_bytes
-
-    copies, window, chunk = VARIANTS[variant]
-    shape = {"num_layers": 3, "num_query_groups": 2, "kv_channels": 8, "bytes_per_element": 2}
-    for length in range(1, 80):
-        expected = kv_cache_bytes(length, **shape, copies=copies, window=window, chunk=chunk)
-        assert kv_bytes(make_model(variant).config, length) == expected
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -51,7 +41,7 @@ def test_size_after_a_prompt(variant, make_model, ids):
     with torch.no_grad():
         for length in (1, 12, 40, 70):
             cache = model(ids[:, :length], logits_to_keep=1).past_key_values
-            assert cache.nbytes() == kv_bytes(model.config, length, 2, element_size=4)
+            assert cache.nbytes() == cache_bytes(model.config, length, 2)
             for layer in cache.phd_layers:
                 for hidden in (layer.hidden_keys, layer.hidden_values):
                     assert hidden.untyped_storage().nbytes() == hidden.nbytes
@@ -74,7 +64,11 @@ def test_static_is_allocated_once(variant, make_model, ids):
     cache = PHDCache(model.config, max_cache_len=50)
     with torch.no_grad():
         model(ids[:, :9], past_key_values=cache, logits_to_keep=1)
-        assert cache.nbytes() == kv_bytes(model.config, 50, 2, element_size=4, static=True)
+        room = deepcopy(model.config)
+        copies = model.config.copies
+        # whatever the chunk, for W - 1 positions' hidden copies
+        room.phd_variant = str(Variant(Copies(copies.count, copies.window)))
+        assert cache.nbytes() == cache_bytes(room, 50, 2)
         places = [layer.hidden_keys.data_ptr() for layer in cache.phd_layers]
         for position in range(9, 20):
             model(ids[:, position : position + 1], past_key_values=cache)
@@ -114,21 +108,22 @@ def test_keys_outside_the_window_change_nothing(make_model, ids):
     """In one attention call: new numbers in hidden keys that the rule hides, and in those it does not."""
     from phd.hf.attend import attend
     from phd.hf.padding import UNPADDED
-    from phd.hf.plan import plan_step
+    from phd.hf.steps.blocks import BlocksStep
 
     model = make_model("PHD-CSWA-3-5-12")
-    cache = model(ids[:, :30]).past_key_values
-    plan = plan_step(model.config, cache, 0, 30, 30, UNPADDED, torch.float32, ids.device, fused=False)
-    (block,) = plan.blocks
+    embeddings = model.model.embed_tokens(ids[:, :30])
+    rules = model.config.rules
+    step = BlocksStep(model.config, rules, embeddings, None, UNPADDED, None, 0, 30, fused=False, layouts={})
+    (block,) = step.blocks(rules[0], embeddings)
     rows = block.rows.stop - block.rows.start
     query, key = torch.randn(1, 4, rows, 8), torch.randn(1, 2, block.mask.shape[-1], 8)
     seen = (block.mask == 0)[0, 0]
     nothing = torch.empty(1, 2, 0, 8)
     before = attend(query, (nothing, nothing, None), (key, key, block.mask), 0.3)
-    for column in (35, 60, 80):
+    for row in (35, 60, 80):
         changed = key.clone()
-        changed[:, :, column] += 1
+        changed[:, :, row] += 1
         after = attend(query, (nothing, nothing, None), (changed, changed, block.mask), 0.3)
         differs = (after != before).flatten(2).any(-1)[0]
-        assert torch.equal(differs, seen[:, column])
+        assert torch.equal(differs, seen[:, row])
         assert differs.any() and not differs.all()

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
-from phd.hf.code import AUTO_MAP, MODULES, write_code
+from phd.hf.code import AUTO_MAP, carried, write_code
 from tests.models import SHAPE
 
 ALONE = """
@@ -28,12 +28,12 @@ for folder in sys.argv[1:]:
     torch.save(result, folder + ".pt")
     model.save_pretrained(folder + "-again")
 """
-HYBRID = [[4, 1, 2, None], None, [4, 0, 1, 3]]
+HYBRID = "1sink.4.1.2-1full-1block-sparse.4.3.1"
 
 
 def test_loads_without_phd(make_model, ids, tmp_path):
     """Copies of tokens, and sparse layers."""
-    hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**SHAPE, phd_copies=1, phd_patterns=HYBRID)).eval()
+    hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**SHAPE, phd_variant=HYBRID)).eval()
     for name, model in (("copies", deepcopy(make_model("PHD-CSWA-3-5-12"))), ("hybrid", hybrid)):
         model.save_pretrained(tmp_path / name)
     torch.save(ids[:, :20], tmp_path / "ids.pt")
@@ -41,12 +41,13 @@ def test_loads_without_phd(make_model, ids, tmp_path):
     command = [sys.executable, "-c", ALONE, "copies", "hybrid"]
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
     for name in ("copies", "hybrid"):  # transformers itself copies what it loaded
-        assert {file.stem for file in (tmp_path / f"{name}-again").glob("*.py")} >= set(MODULES.values())
+        assert {file.stem for file in (tmp_path / f"{name}-again").glob("*.py")} >= set(carried().values())
     # and by the installed package, which needs no trust
-    for name, layers in (("copies", None), ("hybrid", HYBRID)):
+    variants = {"copies": "PHD-CSWA-3-5-12", "hybrid": HYBRID}
+    for name, variant in variants.items():
         logits, generated = torch.load(tmp_path / f"{name}.pt")
         here = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
-        assert here.config.phd_patterns == layers
+        assert here.config.phd_variant == variant
         with torch.no_grad():
             assert torch.equal(here(ids[:, :20]).logits, logits)
         assert torch.equal(here.generate(ids[:, :20], max_new_tokens=9, do_sample=False), generated)
@@ -54,7 +55,7 @@ def test_loads_without_phd(make_model, ids, tmp_path):
 
 def test_no_import_of_phd_is_left(tmp_path):
     write_code(tmp_path)
-    assert sorted(file.stem for file in tmp_path.iterdir()) == sorted(MODULES.values())
+    assert sorted(file.stem for file in tmp_path.iterdir()) == sorted(carried().values())
     for file in tmp_path.iterdir():
         for node in ast.walk(ast.parse(file.read_text())):
             assert not isinstance(node, ast.Import) or not node.names[0].name.startswith("phd")
@@ -71,7 +72,7 @@ def test_whoever_saves_it_again_saves_its_code(make_model, tmp_path):
     model.config.save_pretrained(alone)
     for folder in (first, again, base, alone):
         assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
-        assert {file.stem for file in folder.glob("*.py")} == set(MODULES.values())
+        assert {file.stem for file in folder.glob("*.py")} == set(carried().values())
 
 
 def test_a_trainer_saves_the_code(make_model, ids, tmp_path):
@@ -96,4 +97,4 @@ def test_a_merged_adapter_saves_the_code(make_model, tmp_path):
 
     adapted = get_peft_model(deepcopy(make_model("PHD-2")), LoraConfig(target_modules=["q_proj", "v_proj"]))
     adapted.merge_and_unload().save_pretrained(tmp_path)
-    assert {file.stem for file in tmp_path.glob("*.py")} == set(MODULES.values())
+    assert {file.stem for file in tmp_path.glob("*.py")} == set(carried().values())

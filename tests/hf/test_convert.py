@@ -2,13 +2,11 @@
 
 import json
 from argparse import Namespace
-from dataclasses import fields
 
 import pytest
 import torch
 from transformers import LlamaConfig
 
-from phd.config import PHDConfig
 from phd.hf import PHDLlamaConfig
 from phd.hf.convert import (
     check_names,
@@ -20,6 +18,9 @@ from phd.hf.convert import (
     megatron_weight,
     split_qkv,
 )
+from phd.rules.copies import Copies
+from phd.rules.pattern import LayerPattern
+from phd.rules.variant import Variant
 
 CONFIG = LlamaConfig(
     vocab_size=20, hidden_size=12, intermediate_size=10, num_hidden_layers=2, num_attention_heads=4,
@@ -29,8 +30,8 @@ ARGS = {
     "num_layers": 2, "hidden_size": 12, "ffn_hidden_size": 10, "num_attention_heads": 4, "kv_channels": 4,
     "group_query_attention": True, "num_query_groups": 2, "max_position_embeddings": 64,
     "layernorm_epsilon": 1e-5, "rotary_base": 10000, "use_rope_scaling": False, "rope_scaling_factor": 8.0,
-    "init_method_std": 0.02, "untie_embeddings_and_output_weights": True, "phd_copies": 1, "phd_window": 16,
-    "phd_chunk": 32, "phd_naive": False, "normalization": "RMSNorm", "swiglu": True, "add_bias_linear": False,
+    "init_method_std": 0.02, "untie_embeddings_and_output_weights": True,
+    "normalization": "RMSNorm", "swiglu": True, "add_bias_linear": False,
     "add_qkv_bias": False, "qk_layernorm": False, "qk_l2_norm": False, "layernorm_zero_centered_gamma": False,
     "apply_residual_connection_post_layernorm": False, "glu_linear_offset": 0.0,
     "activation_func_clamp_value": None, "position_embedding_type": "rope", "rotary_percent": 1.0,
@@ -38,8 +39,6 @@ ARGS = {
     "num_experts": None, "multi_latent_attention": False, "mtp_num_layers": None, "window_size": None,
     "softmax_type": "vanilla", "attention_output_gate": False,
 }  # fmt: skip
-
-FULL = (None, None)
 
 
 def args(**changes) -> Namespace:
@@ -99,16 +98,16 @@ def test_there_and_back():
 
 
 def test_configuration_of_vanilla_and_phd():
-    vanilla = hf_config(args(), 20, torch.bfloat16, FULL)
+    vanilla = hf_config(args(), 20, torch.bfloat16, Variant())
     assert type(vanilla) is LlamaConfig
     assert (vanilla.num_key_value_heads, vanilla.head_dim, vanilla.tie_word_embeddings) == (2, 4, False)
     assert str(vanilla.dtype).endswith("bfloat16")
-    phd = hf_config(args(phd_copies=3, phd_chunk=0), 20, torch.float32, FULL)
+    phd = hf_config(args(), 20, torch.float32, Variant.parse("PHD-SWA-3-16-inf"))
     assert isinstance(phd, PHDLlamaConfig)
-    assert (phd.phd_copies, phd.phd_window, phd.phd_chunk) == (3, 16, None)
-    everyone = hf_config(args(group_query_attention=False, num_query_groups=1), 20, torch.float32, FULL)
+    assert phd.phd_variant == "PHD-SWA-3-16-inf"
+    everyone = hf_config(args(group_query_attention=False, num_query_groups=1), 20, torch.float32, Variant())
     assert everyone.num_key_value_heads == 4
-    scaled = hf_config(args(use_rope_scaling=True), 20, torch.float32, FULL)
+    scaled = hf_config(args(use_rope_scaling=True), 20, torch.float32, Variant())
     assert scaled.rope_parameters["rope_type"] == "llama3"
     assert scaled.rope_parameters["factor"] == 8.0
 
@@ -128,60 +127,36 @@ def test_configuration_of_vanilla_and_phd():
 )
 def test_what_llama_has_not(changes, flag):
     with pytest.raises(ValueError, match=f"no place for: .*{flag}"):
-        hf_config(args(**changes), 20, torch.float32, FULL)
+        hf_config(args(**changes), 20, torch.float32, Variant())
 
 
 def test_flags_of_a_configuration():
     config = PHDLlamaConfig(
-        **CONFIG.to_dict() | {"phd_copies": 2, "phd_chunk": None, "model_type": "phd_llama"}
+        **CONFIG.to_dict() | {"phd_variant": "PHD-SWA-2-16-inf", "model_type": "phd_llama"}
     )
     flags = megatron_flags(config)
     pairs = dict(zip(flags, flags[1:], strict=False))
-    assert (pairs["--kv-channels"], pairs["--num-query-groups"], pairs["--phd-chunk"]) == ("4", "2", "0")
+    assert (pairs["--kv-channels"], pairs["--num-query-groups"]) == ("4", "2")
+    assert pairs["--variant"] == "PHD-SWA-2-16-inf"
     assert "--untie-embeddings-and-output-weights" in flags
 
 
-@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("copies", ["vanilla", "PHD-CSWA-3-16-32"])
 @pytest.mark.parametrize(
-    "pattern", ["longgen-sink", "longgen-block", "sink,2*full,sink,2*block-sparse", "full"]
+    "pattern", ["longgen-sink.16.2.32", "longgen-block", "1sink-2full-1sink.8.1.2-2block-sparse", "full"]
 )
 def test_patterns_there_and_back(copies, pattern):
-    """Arguments -> config.json -> flags."""
-    kinds = {"attention_pattern_block": 16, "attention_pattern_sink_blocks": 2, "attention_pattern_stride": 5}
-    variant = PHDConfig(phd_copies=copies, attention_pattern=pattern, **kinds)
-    patterns = variant.patterns(6)
-    config = hf_config(args(phd_copies=copies, num_layers=6), 20, torch.float32, patterns)
-    if copies == 1 and pattern == "full":
+    """A training's variant -> config.json -> flags: the same layers."""
+    variant = Variant(Copies.parse(copies), LayerPattern.parse(pattern))
+    config = hf_config(args(num_layers=6), 20, torch.float32, variant)
+    if variant == Variant():
         assert type(config) is LlamaConfig
-        assert "--attention-pattern" not in megatron_flags(config)
+        assert "--variant" not in megatron_flags(config)
         return
-    assert (config.phd_copies, config.patterns) == (copies, patterns)
+    assert config.rules == variant.layers(6)
     config = PHDLlamaConfig(**json.loads(config.to_json_string()))
     flags = megatron_flags(config)
-    found = {
-        field.name: type(field.default)(flags[flags.index(flag) + 1])
-        for field in fields(PHDConfig)
-        if (flag := "--" + field.name.replace("_", "-")) in flags
-    }
-    assert ("--attention-pattern" in flags) == (pattern != "full")
-    assert (PHDConfig(**found).patterns(6), found.get("phd_copies", 1)) == (patterns, copies)
-
-
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [[4, 1, 2, None], [8, 1, 2, None]],
-        [[4, 1, 2, None], [4, 2, 2, None]],
-        [[4, 0, 2, 3], [4, 0, 2, 5]],
-        [[4, 2, 2, 3], None],
-    ],
-)
-def test_patterns_that_flags_cannot_say(layers):
-    config = PHDLlamaConfig(
-        **CONFIG.to_dict() | {"phd_patterns": layers, "phd_copies": 1, "model_type": "phd_llama"}
-    )
-    with pytest.raises(ValueError, match="cannot say phd_patterns"):
-        megatron_flags(config)
+    assert Variant.parse(flags[flags.index("--variant") + 1]).layers(6) == variant.layers(6)
 
 
 @pytest.mark.parametrize(

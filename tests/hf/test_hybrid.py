@@ -8,11 +8,12 @@ from copy import deepcopy
 import pytest
 import torch
 
-from phd.attention.pattern import Pattern
-from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM, kv_bytes
-from phd.hf.padding import Padding
-from phd.hf.rows import Rows, columns_of, least_column, rows_for
-from tests.models import SHAPE, VARIANTS, reference_logits
+from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
+from phd.rules.copies import Copies
+from phd.rules.keys import Blocks, Full
+from phd.rules.pattern import LayerPattern
+from phd.rules.variant import Variant
+from tests.models import SHAPE, cache_bytes, reference_logits
 
 SINK, STRIDE, BOTH = [4, 1, 2, None], [4, 0, 1, 3], [4, 1, 2, 3]
 HYBRIDS = {
@@ -40,11 +41,12 @@ def make():
     def build(variant: str, layers: list | None):
         key = variant, json.dumps(layers)
         if key not in models:
-            copies, window, chunk = VARIANTS.get(variant, (1, 1, None))
             shape = SHAPE if layers is None else SHAPE | {"num_hidden_layers": len(layers)}
-            config = PHDLlamaConfig(
-                **shape, phd_copies=copies, phd_window=window, phd_chunk=chunk, phd_patterns=layers
-            )
+            pattern = LayerPattern()
+            if layers is not None:
+                pattern = LayerPattern.of(tuple(Full() if x is None else Blocks(*x) for x in layers))
+            name = str(Variant(Copies.parse(variant), pattern))
+            config = PHDLlamaConfig(**shape, phd_variant=name)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1)
                 models[key] = PHDLlamaForCausalLM(config).double().eval()
@@ -79,7 +81,7 @@ def run(model, ids: torch.Tensor, step: int, cache: PHDCache | None = None) -> t
             logits.append(output.logits)
             length = min(first + step, ids.shape[1])
             assert cache.get_seq_length() == length
-            assert cache.nbytes() == kv_bytes(model.config, length, len(ids), element_size=8)
+            assert cache.nbytes() == cache_bytes(model.config, length, len(ids), element_size=8)
     return torch.cat(logits, dim=1)
 
 
@@ -106,8 +108,8 @@ def test_steps_and_chunks(model, expected, ids, step):
 
 
 def test_slices_of_a_long_chunk(make, monkeypatch):
-    """More new columns than a sparse layer takes at a time."""
-    monkeypatch.setattr("phd.hf.plan.SLICE", 10)
+    """More new slots than a sparse layer takes at a time."""
+    monkeypatch.setattr("phd.hf.steps.blocks.SLICE", 10)
     model = make("PHD-SWA-2-5-inf", HYBRIDS["mixed"])
     ids = torch.randint(1, 97, (1, 76), generator=torch.Generator().manual_seed(3))
     assert_close(run(model, ids, 33), reference_logits(model, ids))
@@ -139,8 +141,8 @@ def test_size_at_128k():
     ratios = {}
     for name, pattern in (("sink", [64, 1, 32, None]), ("block-sparse", [64, 0, 1, 64])):
         layers = [*[pattern] * 10, *[None] * 12, *[pattern] * 10]
-        hybrid = kv_bytes(PHDLlamaConfig(**shape, phd_patterns=layers), 131072)
-        ratios[name] = hybrid / kv_bytes(PHDLlamaConfig(**shape), 131072)
+        hybrid = cache_bytes(PHDLlamaConfig(**shape, phd_patterns=layers), 131072)
+        ratios[name] = hybrid / cache_bytes(PHDLlamaConfig(**shape), 131072)
     assert ratios == pytest.approx({"sink": 0.385, "block-sparse": 0.385}, abs=5e-4)
 
 
@@ -158,56 +160,20 @@ def test_size_at_128k_by_the_tensors():
     assert cache.nbytes() / 1e9 == pytest.approx(26.5, abs=0.1)
 
 
-@pytest.mark.parametrize("numbers", [SINK, STRIDE, BOTH, [1, 2, 3, 2], [5, 3, 2, 2], [4, 1, 2, 1]])
-@pytest.mark.parametrize("pads", [(0,), (0, 3), (2, 9, 9)])
-def test_rows_are_what_the_rule_keeps(numbers, pads):
-    """Before every column each column that it sees lies in one row; unpadded, no others do. What has left
-    does not come back.
-    """
-    pattern = Pattern(*numbers)
-    padding = Padding(None if pads == (0,) else torch.tensor(pads), tuple(sorted(set(pads))))
-    gone: list[set[int]] = [set() for _ in pads]
-    for column in range(1, 60):
-        rows = rows_for(pattern, column, padding)
-        held = columns_of(pattern, rows, column, padding, None)
-        for sample, (row, pad) in enumerate(zip(held.expand(len(pads), -1), pads, strict=True)):
-            columns = [x for x in row.tolist() if x >= 0]
-            assert len(set(columns)) == len(columns)
-            keys = torch.arange(pad, max(pad, column)) - pad
-            seen = {x + pad for x in keys[pattern.keeps(torch.tensor(column - pad), keys)].tolist()}
-            assert seen <= set(columns)
-            if pads == (0,):
-                assert seen == set(columns)
-                assert len(columns) == rows.far + column - rows.start == pattern.kept_positions(column) - 1
-            assert not seen & gone[sample]
-            gone[sample] |= set(range(column)) - set(columns)
-
-
-@pytest.mark.parametrize("numbers", [SINK, STRIDE, [1, 2, 3, 2]])
-@pytest.mark.parametrize("pads", [(0,), (0, 3), (2, 9)])
-def test_how_far_back_rows_serve(numbers, pads):
-    pattern, padding = Pattern(*numbers), Padding(torch.tensor(pads), pads)
-    for column in range(1, 40):
-        rows = rows_for(pattern, column, padding)
-        serve = [x for x in range(column + 1) if rows_for(pattern, x, padding).start >= rows.start]
-        assert least_column(pattern, rows, padding) == serve[0]
-    assert least_column(pattern, Rows(), padding) == 0
-
-
 @pytest.mark.parametrize("layer", [SINK, STRIDE, BOTH])
 @pytest.mark.parametrize("step", [40, 1, 7])
 def test_what_a_query_keeps(make, ids, layer, step):
     """A one-layer model: another token changes the logits where the rule keeps it, nowhere else; in prompts,
     steps and chunks alike.
     """
-    model, pattern = make("vanilla", [layer]), Pattern(*layer)
+    model, kept = make("vanilla", [layer]), Blocks(*layer)
     before = run(model, ids[:1, :40], step)
     for position in (0, 3, 5, 14, 24, 33):
         changed = ids[:1, :40].clone()
         changed[0, position] = 1 + changed[0, position] % 96
         after = run(model, changed, step)
         query = torch.arange(40)
-        seen = (query >= position) & pattern.keeps(query, torch.tensor(position))
+        seen = (query >= position) & kept.keeps(query, position)
         assert torch.equal((after != before).any(-1)[0], seen)
     hybrid = make("vanilla", [layer, None])
     logits = [run(hybrid, x, step) for x in (ids[:1, :40], changed)]
@@ -253,8 +219,8 @@ def test_gradients(make, ids, variant):
 
 
 def test_rolling_back(make, ids):
-    """Exact as far as blocks are still held; further on request, or not at all."""
-    for variant in ("vanilla", "PHD-CSWA-4-4-4"):  # a chunk is a block: hidden tokens return too
+    """Exact as far as blocks are retained; further on request, or not at all."""
+    for variant in ("vanilla", "PHD-CSWA-4-4-4"):  # a chunk is a block: hidden copies return too
         model = make(variant, HYBRIDS["sink"])
         expected = reference_logits(model, ids)
         with torch.no_grad():
@@ -262,7 +228,7 @@ def test_rolling_back(make, ids):
             cache.crop(-3)
             assert_close(model(ids[:, 28:40], past_key_values=cache).logits, expected[:, 28:40])
             before = cache.nbytes()
-            with pytest.raises(ValueError, match="cannot go back to column 39: .* before column 40"):
+            with pytest.raises(ValueError, match="cannot go back to slot 39: .* before 40"):
                 cache.crop(-1)
             assert (cache.get_seq_length(), cache.nbytes()) == (40, before)
             cache.activate_past_recording()
@@ -274,13 +240,13 @@ def test_rolling_back(make, ids):
             assert_close(model(ids, past_key_values=cache).logits, expected)
 
 
-def test_hidden_tokens_that_cannot_return(make, ids):
-    """They would see originals from before the kept ones."""
+def test_hidden_copies_that_cannot_return(make, ids):
+    """They would see originals that are evicted."""
     model = make("PHD-SWA-2-5-inf", HYBRIDS["sink"])
     with torch.no_grad():
         cache = model(ids[:, :31]).past_key_values
         cache.drop_hidden()
-        with pytest.raises(ValueError, match="cannot go back to column 19"):
+        with pytest.raises(ValueError, match="cannot go back to slot 19"):
             model(ids[:, 31:32], past_key_values=cache)
 
 
@@ -298,7 +264,7 @@ def test_samples_reordered_repeated_selected(model, expected, ids):
 
 
 def test_a_padded_sample_leaves(model, expected, ids):
-    """What is kept for the others alone goes with the next step."""
+    """What is retained for the others alone goes with the next step."""
     padded = torch.stack([ids[0], ids[1].roll(6)])[:, :50]
     mask = torch.ones_like(padded)
     mask[1, :6] = 0
@@ -331,7 +297,7 @@ def test_generate(model, ids):
 @pytest.mark.parametrize("variant", KINDS)
 @pytest.mark.parametrize("hybrid", ["sink", "mixed"])
 def test_assisted_generation_rolls_back(make, ids, variant, hybrid):
-    """Hidden tokens too."""
+    """Hidden copies too."""
     model = make(variant, HYBRIDS[hybrid])
     prompt = ids[:1, :6].repeat(1, 5)  # so that what was said before is guessed at
     expected = model.generate(prompt, **GREEDY)
@@ -345,7 +311,7 @@ def test_assisted_generation_rolls_back(make, ids, variant, hybrid):
 @pytest.mark.parametrize("pads", [(0, 0), (0, 3)])
 @pytest.mark.parametrize("asked", [1, 4, 0])
 def test_recorded_steps_roll_back_exactly(make, ids, variant, pads, asked):
-    """By any number of columns, whichever logits were asked for: hidden tokens that only led up to those are
+    """By any number of slots, whichever logits were asked for: hidden copies that only led up to those are
     not exact, and are made anew.
     """
     model = make(variant, HYBRIDS["mixed"])
@@ -383,7 +349,7 @@ def test_static_caches_are_refused(make, ids):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([SINK, None], "phd_patterns has 2 layers, num_hidden_layers is 3"),
+        ([SINK, None], "phd_variant: the attention pattern 1sink.4.1.2-1full has 2 layers, the model 3"),
         ([SINK, None, [4, 1, 2]], r"phd_patterns of layer 2 must be null or \[block, sink, local"),
         ([[4, 1, None, 2], None, None], "phd_patterns of layer 0"),
         ([None, [4, 1, 0, 2], None], "phd_patterns: the pattern's local must be at least 1"),
@@ -394,10 +360,10 @@ def test_configurations_that_cannot_be(layers, message):
         PHDLlamaConfig(**SHAPE, phd_patterns=layers)
 
 
-@pytest.mark.parametrize("settings", [{"phd_copies": 2}, {"phd_patterns": HYBRIDS["sink"]}])
+@pytest.mark.parametrize("settings", [{"phd_copies": 2}, {"phd_variant": "longgen-sink"}])
 def test_attention_dropout_is_refused(settings):
-    """Hidden tokens and sparse layers have none: as in training."""
-    with pytest.raises(Exception, match="attention_dropout must be 0 with phd_copies above 1 or sparse"):
+    """Hidden copies and sparse layers have none: as in training."""
+    with pytest.raises(Exception, match="attention_dropout must be 0 with phd_variant"):
         PHDLlamaConfig(**SHAPE, attention_dropout=0.1, **settings)
     assert PHDLlamaConfig(**SHAPE, attention_dropout=0.1).attention_dropout == 0.1
 
@@ -406,9 +372,26 @@ def test_configuration_there_and_back(tmp_path):
     config = PHDLlamaConfig(**SHAPE, phd_patterns=HYBRIDS["mixed"])
     config.save_pretrained(tmp_path)
     again = PHDLlamaConfig.from_pretrained(tmp_path)
-    assert again.phd_patterns == HYBRIDS["mixed"]
-    assert again.patterns == (None, Pattern(4, 1, 2, 3), Pattern(1, 2, 3, 2))
+    assert again.phd_variant == "1full-1blocks.4.1.2.3-1blocks.1.2.3.2"
+    assert [rule.keys for rule in again.rules] == [Full(), Blocks(4, 1, 2, 3), Blocks(1, 2, 3, 2)]
     content = json.loads((tmp_path / "config.json").read_text())
-    del content["phd_patterns"]  # a folder from before there were any
+    assert content["phd_config_version"] == 2
+    del content["phd_variant"]
+    content |= {"phd_config_version": 1, "phd_copies": 2}  # from before there were patterns
     (tmp_path / "config.json").write_text(json.dumps(content))
-    assert PHDLlamaConfig.from_pretrained(tmp_path).patterns == (None, None, None)
+    again = PHDLlamaConfig.from_pretrained(tmp_path)
+    assert (again.phd_variant, again.phd_config_version) == ("PHD-CSWA-2-16-32", 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"phd_variant": "PHD-2", "phd_copies": 3}, "phd_variant PHD-2 says what phd_copies says"),
+        ({"phd_variant": "PHD-0"}, "phd_variant: 'PHD-0' names no variant: copies must be at least 1"),
+        ({"phd_variant": "naive-2"}, "naive-2 is a baseline of training: it has no cache of its own"),
+        ({"phd_variant": "PHD-2+2sink"}, "the attention pattern 2sink has 2 layers, the model 3"),
+    ],
+)
+def test_variants_that_cannot_be(settings, message):
+    with pytest.raises(Exception, match=message):
+        PHDLlamaConfig(**SHAPE, **settings)

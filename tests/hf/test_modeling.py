@@ -1,7 +1,7 @@
 """Every way through the model gives the logits of the dense rule: prompts, steps, padding, gradients."""
 
 from copy import deepcopy
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
 from tests.models import SHAPE, VARIANTS, assert_close, left_padded, reference_logits
+
+HYBRID = "1sink.4.1.2-1full-1block-sparse.4.3.1"
 
 
 def test_k_1_is_llama(make_model, ids):
@@ -58,7 +60,7 @@ def test_all_logits(model, expected, ids):
 
 def test_prompts_of_every_length_then_steps(model, expected, ids):
     """1 .. 2C + 1 tokens of prompt, the last logits only; then token by token over a chunk's end."""
-    longest = 2 * (model.config.phd_chunk or 16) + 1
+    longest = 2 * (model.config.copies.chunk or 16) + 1
     with torch.no_grad():
         for length in range(1, min(longest, 66) + 1):
             output = model(ids[:, :length], logits_to_keep=1)
@@ -200,12 +202,13 @@ def test_half_precision(make_model, ids, dtype):
 
 
 @pytest.mark.parametrize("variant", ["vanilla", "PHD-CSWA-3-5-12"])
-@pytest.mark.parametrize("layers", [None, [[4, 1, 2, None], None, [4, 0, 1, 3]]], ids=["full", "hybrid"])
-def test_autocast(variant, layers, make_model, ids):
+@pytest.mark.parametrize("pattern", [None, HYBRID], ids=["full", "hybrid"])
+def test_autocast(variant, pattern, make_model, ids):
     """Rotary angles stay in fp32 there, which made queries and keys so too."""
     model = deepcopy(make_model(variant, initializer_range=0.1))
-    if layers:
-        hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**model.config.to_dict() | {"phd_patterns": layers}))
+    if pattern:
+        name = pattern if variant == "vanilla" else f"{variant}+{pattern}"
+        hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**model.config.to_dict() | {"phd_variant": name}))
         hybrid.load_state_dict(model.state_dict())
         model = hybrid.eval()
     padded, mask = left_padded(ids, 6)
@@ -231,17 +234,19 @@ def test_layers_on_several_devices(make_model, ids, monkeypatch):
     from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 
     from phd.hf import modeling
+    from phd.hf.steps import Step
+    from phd.hf.steps.blocks import BlocksStep
 
     model = make_model("PHD-CSWA-3-5-12")
-    settings = dict(model.config.to_dict(), phd_patterns=[[4, 1, 2, None], None, [4, 0, 1, 3]])
+    settings = dict(model.config.to_dict(), phd_variant=f"PHD-CSWA-3-5-12+{HYBRID}")
     hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**settings)).eval()
     padded, mask = left_padded(ids, 6)
-    plans = []
+    steps = []
     layer = modeling.PHDLlamaDecoderLayer.forward
 
-    def forward(self, *arguments, plan, **settings):
-        plans.append(plan)
-        return layer(self, *arguments, plan=plan, **settings)
+    def forward(self, *arguments, step, **settings):
+        steps.append(step)
+        return layer(self, *arguments, step=step, **settings)
 
     monkeypatch.setattr(modeling.PHDLlamaDecoderLayer, "forward", forward)
     static = PHDCache(model.config, max_cache_len=40)
@@ -254,24 +259,28 @@ def test_layers_on_several_devices(make_model, ids, monkeypatch):
             model(padded[:, columns], attention_mask=mask[:, : columns.stop], past_key_values=static)
 
     def tensors(x):
-        """All in a plan but what is for the host."""
+        """All in a step but what is for the host, and blocks, which are made where they are needed."""
         if isinstance(x, torch.Tensor):
             yield x
-        elif isinstance(x, dict | list | tuple):
-            for part in x.values() if isinstance(x, dict) else x:
+        elif isinstance(x, list | tuple):
+            for part in x:
                 yield from tensors(part)
-        elif is_dataclass(x):
-            for field in fields(x):
-                if field.name not in ("document_starts", "config", "_moved"):
-                    yield from tensors(getattr(x, field.name))
+        elif is_dataclass(x) or isinstance(x, Step):
+            for name, value in vars(x).items():
+                if name != "document_starts":
+                    yield from tensors(value)
 
-    for plan in plans:
-        moved = send_to_device({"plan": plan}, "meta")["plan"]
-        assert send_to_device(plan, "meta") is moved
-        assert len([*tensors(plan)]) > 0
+    for step in steps:
+        moved = send_to_device({"step": step}, "meta")["step"]
+        assert send_to_device(step, "meta") is moved
+        assert len([*tensors(step)]) > 0
         assert {x.device.type for x in tensors(moved)} == {"meta"}
-        assert moved.step is None or moved.step.device.type == "meta"
-        assert not moved._originals  # made anew there
+        if isinstance(step, BlocksStep):
+            for rule in step.rules:
+                there = moved.blocks(rule, torch.empty(0, device="meta"))
+                assert {x.device.type for x in tensors(there)} == {"meta"}
+                here = step.blocks(rule, padded.float())
+                assert {x.device.type for x in tensors(here)} == {"cpu"}
 
 
 def test_layers_on_disk(make_model, ids, tmp_path):

@@ -31,7 +31,7 @@ def test_left_padding(model, expected, ids, padding):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_padding_costs_no_mask(model, expected, ids, implementation, monkeypatch):
     """Padded batches to train on run as packed documents do: no blocks."""
-    monkeypatch.delattr("phd.hf.modeling.plan_step")
+    monkeypatch.delattr("phd.hf.modeling.BlocksStep")
     padded, mask = left_padded(ids, 6)
     model = deepcopy(model)
     model.set_attn_implementation(implementation)

@@ -91,9 +91,9 @@ def test_a_wrong_shape(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"phd_config_version": 99}, "phd_config_version 99, this modeling code reads 1"),
-        ({"phd_chunk": 3}, "phd_chunk must be None or at least phd_window"),
-        ({"phd_copies": 0}, "phd_copies must be at least 1"),
+        ({"phd_config_version": 99}, "phd_config_version 99, this modeling code reads up to 2"),
+        ({"phd_variant": "PHD-CSWA-2-5"}, "phd_variant: 'PHD-CSWA-2-5' names no variant"),
+        ({"phd_variant": "PHD-0"}, "phd_variant: .* copies must be at least 1"),
         ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
     ],
 )
