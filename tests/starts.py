@@ -137,7 +137,7 @@ def signal_before(what: str, number: signal.Signals) -> None:
 
 def signal_after(signals: dict[int, signal.Signals]) -> None:
     """Send this process a signal right after it has recorded an iteration."""
-    from phd.run.record import Recorder
+    from phd.run.recorder import Recorder
 
     write = Recorder.write
 

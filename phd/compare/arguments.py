@@ -6,25 +6,18 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
-from phd.compare.logs import Run
+from phd.compare.logs import RunLog
+from phd.rules.variant import ARGUMENTS
 from phd.run.arguments import ABSENT, Arguments, differing, flag
 
-DECLARED = frozenset(
-    {
-        *("phd_copies", "phd_window", "phd_chunk", "phd_naive"),
-        *("phd_prune_last_layer", "phd_attention_backend", "seed"),
-        *("attention_pattern", "attention_pattern_block", "attention_pattern_sink_blocks"),
-        *("attention_pattern_local_blocks", "attention_pattern_stride"),
-        "attention_pattern_stride_local_blocks",
-    }
-)
+DECLARED = frozenset({*ARGUMENTS, "phd_prune_last_layer", "phd_attention_backend", "seed"})
 """What a comparison is about: the variant, how it is computed, and the seed."""
 
 COMPUTED = frozenset({"phd_prune_last_layer", "phd_attention_backend"})
 """Of DECLARED: how it is computed, which one run may change half-way."""
 
 
-def argument(run: Run, name: str) -> Any:
+def argument(run: RunLog, name: str) -> Any:
     """The value of an argument by its underscored name, ABSENT if ``run`` does not know it.
 
     A run that recorded no arguments knows those that phd_run.json has beside them.
@@ -34,7 +27,7 @@ def argument(run: Run, name: str) -> Any:
     return run.arguments.get(name, ABSENT)
 
 
-def differences(run: Run, other: Run, vary: Collection[str] = ()) -> list[str]:
+def differences(run: RunLog, other: RunLog, vary: Collection[str] = ()) -> list[str]:
     """Names of the arguments in which two runs differ and must not, in alphabetical order.
 
     Args:
@@ -45,14 +38,14 @@ def differences(run: Run, other: Run, vary: Collection[str] = ()) -> list[str]:
     ]
 
 
-def _known(run: Run, other: Run) -> Arguments:
+def _known(run: RunLog, other: RunLog) -> Arguments:
     """What can be compared with ``other``: a run that recorded no arguments has a few."""
     if run.arguments is None or other.arguments is None:
         return {name: argument(run, name) for name in ("seq_length", "global_batch_size")}
     return run.arguments
 
 
-def refuse_differences(runs: Sequence[Run], vary: Collection[str] = ()) -> None:
+def refuse_differences(runs: Sequence[RunLog], vary: Collection[str] = ()) -> None:
     """Check every run against the first.
 
     Args:
@@ -79,7 +72,7 @@ def refuse_differences(runs: Sequence[Run], vary: Collection[str] = ()) -> None:
         )
 
 
-def _refuse_changes(runs: Sequence[Run], vary: Collection[str]) -> None:
+def _refuse_changes(runs: Sequence[RunLog], vary: Collection[str]) -> None:
     changes = [_changes(run, vary) for run in runs]
     for run, changed in zip(runs, changes, strict=True):
         alone = [change for change in changed if any(change not in other for other in changes)]
@@ -95,7 +88,7 @@ def _refuse_changes(runs: Sequence[Run], vary: Collection[str]) -> None:
         )
 
 
-def _changes(run: Run, vary: Collection[str]) -> list[tuple[str, int, Any, Any]]:
+def _changes(run: RunLog, vary: Collection[str]) -> list[tuple[str, int, Any, Any]]:
     """(name, iteration after which, value before, value after) of what one run changed half-way."""
     return [
         (name, iteration, before.get(name, ABSENT), after.get(name, ABSENT))

@@ -9,9 +9,10 @@ from rich.console import Console
 from phd.compare.arguments import refuse_differences
 from phd.compare.groups import Group, group_runs
 from phd.compare.logs import find_runs
-from phd.compare.report import latex, markdown, print_table, write_atomically
+from phd.compare.report import latex, markdown, print_table
 from phd.compare.summary import as_json, summarize
 from phd.run.arguments import argument_name
+from phd.run.files import write_bytes
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         "tex": latex(summaries).encode(),
     }
     for end, content in contents.items():
-        write_atomically(args.output.with_name(f"{args.output.name}.{end}"), content)
+        write_bytes(args.output.with_name(f"{args.output.name}.{end}"), content)
     console.print(
         f"Written: {args.output}.{{{','.join(contents)}}}", markup=False, highlight=False, soft_wrap=True
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import batched, pairwise
 from statistics import fmean
 
-from phd.compare.logs import Curve, Run
+from phd.compare.logs import Curve, RunLog
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -75,7 +75,7 @@ def curve_range(curves: Iterable[Curve]) -> tuple[float, float] | None:
     return _late_range(list(curves), 0.03)
 
 
-def loss_range(runs: Iterable[Run]) -> tuple[float, float] | None:
+def loss_range(runs: Iterable[RunLog]) -> tuple[float, float] | None:
     """Limits for a plot of all losses; None without any."""
     return curve_range(curve for run in runs for curve in (run.train_loss, run.validation_loss))
 

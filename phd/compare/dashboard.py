@@ -1,13 +1,12 @@
 """`phd dashboard RUN RUN ...`"""
 
 import argparse
-import json
 from pathlib import Path
 
 from phd.compare.cli import add_run_arguments, read_groups
 from phd.compare.groups import Group
-from phd.compare.report import write_atomically
 from phd.compare.summary import Summary, summarize
+from phd.run.files import write_json, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     _write_page(args.output, name, groups, summaries)
     beside = args.output.with_name(f"{args.output.stem}.workspace.json")
     content = workspace._to_model().model_dump(by_alias=True, exclude_none=True)
-    write_atomically(beside, json.dumps(content, indent=1).encode() + b"\n")
+    write_json(beside, content)
     print(f"Written: {beside}")
     return 0
 
@@ -77,5 +76,5 @@ def _write_page(output: Path, name: str, groups: list[Group], summaries: list[Su
     from phd.compare.page import page
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, page(name, groups, summaries).encode())
+    write_text(output, page(name, groups, summaries))
     print(f"Written: {output}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from phd.compare.curves import curve_range, difference_range, smooth, thin
 from phd.compare.groups import Group, difference_curves
-from phd.compare.logs import Curve, Run
+from phd.compare.logs import Curve, RunLog
 from phd.compare.panels import AXES, COLORS, Panel
 from phd.compare.statistics import band
 
@@ -69,7 +69,7 @@ def _figure(panel: Panel, groups: Sequence[Group]) -> dict[str, Any] | None:
     return {"data": data, "layout": {"xaxis": across, "yaxis": axis}}
 
 
-def _lines(panel: Panel, group: Group, run: Run, number: int) -> list[Trace]:
+def _lines(panel: Panel, group: Group, run: RunLog, number: int) -> list[Trace]:
     places = {"tokens": None, "flops": run.flops, "hours": _hours(run)}[panel.x]
     traces = []
     for position, name in enumerate(panel.y):
@@ -88,7 +88,7 @@ def _lines(panel: Panel, group: Group, run: Run, number: int) -> list[Trace]:
     return traces
 
 
-def _hours(run: Run) -> Curve:
+def _hours(run: RunLog) -> Curve:
     return {tokens: seconds / 3600 for tokens, seconds in run.seconds.items()}
 
 

@@ -6,18 +6,15 @@ from typing import Any
 
 from phd.compare.arguments import argument
 from phd.compare.curves import mean_curve
-from phd.compare.logs import Curve, Run
+from phd.compare.logs import Curve, RunLog
+from phd.rules.variant import Variant
 from phd.run.arguments import ABSENT, flag
 
-VANILLA = "vanilla"  # what phd.config names the model without copies and patterns
+VANILLA = str(Variant())
 
 # The name of a variant is silent on these, and they make groups of their own. train_iters differs only under
 # --vary, or between runs that recorded no arguments.
-BESIDE_THE_NAME = (
-    *("train_iters", "phd_prune_last_layer", "phd_attention_backend", "attention_pattern_block"),
-    *("attention_pattern_sink_blocks", "attention_pattern_local_blocks", "attention_pattern_stride"),
-    "attention_pattern_stride_local_blocks",
-)
+BESIDE_THE_NAME = ("train_iters", "phd_prune_last_layer", "phd_attention_backend")
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Group:
     """Runs that differ in their seed alone, in the order of the seeds."""
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunLog, ...]
 
     @property
     def name(self) -> str:
@@ -33,12 +30,12 @@ class Group:
         return self.runs[0].name
 
     @property
-    def trained(self) -> tuple[Run, ...]:
+    def trained(self) -> tuple[RunLog, ...]:
         """The runs that have seen the most tokens: those whose final training losses belong in one mean."""
         return tuple(run for run in self.runs if run.tokens == max(run.tokens for run in self.runs))
 
     @property
-    def validated(self) -> tuple[Run, ...]:
+    def validated(self) -> tuple[RunLog, ...]:
         """The runs whose last validation is the latest; none if no run has had one."""
         tokens = [run.validated_tokens for run in self.runs if run.validated_tokens is not None]
         return tuple(run for run in self.runs if tokens and run.validated_tokens == max(tokens))
@@ -49,7 +46,7 @@ class Group:
         return mean_curve([run.validation_loss for run in self.validated])
 
 
-def group_runs(runs: Sequence[Run], vary: Sequence[str] = (), baseline: str | None = None) -> list[Group]:
+def group_runs(runs: Sequence[RunLog], vary: Sequence[str] = (), baseline: str | None = None) -> list[Group]:
     """Group comparable runs by variant and by the arguments in ``vary``; the baseline comes first.
 
     Args:
@@ -60,7 +57,7 @@ def group_runs(runs: Sequence[Run], vary: Sequence[str] = (), baseline: str | No
     Raises:
         ValueError: two runs differ in nothing, or there is not exactly one ``baseline``.
     """
-    members: dict[tuple[Any, ...], dict[int, Run]] = {}
+    members: dict[tuple[Any, ...], dict[int, RunLog]] = {}
     arguments = tuple(dict.fromkeys([*vary, *BESIDE_THE_NAME]))
     for run in runs:
         # As text, for an argument may be a list.
@@ -83,12 +80,12 @@ def group_runs(runs: Sequence[Run], vary: Sequence[str] = (), baseline: str | No
     return _baseline_first(groups, baseline)
 
 
-def _value(run: Run, name: str) -> Any:
+def _value(run: RunLog, name: str) -> Any:
     if name.startswith("phd_") and run.copies == 1:
         return ABSENT  # a run of one copy has no use for it
-    if name.startswith("attention_pattern_") and argument(run, "attention_pattern") in ("full", ABSENT):
-        return ABSENT
-    return argument(run, name)
+    value = argument(run, name)
+    # what the default was called once
+    return "flash" if name == "phd_attention_backend" and value == "auto" else value
 
 
 def _baseline_first(groups: list[Group], baseline: str | None) -> list[Group]:
@@ -103,9 +100,9 @@ def _baseline_first(groups: list[Group], baseline: str | None) -> list[Group]:
     return found + [group for group in groups if group is not found[0]]
 
 
-def pairs(group: Group, baseline: Group) -> dict[int, tuple[Run, Run]]:
+def pairs(group: Group, baseline: Group) -> dict[int, tuple[RunLog, RunLog]]:
     """By seed: a run of ``group`` and the one of ``baseline`` that saw the same batches."""
-    partners: Mapping[int, Run] = {run.seed: run for run in baseline.runs}
+    partners: Mapping[int, RunLog] = {run.seed: run for run in baseline.runs}
     return {run.seed: (run, partners[run.seed]) for run in group.runs if run.seed in partners}
 
 

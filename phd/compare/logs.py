@@ -1,30 +1,31 @@
-"""Read what a run recorded: phd_run.json, and metrics.jsonl beside it."""
+"""What a run recorded, as curves by the original tokens seen."""
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
-from phd.run.starts import arguments_by_iteration
+from phd.run.record import (
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    METRICS_FILE,
+    MFU,
+    ORIGINAL_LOSS,
+    RUN_FILE,
+    TFLOPS,
+    THROUGHPUT,
+    TRAIN_LOSS,
+    VALIDATION_LOSS,
+    RunInfo,
+    read_lines,
+    read_run_info,
+)
 
-RUN_FILE = "phd_run.json"
-METRICS_FILE = "metrics.jsonl"
 # No run lives in these: the first is a snapshot of the code with its tests, the others are large.
 NOT_RUNS = ("code", "checkpoints", "wandb")
-WHOLE_NUMBERS = ("copies", "seed", "seq_length", "global_batch_size", "train_iters", "parameters")
 
-TRAIN_LOSS = "lm loss"
-VALIDATION_LOSS = "lm loss validation"
-ORIGINAL_LOSS = "lm loss original validation"  # what the original copy alone would have predicted
-GRADIENT_NORM = "grad-norm"
-LEARNING_RATE = "learning-rate"
-THROUGHPUT = "phd/tokens-per-second"
-TFLOPS = "phd/tflops-per-device"
-MFU = "phd/mfu"
 RATES = (THROUGHPUT, TFLOPS, MFU)
 # With --multiple-validation-sets there is one loss for each; Megatron may log a perplexity beside it.
 VALIDATION_SET = re.compile(
@@ -46,24 +47,12 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training run. Curves are keyed by original tokens seen; losses are in nats per token."""
+class RunLog(RunInfo):
+    """One training run. Curves are keyed by original tokens seen; losses are in nats per token. Of the starts
+    (and the last one's arguments) those that trained nothing are left out.
+    """
 
     path: Path
-    name: str
-    copies: int
-    seed: int
-    seq_length: int
-    global_batch_size: int
-    train_iters: int
-    parameters: int
-    flops_per_token: float
-    arguments: Mapping[str, Any] | None
-    """Megatron's arguments by their underscored names, those of the last start that trained; None for a run
-    that did not record them.
-    """
-    starts: tuple[tuple[int, Mapping[str, Any]], ...]
-    """(iteration that it went on from, arguments) of every start that trained, the first one first."""
     iteration: int
     """The last one recorded."""
     metrics: Mapping[str, Curve]
@@ -143,7 +132,7 @@ class Run:
         return median(self.throughput.values()) if self.throughput else None
 
 
-def find_runs(folder: Path) -> list[Run]:
+def find_runs(folder: Path) -> list[RunLog]:
     """Every run in ``folder`` and below it, in the order of their paths.
 
     Raises:
@@ -164,50 +153,44 @@ def find_runs(folder: Path) -> list[Run]:
     return [read_run(file) for file in sorted(run_files)]
 
 
-def read_run(run_file: Path) -> Run:
+def read_run(run_file: Path) -> RunLog:
     """The run that ``run_file`` (a phd_run.json) describes, with the metrics recorded beside it.
 
     Raises:
         ValueError: see :func:`find_runs`.
     """
-    try:
-        about = json.loads(run_file.read_text(encoding="utf-8"))
-        name, flops_per_token = str(about["name"]), float(about["flops_per_token"])
-        arguments = about.get("arguments")
-        if not isinstance(arguments, dict | None):
-            raise TypeError("arguments is not an object")
-        starts = arguments_by_iteration(about)
-        if arguments and about["train_iters"] is None:  # --train-samples, and Megatron has not counted yet
-            about["train_iters"] = arguments["train_samples"] // about["global_batch_size"]
-        whole = {key: int(about[key]) for key in WHOLE_NUMBERS}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{run_file} is not what pretrain_phd.py writes ({error!r})") from error
-
+    info = read_run_info(run_file)
     metrics: dict[str, Curve] = {}
     flops: Curve = {}
     times: Curve = {}
     samples: list[Sample] = []
     iteration = 0
-    for record in _read_records(run_file.with_name(METRICS_FILE)):
-        tokens, numbers = record["tokens"], record["numbers"]
-        if record["kind"] == "samples":
+    for line in read_lines(run_file.with_name(METRICS_FILE)):
+        kind, tokens = line["kind"], line["tokens"]
+        if kind == "samples":
             samples += [
-                Sample(iteration=record["iteration"], tokens=tokens, prompt=prompt, text=text)
-                for prompt, text in record["samples"]
+                Sample(iteration=line["iteration"], tokens=tokens, prompt=row["prompt"], text=row["text"])
+                for row in line.get("samples", ())
             ]
+        if kind not in ("train", "validation"):
             continue
+        numbers = {
+            tag: math.nan if value is None else value
+            for tag, value in line.items()
+            if tag.startswith(TRAIN_LOSS) or tag in (GRADIENT_NORM, LEARNING_RATE, *RATES)
+        }
         for loss in (VALIDATION_LOSS, ORIGINAL_LOSS):
             matches = {tag: VALIDATION_SET.fullmatch(tag) for tag in numbers}
             named = [numbers[tag] for tag, match in matches.items() if match and match["of"] == loss]
             if named and loss not in numbers:
                 numbers[loss] = fmean(named)
-        if (TRAIN_LOSS if record["kind"] == "train" else VALIDATION_LOSS) not in numbers:
+        if (TRAIN_LOSS if kind == "train" else VALIDATION_LOSS) not in numbers:
             continue
-        if record["kind"] == "train":
-            iteration = record["iteration"]
-        flops[tokens] = record["flops"]
-        if record["time"] is not None:
-            times[tokens] = record["time"]
+        if kind == "train":
+            iteration = line["iteration"]
+        flops[tokens] = line["flops"]
+        if "time" in line:
+            times[tokens] = line["time"]
         for tag, number in numbers.items():
             if tag not in RATES or math.isfinite(number):
                 metrics.setdefault(tag, {})[tokens] = number
@@ -217,47 +200,14 @@ def read_run(run_file: Path) -> Run:
             "from its first iteration on"
         )
     # A finished run that is started again has a start that trained nothing.
-    trained = tuple(start for start in starts if start[0] < iteration)
-    return Run(
+    trained = tuple(start for start in info.starts if start[0] < iteration)
+    of_starts = {"starts": trained, "arguments": trained[-1][1] if trained else info.arguments}
+    return RunLog(
+        **vars(info) | of_starts,
         path=run_file.parent,
-        name=name,
-        flops_per_token=flops_per_token,
-        arguments=trained[-1][1] if trained else arguments,
-        starts=trained,
         iteration=iteration,
         metrics=metrics,
         seconds={tokens: time - min(times.values()) for tokens, time in sorted(times.items())},
         samples=tuple(samples),
         flops=dict(sorted(flops.items())),
-        **whole,
     )
-
-
-def _read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of training, validation and samples of a metrics.jsonl, null read as nan."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return  # torn by a kill, or being written right now
-            try:
-                record = json.loads(line)
-                if record["kind"] not in ("train", "validation", "samples"):
-                    continue
-                about = {"kind": record["kind"], "iteration": int(record["iteration"])}
-                about |= {"tokens": int(record["tokens"]), "flops": float(record["flops"])}
-                about["time"] = float(record["time"]) if "time" in record else None
-                about["samples"] = [
-                    (str(sample["prompt"]), str(sample["text"])) for sample in record.get("samples", ())
-                ]
-                about["numbers"] = {
-                    tag: math.nan if value is None else float(value)
-                    for tag, value in record.items()
-                    if tag.startswith(TRAIN_LOSS) or tag in (GRADIENT_NORM, LEARNING_RATE, *RATES)
-                }
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(
-                    f"{path}, line {number} is not what pretrain_phd.py writes ({error!r})"
-                ) from error
-            yield about

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from phd.compare.logs import (
+from phd.compare.logs import RunLog
+from phd.run.record import (
     GRADIENT_NORM,
     LEARNING_RATE,
     MFU,
@@ -13,7 +14,6 @@ from phd.compare.logs import (
     THROUGHPUT,
     TRAIN_LOSS,
     VALIDATION_LOSS,
-    Run,
 )
 
 # In the order of pyplot's C0, C1, ...: a group has the same color in the PNG, in the page and in W&B.
@@ -152,7 +152,7 @@ PANELS = (
 )
 
 
-def expand(runs: Iterable[Run]) -> list[Panel]:
+def expand(runs: Iterable[RunLog]) -> list[Panel]:
     """PANELS with one for each named validation set of ``runs``."""
     names = sorted({name for run in runs for name in run.validation_sets})
     panels = []

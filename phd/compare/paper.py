@@ -1,20 +1,33 @@
 """What the paper reports of a variant (arXiv 2504.14992, Tables 1 and 2), to stand beside our own rows."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 SIZES = {"1.2B": "500B", "550M": "300B"}
 """Model size: training tokens."""
 
-LOSSES = {
-    "1.2B": {"vanilla": 2.601, "PHD-CSWA-2-16-32": 2.576, "PHD-CSWA-3-16-32": 2.567},
+
+class Reported(NamedTuple):
+    loss: float
+    """Of training."""
+    accuracy: float
+    """Mean over seven tasks, in percent."""
+
+
+REPORTED = {
+    "1.2B": {
+        "vanilla": Reported(2.601, 54.7),
+        "PHD-CSWA-2-16-32": Reported(2.576, 56.2),
+        "PHD-CSWA-3-16-32": Reported(2.567, 56.7),
+    },
     "550M": {
-        "vanilla": 2.782,
-        "PHD-SWA-2-16-inf": 2.753,
-        "PHD-SWA-3-16-inf": 2.739,
-        "PHD-SWA-5-16-inf": 2.725,
+        "vanilla": Reported(2.782, 49.3),
+        "PHD-SWA-2-16-inf": Reported(2.753, 50.1),
+        "PHD-SWA-3-16-inf": Reported(2.739, 50.2),
+        "PHD-SWA-5-16-inf": Reported(2.725, 51.1),
     },
 }
-"""Loss by size and variant: Table 1 is the 1.2B, Table 2 the 550M. Data and tokenizer are the paper's own."""
+"""By size and variant: Table 1 is the 1.2B, Table 2 the 550M. Data and tokenizer are the paper's own."""
 
 NOTE = (
     "The paper's losses are of its own data and tokenizer, so that only differences bear comparison: "
@@ -34,8 +47,9 @@ class PaperLoss:
 def paper_losses(name: str) -> list[PaperLoss]:
     """The paper's losses of the variant ``name``, one for each size it was trained in; often none."""
     found = []
-    for size, losses in LOSSES.items():
-        if name in losses:
-            difference = None if name == "vanilla" else round(losses[name] - losses["vanilla"], 3)
-            found.append(PaperLoss(size, losses[name], difference))
+    for size, variants in REPORTED.items():
+        if name in variants:
+            loss = variants[name].loss
+            difference = None if name == "vanilla" else round(loss - variants["vanilla"].loss, 3)
+            found.append(PaperLoss(size, loss, difference))
     return found

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from phd.compare.curves import difference_range, loss_range
 from phd.compare.groups import Group, difference_curves
-from phd.compare.logs import Run
+from phd.compare.logs import RunLog
 from phd.compare.statistics import band
 
 
@@ -47,7 +47,7 @@ def plot(groups: Sequence[Group]) -> bytes:
 
 
 def _draw_losses(
-    axes: Axes, run: Run, scale: dict[int, int] | dict[int, float], color: str, label: str | None
+    axes: Axes, run: RunLog, scale: dict[int, int] | dict[int, float], color: str, label: str | None
 ) -> None:
     """``scale``: where the points lie, by tokens; ``label``: what the legend says, None for nothing."""
     axes.plot(

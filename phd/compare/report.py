@@ -1,9 +1,7 @@
-"""The table of a comparison, for the terminal, as Markdown and as LaTeX, and files that are there whole."""
+"""The table of a comparison, for the terminal, as Markdown and as LaTeX."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -205,13 +203,3 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def _escape(text: str) -> str:
     return "".join(SPECIAL.get(character, character) for character in text)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` in one step, so that an interruption leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from phd.compare.curves import first_reach, value_at
 from phd.compare.groups import Group, final_differences
-from phd.compare.logs import Run
+from phd.compare.logs import RunLog
 from phd.compare.paper import paper_losses
 from phd.compare.statistics import Mean, PairedDifference, mean_interval, paired_difference
 
@@ -118,7 +118,7 @@ def as_json(groups: Sequence[Group], summaries: Sequence[Summary]) -> dict[str, 
     return finite
 
 
-def _run_as_json(run: Run, group: Group, baseline: Group) -> dict[str, Any]:
+def _run_as_json(run: RunLog, group: Group, baseline: Group) -> dict[str, Any]:
     differences = {} if group is baseline else final_differences(group, baseline)
     train_differences = {} if group is baseline else final_differences(group, baseline, "train")
     return {

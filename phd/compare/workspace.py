@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from phd.compare.figures import color
 from phd.compare.groups import Group
-from phd.compare.logs import ORIGINAL_LOSS, VALIDATION_LOSS
 from phd.compare.panels import AXES, Panel, expand
 from phd.compare.report import markdown
 from phd.compare.summary import Summary
+from phd.run.record import ORIGINAL_LOSS, VALIDATION_LOSS
 
 if TYPE_CHECKING:  # importing it takes seconds, and only --wandb needs it
     from wandb_workspaces.reports.v2 import Report

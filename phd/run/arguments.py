@@ -44,7 +44,7 @@ PREFIXES = (
 
 IGNORED = {
     "paths of what is written, and of what is built from arguments that are compared; load is in STARTS": (
-        "run_dir run_folder save data_cache_path keep_last_checkpoints config_logger_dir "
+        "run_dir save data_cache_path keep_last_checkpoints config_logger_dir "
         "sample_prompts sample_tokens "
         "memory_snapshot_path dump_param_to_param_group_map object_storage_cache_path "
         "per_dataset_sequences_path yaml_cfg"
@@ -107,6 +107,7 @@ IGNORED = {
         "gpu_sniff_test_interval result_rejected_tracker_filename empty_unused_memory_level "
         "record_memory_history record_shapes nvtx_ranges use_pytorch_profiler"
     ),
+    "what older code recorded beside the arguments, and follows from them": "run_folder phd_documents",
     "counters and traces of one start": "iteration start_time _is_global_batch_size_explicitly_specified",
 }
 """Why: which other arguments cannot change what is learned, beyond rounding and the order of sums."""

@@ -12,10 +12,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """:func:`write_bytes` of ``text`` as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Replace ``path`` in one step (write, sync, rename): an interruption leaves the old file or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several ranks may write at once
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

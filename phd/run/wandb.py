@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 
 from phd.run.files import read_json, write_json
-from phd.run.record import WANDB_FILE
+from phd.run.recorder import WANDB_FILE
 
 
 def name_run(folder: Path) -> None:

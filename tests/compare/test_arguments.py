@@ -4,7 +4,7 @@ import pytest
 
 from phd.compare.arguments import DECLARED, differences, refuse_differences
 from phd.compare.logs import find_runs
-from phd.config import VARIANT_FIELDS
+from phd.rules.variant import ARGUMENTS
 from phd.run.arguments import flag
 from tests.compare.conftest import PHD
 
@@ -14,7 +14,7 @@ def read(*folders):
 
 
 def test_all_that_makes_a_variant_is_declared():
-    assert set(VARIANT_FIELDS) <= DECLARED
+    assert set(ARGUMENTS) <= DECLARED
 
 
 def test_other_argument_is_refused_and_named(make_run):

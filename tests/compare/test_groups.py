@@ -44,22 +44,30 @@ def test_old_runs_of_other_length_are_groups(make_run):
 
 def test_backends_of_a_variant_are_groups(make_run):
     backends = [
-        make_run(name, arguments={"phd_attention_backend": name}, **PHD) for name in ("flash", "flex")
+        make_run(name, arguments={"phd_attention_backend": name}, **PHD) for name in ("flash", "reference")
     ]
     vanilla = [
         make_run(f"v-{name}", seed=seed, arguments={"phd_attention_backend": name})
-        for seed, name in enumerate(("flash", "flex"))
+        for seed, name in enumerate(("flash", "reference"))
     ]
     assert labels(read(*vanilla, *backends)) == [
         "vanilla",
         "PHD-CSWA-2-16-32, phd-attention-backend flash",
-        "PHD-CSWA-2-16-32, phd-attention-backend flex",
+        "PHD-CSWA-2-16-32, phd-attention-backend reference",
     ]
 
 
+def test_auto_was_flash(make_run):
+    runs = [
+        make_run(name, seed=seed, arguments={"phd_attention_backend": name}, **PHD)
+        for seed, name in enumerate(("auto", "flash"))
+    ]
+    assert labels(read(*runs)) == [PHD["name"]]
+
+
 def test_numbers_behind_a_pattern_are_groups(make_run):
-    """The name is silent on them; a run of full layers has no use for them."""
-    numbers = {"attention_pattern": "longgen-sink", "attention_pattern_local_blocks": 32}
+    """Of runs whose names were silent on them; a run of full layers has no use for them."""
+    numbers = {"phd_copies": 1} | {"attention_pattern": "longgen-sink", "attention_pattern_local_blocks": 32}
     few = numbers | {"attention_pattern_local_blocks": 4}
     runs = read(
         make_run("v"),
@@ -69,8 +77,8 @@ def test_numbers_behind_a_pattern_are_groups(make_run):
     )
     assert labels(runs) == [
         "vanilla",
-        "longgen-sink, attention-pattern-local-blocks 32",
-        "longgen-sink, attention-pattern-local-blocks 4",
+        "longgen-sink",
+        "longgen-sink.64.1.4",
     ]
 
 

@@ -63,6 +63,12 @@ def test_a_file_is_known_by_its_content(path, content):
     assert differing({path: "here", content: None}, there) == [path]
 
 
+def test_what_older_code_recorded_beside_the_arguments():
+    """It follows from arguments that are compared themselves."""
+    older = {"run_folder": "run", "ckpt_step_given": True, "phd_documents": True}
+    assert differing(older, {}) == differing({}, older) == []
+
+
 def held_against(base: list[str], layouts: list[str]) -> dict[str, object]:
     """Which arguments tell each layout on four ranks from the base on one."""
     from phd.training.arguments import parse_and_validate_args
@@ -71,7 +77,7 @@ def held_against(base: list[str], layouts: list[str]) -> dict[str, object]:
     def record(flags: list[str], ranks: int) -> dict:
         sys.argv = ["pretrain_phd.py", *base, *flags]
         os.environ["WORLD_SIZE"] = str(ranks)
-        return recorded(parse_and_validate_args())
+        return recorded(parse_and_validate_args().args)
 
     one = record([], 1)
     found: dict[str, object] = {}
@@ -102,7 +108,7 @@ def unknown_layout_arguments() -> list[str]:
     from phd.training.arguments import parse_and_validate_args
 
     sys.argv = ["pretrain_phd.py", *FLAGS]
-    flags = vars(parse_and_validate_args())
+    flags = vars(parse_and_validate_args().args)
     fields = [*dataclasses.fields(ModelParallelConfig), *dataclasses.fields(DistributedDataParallelConfig)]
     names = {field.name for field in fields} & set(flags)
     return sorted(name for name in names if differing({name: 1}, {name: 2}))
