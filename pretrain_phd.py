@@ -21,7 +21,6 @@ from megatron.core.utils import (
     get_batch_on_this_cp_rank,
     get_batch_on_this_tp_rank,
     get_model_config,
-    unwrap_model,
 )
 from megatron.training import (
     get_args,
@@ -36,11 +35,12 @@ from megatron.training.utils import is_first_or_last_pipeline_stage
 from phd.megatron import compat
 from phd.megatron.builder import model_config_from_args
 from phd.megatron.documents import document_params, document_starts, documents_masked
+from phd.megatron.loop import HookedLoop
 from phd.run.output import outlive_readers
 from phd.training.arguments import make_global, parse_and_validate_args
 from phd.training.dataset import build_datasets
 from phd.training.ending import refuse_start
-from phd.training.hooks import Observer
+from phd.training.hooks import TrainingHooks
 from phd.training.metrics import describe
 
 SPIKY_LOSS_FACTOR = 10  # times the largest loss so far, for --check-for-spiky-loss
@@ -145,14 +145,14 @@ def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, par
     micro_batch_size = args.micro_batch_size if model.training else args.eval_micro_batch_size
     batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"), micro_batch_size)
     timers("batch-generator").stop()
-    losses = model(
+    output = model(
         batch["tokens"],
         batch["position_ids"],
         batch["attention_mask"],
         labels=batch["labels"],
         packed_seq_params=document_params(batch["document_starts"], get_model_config(model)),
     )
-    original_losses = None if model.training else getattr(unwrap_model(model), "original_losses", None)
+    losses, original_losses = output if isinstance(output, tuple) else (output, None)
     return losses, partial(loss_func, batch["loss_mask"], original_losses)
 
 
@@ -173,18 +173,19 @@ setattr(train_valid_test_datasets_provider, "is_distributed", True)  # noqa: B01
 
 def main() -> None:
     try:
-        args = parse_and_validate_args()
-        guard = make_global(args)
+        start = parse_and_validate_args()
+        guard = make_global(start.args)
     except ValueError as error:
         refuse_start(error)
     with guard.ending(compat.stopped_by):
-        model_config = model_config_from_args(args)
-        print_rank_0(f"> {describe(args, model_config.transformer)}")
-        observer = Observer(args, model_config.transformer)
-        compat.apply(args.phd_copies, observer)
-        model_config.post_wrap_hooks.append(observer.built)
+        model_config = model_config_from_args(start.args)
+        print_rank_0(f"> {describe(start.args, model_config.transformer)}")
+        hooks = TrainingHooks(start, model_config.transformer)
+        model_config.post_wrap_hooks.append(hooks.built)
+        compat.apply(start.args.phd_copies)
+        HookedLoop(hooks, hooks.recorder).install()
         pretrain(
-            pretrain_cfg_container_from_args(args, model_config),
+            pretrain_cfg_container_from_args(start.args, model_config),
             train_valid_test_datasets_provider,
             ModelType.encoder_or_decoder,
             forward_step,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phd.quiet import quiet
+from phd.rules.variant import Variant
 
 if TYPE_CHECKING:
     import torch
@@ -87,8 +88,6 @@ def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":
     Raises:
         ValueError: there is none, or it is damaged; names the file.
     """
-    from phd.config import VARIANT_FIELDS, trained_variant
-
     with quiet():
         from phd.checkpoint.choice import chosen_folder
         from phd.checkpoint.integrity import find_damage
@@ -102,9 +101,6 @@ def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":
     if damage := find_damage(folder):
         raise ValueError(f"the checkpoint {folder} is damaged: {damage}")
     trained = read_args(folder)
-    variant = trained_variant(trained)
-    for name in VARIANT_FIELDS:  # Megatron's own pretrain_gpt.py has none of them
-        setattr(trained, name, getattr(variant, name))
     return trained, CheckpointTensors(folder), iteration_of(folder)
 
 
@@ -120,7 +116,6 @@ def describe(
     Raises:
         ValueError: the model is not Llama's, or its tokenizer is not found.
     """
-    from phd.config import trained_variant
     from phd.hf.convert import hf_config
 
     embedding = "embedding.word_embeddings.weight"
@@ -135,8 +130,8 @@ def describe(
             )
     elif trained.vocab_size is not None:
         vocab_size = min(trained.vocab_size + (trained.tokenizer_type == "NullTokenizer"), rows)
-    patterns = trained_variant(trained).patterns(trained.num_layers)
-    config = hf_config(trained, vocab_size, tensors.dtype(embedding), patterns)
+    variant = Variant.from_arguments(vars(trained))
+    config = hf_config(trained, vocab_size, tensors.dtype(embedding), variant)
     if tokenizer is not None:
         config.eos_token_id = tokenizer.eos_token_id
         config.bos_token_id = tokenizer.bos_token_id

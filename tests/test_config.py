@@ -1,11 +1,11 @@
 """PHDConfig: names of the variants, and every refused value names its flag."""
 
-from argparse import Namespace
-
 import pytest
 
-from phd.attention.pattern import Pattern
-from phd.config import VARIANT_FIELDS, PHDConfig, trained_variant
+from phd.config import PHDConfig
+from phd.rules.copies import Copies
+from phd.rules.keys import Blocks
+from phd.rules.rule import AttentionRule
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,7 @@ from phd.config import VARIANT_FIELDS, PHDConfig, trained_variant
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_variant(fields, name):
-    assert PHDConfig(**fields).variant == name
-
-
-def test_chunk_is_none_without_chunks():
-    assert PHDConfig(phd_copies=2, phd_chunk=0).chunk is None
-    assert PHDConfig(phd_copies=2, phd_chunk=48).chunk == 48
+    assert str(PHDConfig(**fields).variant) == name
 
 
 @pytest.mark.parametrize(
@@ -41,19 +36,15 @@ def test_chunk_is_none_without_chunks():
         ({"phd_chunk": -1}, "--phd-chunk must be positive"),
         ({"phd_window": 33}, "--phd-window 33 reaches beyond --phd-chunk 32"),
         ({"phd_naive": True}, "--phd-naive repeats tokens"),
-        ({"phd_attention_backend": "fast"}, "--phd-attention-backend must be one of"),
+        ({"phd_attention_backend": "fast"}, "must be one of flash, reference, got 'fast'"),
+        ({"phd_attention_backend": "auto"}, "got 'auto': flash is the default.*leave the flag out"),
+        ({"phd_attention_backend": "flex"}, "got 'flex'.*benchmarks/gpu/attention.py; leave the flag out"),
         (
             {"attention_pattern": "sink", "phd_copies": 2, "phd_naive": True},
             "--attention-pattern does not run with --phd-naive",
         ),
-        ({"attention_pattern_block": 0}, "--attention-pattern-block must be at least 1"),
-        ({"attention_pattern_sink_blocks": -1}, "--attention-pattern-sink-blocks must be at least 0"),
-        ({"attention_pattern_local_blocks": 0}, "--attention-pattern-local-blocks must be at least 1"),
-        ({"attention_pattern_stride": 0}, "--attention-pattern-stride must be at least 1"),
-        (
-            {"attention_pattern_stride_local_blocks": 0},
-            "--attention-pattern-stride-local-blocks must be at least 1",
-        ),
+        ({"attention_pattern": "longgen"}, "--attention-pattern: 'longgen' is no attention pattern"),
+        ({"attention_pattern": "sink.0.1.2"}, "--attention-pattern: the pattern's block must be at least 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -62,40 +53,14 @@ def test_refused(fields, message):
         PHDConfig(**fields)
 
 
-def test_patterns_of_the_layers():
-    """The numbers of both kinds come from their own flags; block sizes are common."""
-    assert PHDConfig().patterns(4) == (None,) * 4
-    sink, strided = Pattern(64, 1, 32), Pattern(64, 0, 1, 64)
-    assert (
-        PHDConfig(attention_pattern="longgen-sink").patterns(32) == (sink,) * 10 + (None,) * 12 + (sink,) * 10
-    )
-    assert PHDConfig(attention_pattern="longgen-block").patterns(3) == (strided, None, strided)
-    numbers = {"block": 16, "sink_blocks": 2, "local_blocks": 3, "stride": 4, "stride_local_blocks": 5}
-    config = PHDConfig(
-        attention_pattern="1*sink,1*full,2*block-sparse",
-        **{f"attention_pattern_{name}": value for name, value in numbers.items()},
-    )
-    assert config.patterns(4) == (Pattern(16, 2, 3), None, *2 * [Pattern(16, 0, 5, 4)])
+def test_rules_of_the_layers():
+    sink = AttentionRule(Copies(2, 16, 32), Blocks(16, 1, 2))
+    first, middle, last = PHDConfig(phd_copies=2, attention_pattern="longgen-sink.16.1.2").layers(3)
+    assert first == last == sink
+    assert middle == AttentionRule(Copies(2, 16, 32))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("longgen", "'longgen' is no attention pattern"),
-        ("2*sink,2*dense", r"'2\*dense' is no attention pattern"),
-        ("2*sink,1*full", "has 3 layers, the model 4"),
-    ],
-)
-def test_pattern_of_the_layers_is_refused(text, message):
-    with pytest.raises(ValueError, match=f"^--attention-pattern: .*{message}"):
-        PHDConfig(attention_pattern=text).patterns(4)
-
-
-def test_trained_variant_is_read_from_a_checkpoints_arguments():
-    """Those of other programs, of versions without patterns, and of a run of today."""
-    assert trained_variant(Namespace(num_layers=4)) == PHDConfig()
-    old = Namespace(phd_copies=3, phd_window=4, phd_chunk=8, phd_naive=False, num_layers=4)
-    assert trained_variant(old).variant == "PHD-CSWA-3-4-8"
-    today = PHDConfig(phd_copies=2, attention_pattern="longgen-sink", attention_pattern_local_blocks=4)
-    arguments = {name: getattr(today, name) for name in VARIANT_FIELDS}
-    assert trained_variant(Namespace(**arguments, num_layers=4)) == today
+@pytest.mark.parametrize("text", ["2*sink,1*full", "3*full"])
+def test_a_pattern_of_another_depth_is_refused(text):
+    with pytest.raises(ValueError, match="^--attention-pattern: .*has 3 layers, the model 4"):
+        PHDConfig(attention_pattern=text).layers(4)

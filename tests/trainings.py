@@ -29,10 +29,7 @@ VARIANTS = {
     "vanilla": [],
     "PHD-CSWA-3-5-12": shlex.split("--phd-copies 3 --phd-window 5 --phd-chunk 12"),
 }
-PATTERN = (
-    "--attention-pattern sink,2*full,block-sparse --attention-pattern-block 4 "
-    "--attention-pattern-local-blocks 2 --attention-pattern-stride 3"
-)
+PATTERN = "--attention-pattern 1sink.4.1.2-2full-1block-sparse.4.3.1"
 """LongGen's two kinds of sparse layers around full ones, their blocks many in 40 positions."""
 
 

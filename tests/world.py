@@ -182,14 +182,16 @@ def megatron_globals() -> Any:
     from megatron.core.tensor_parallel import random
     from megatron.training import global_vars, training
 
-    from phd.megatron import compat
+    from phd.megatron.loop import FUNCTIONS
 
+    loop = {name: getattr(training, name) for name in FUNCTIONS}
     # The first run of a process decides which kind of generators all its runs have. CUDA graphs' need CUDA.
     random.initialize_rng_tracker(force_reset=True)
     try:
         yield
     finally:
-        compat.observe(None)  # the loop's functions hold the last observer, and that one the model
+        for name, function in loop.items():  # a HookedLoop holds its hooks, and they the model
+            setattr(training, name, function)
         if (writer := global_vars.get_tensorboard_writer()) is not None:
             writer.close()  # and ends its thread
         global_vars.destroy_global_vars()

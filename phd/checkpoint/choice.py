@@ -23,23 +23,23 @@ def settle_checkpoint(args: Namespace) -> None:
     Raises:
         ValueError: there is no whole checkpoint where one was saved; or one is unsafe to read.
     """
-    args.ckpt_step_given = args.ckpt_step is not None
+    step_asked = args.ckpt_step is not None
     source = checkpoint_source(args)
     root = getattr(args, source)
     folder = chosen_folder(Path(root), args.ckpt_step) if root else None
     if folder is None:
         return  # nothing there yet: the first start of a run that loads from where it saves
-    if args.ckpt_step_given and not folder.exists():
+    if step_asked and not folder.exists():
         raise ValueError(
             f"there is no checkpoint of iteration {args.ckpt_step} (--ckpt-step) in {root}. "
             f"{_advice(folder.parent, whole_checkpoints(folder.parent), source, 'leave --ckpt-step out')}"
         )
     _refuse_other_format(folder)
     if problem := find_torn(folder):
-        folder = fall_back(args, source, folder, problem)
+        fall_back(args, source, folder, problem, step_asked)
 
 
-def fall_back(args: Namespace, source: str, folder: Path, problem: str) -> Path:
+def fall_back(args: Namespace, source: str, folder: Path, problem: str, step_asked: bool) -> Path:
     """Let Megatron load the newest whole checkpoint before the damaged one in ``folder``, with a warning. Not
     a later one: whoever wrote the iteration into the tracker file wanted to go back to it.
 
@@ -47,7 +47,7 @@ def fall_back(args: Namespace, source: str, folder: Path, problem: str) -> Path:
         ValueError: there is none; or the damaged one was asked for by --ckpt-step or is not the run's own.
     """
     before = [step for step in whole_checkpoints(folder.parent) if step < iteration_of(folder)]
-    if args.ckpt_step_given or source != "load" or not before:
+    if step_asked or source != "load" or not before:
         raise damaged(folder, problem, before, source)
     args.ckpt_step = before[0]
     if args.rank == 0:
@@ -57,9 +57,13 @@ def fall_back(args: Namespace, source: str, folder: Path, problem: str) -> Path:
     return iteration_folder(folder.parent, before[0])
 
 
-def agree_on_checkpoint(args: Namespace) -> None:
+def agree_on_checkpoint(args: Namespace, step_asked: bool) -> None:
     """Read every byte of the checkpoint that will be loaded, each rank its share; if a checksum is wrong, all
     ranks turn to the next whole one. Called with the process group up, before Megatron loads.
+
+    Args:
+        args: after :func:`settle_checkpoint`, which may have named a step.
+        step_asked: by --ckpt-step.
 
     Raises:
         ValueError: there is no other, or this one was asked for.
@@ -77,7 +81,7 @@ def agree_on_checkpoint(args: Namespace) -> None:
         damage = next((text for text in found if text), None)
         if damage is None:
             return
-        folder = fall_back(args, source, folder, damage)
+        folder = fall_back(args, source, folder, damage, step_asked)
 
 
 def checkpoint_source(args: Namespace) -> Literal["load", "pretrained_checkpoint"]:

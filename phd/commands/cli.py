@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "memory, FLOPs and parameters of a command line, before it is queued",
         _from("phd.commands.plan"),
     ),
+    "variant": ("check the name of a variant, for scripts", _from("phd.commands.variant")),
     "status": (
         "how far a run is, how its last start ended, and whether to start it again",
         _from("phd.run.cli"),
@@ -63,7 +64,6 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "tasks of EleutherAI's lm-evaluation-harness, or of a corpus at hand",
         _from("phd.evaluation.cli"),
     ),
-    "bench": ("latency of reading a prompt and of a step against K", _from("phd.bench")),
     "generate": ("continue a text with an exported model or a checkpoint", _from("phd.commands.generate")),
 }
 
@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale may lack letters of a text, or of a path
+    if argv[:1] == ["bench"]:
+        print("phd bench: error: it is `python -m benchmarks.latency` now, in a clone", file=sys.stderr)
+        return 2
     parser = argparse.ArgumentParser(prog="phd", description=__doc__)
     parser.add_argument("--version", action="version", version=f"phd {version('pretrain-phd')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

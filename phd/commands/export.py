@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phd.loading import describe, open_checkpoint
+from phd.rules.variant import Variant
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ def run(args: Namespace) -> int:
         total = save_weights(hf_weights(tensors.read, config), folder)
         save_rest(folder, config, tokenizer, trained, step)
     print(
-        f"{args.output}: {name_of(trained)}, iteration {step:,}, "
+        f"{args.output}: {Variant.from_arguments(vars(trained))}, iteration {step:,}, "
         f"{total / 1e6:,.1f} MB of {config.dtype} weights"
     )
     remote = ", trust_remote_code=True" if needs_code(config) else ""
@@ -81,13 +82,6 @@ def save_rest(
     (folder / "README.md").write_text(model_card(config, trained, facts, tokenizer), encoding="utf-8")
 
 
-def name_of(trained: Namespace) -> str:
-    """The papers' name of the variant."""
-    from phd.config import trained_variant
-
-    return trained_variant(trained).variant
-
-
 def needs_code(config: "LlamaConfig") -> bool:
     """Whether transformers' own Llama does not run it."""
     return config.model_type != "llama"
@@ -100,7 +94,7 @@ def training_facts(trained: Namespace, step: int) -> dict[str, object]:
         *("seed", "bf16", "tensor_model_parallel_size", "pipeline_model_parallel_size"),
     )
     return {
-        "variant": name_of(trained),
+        "variant": str(Variant.from_arguments(vars(trained))),
         "iteration": step,
         "tokens": step * trained.global_batch_size * trained.seq_length,
         **{name: getattr(trained, name) for name in names},
@@ -116,23 +110,22 @@ def model_card(
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> str:
     """README.md of the folder."""
-    from phd.attention.pattern import describe_patterns
-
-    phd = trained.phd_copies > 1
+    variant = Variant.from_arguments(vars(trained))
+    phd = variant.copies.count > 1
     remote = ", trust_remote_code=True" if needs_code(config) else ""
     rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
     about = (
         f"""A PHD-Transformer (arXiv 2504.14992), {facts["variant"]}: every token passes through the model
-{trained.phd_copies} times in one forward pass, only the first copy stays in the KV cache, and the last
+{variant.copies.count} times in one forward pass, only the first copy stays in the KV cache, and the last
 predicts the next token. The weights have a Llama model's names and shapes.
 """
         if phd
         else "A Llama model, the vanilla baseline of a PHD-Transformer (arXiv 2504.14992).\n"
     )
-    if any(patterns := getattr(config, "patterns", ())):
+    if variant.pattern.sparse:
         about += f"""
 A LongGen hybrid (arXiv 2410.01485): sparse layers see and cache some blocks of tokens alone, by layers
-{describe_patterns(patterns)}.
+{variant.pattern}.
 """
     return f"""---
 library_name: transformers

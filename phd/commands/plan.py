@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phd.accounting import kv_cache_bytes
-from phd.attention.pattern import describe_patterns
 from phd.config import PHDConfig
 from phd.quiet import quiet
+from phd.rules.pattern import LayerPattern
+from phd.rules.variant import Variant
 
 if TYPE_CHECKING:
     from phd.megatron.builder import PHDModelConfig
@@ -89,8 +89,7 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
     with quiet(), _environment():
         from phd.megatron import compat
         from phd.megatron.builder import model_config_from_args
-        from phd.megatron.transformer_config import key_value_heads
-        from phd.training.metrics import RunMetrics, training_flops
+        from phd.training.metrics import RunMetrics, shape_of, training_flops
 
         args = _parse(flags, ranks)
         if args.optimizer != "adam":
@@ -109,26 +108,14 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
         stages = all_stages(args, config)
         metrics = RunMetrics(args, config.transformer)
         vanilla_flops = training_flops(args, PHDConfig())
-        groups = key_value_heads(args)
+        shape = shape_of(args)
 
     transformer = config.transformer
-    patterns = transformer.patterns(args.num_layers)
-    sizes = {
-        "num_layers": args.num_layers,
-        "num_query_groups": groups,
-        "kv_channels": args.kv_channels,
-        "bytes_per_element": 2,
-    }
-    rule = {
-        "copies": args.phd_copies,
-        "window": args.phd_window,
-        "chunk": transformer.chunk,
-        "naive": args.phd_naive,
-        "patterns": patterns,
-    }
+    variant = transformer.variant
+    layers = LayerPattern.of(tuple(rule.keys for rule in transformer.layers(args.num_layers)))
     return {
-        "variant": transformer.variant,
-        "pattern": describe_patterns(patterns) if any(patterns) else None,
+        "variant": str(variant),
+        "pattern": str(layers) if layers.sparse else None,
         "parameters": sum(stage.parameters for stage in stages),
         "layout": {
             "ranks": args.world_size,
@@ -143,8 +130,8 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
         "flops_per_token": metrics.flops_per_token,
         "flops_to_vanilla": metrics.flops_per_token / vanilla_flops,
         "seq_length": args.seq_length,
-        "kv_bytes": kv_cache_bytes(args.seq_length, **sizes, **rule),
-        "vanilla_kv_bytes": kv_cache_bytes(args.seq_length, **sizes),
+        "kv_bytes": variant.kv_cache_bytes(shape, args.seq_length, 2),
+        "vanilla_kv_bytes": Variant().kv_cache_bytes(shape, args.seq_length, 2),
         "on": on,
     }
 
@@ -188,21 +175,8 @@ def all_stages(args: Namespace, config: "PHDModelConfig") -> list[StageMemory]:
     """Memory of a rank of each pipeline stage."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from phd.attention.kept import kept_keys
-    from phd.attention.layout import one_document_layout
-
-    def forget() -> None:
-        """No fake tensor may outlive its mode."""
-        one_document_layout.cache_clear()
-        kept_keys.cache_clear()
-
-    forget()
-    try:
-        with FakeTensorMode():
-            stages = range(args.pipeline_model_parallel_size)
-            return [stage_memory(args, config, stage) for stage in stages]
-    finally:
-        forget()
+    with FakeTensorMode():
+        return [stage_memory(args, config, stage) for stage in range(args.pipeline_model_parallel_size)]
 
 
 def stage_memory(args: Namespace, config: "PHDModelConfig", stage: int) -> StageMemory:

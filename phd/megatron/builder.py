@@ -36,8 +36,8 @@ class PHDModelBuilder(GPTModelBuilder):
 
 def model_config_from_args(args: Namespace) -> PHDModelConfig:
     """Megatron's arguments plus K, W, C -> model config. Raises ValueError that names the flag."""
-    args.phd_documents = documents_masked(args)
     transformer = core_transformer_config_from_args(args, config_class=PHDTransformerConfig)
+    transformer.phd_documents = documents_masked(args)
     config = gpt_config_from_args(args, config=transformer, model_config_cls=PHDModelConfig)
     config.transformer_layer_spec = phd_layer_spec
     return config

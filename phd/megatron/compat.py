@@ -1,4 +1,5 @@
-"""Every touch of Megatron's internals, each with its reason. Megatron-Core 0.19.2 and no other.
+"""Touches of Megatron's internals, each with its reason. Megatron-Core 0.19.2 and no other. Those that only a
+training needs for its hooks are in phd/megatron/loop.py.
 
 The rest of the project uses what Megatron offers: config subclass, builder, layer spec, flag factory.
 """
@@ -15,7 +16,7 @@ import queue
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core import optimizer as megatron_optimizer
@@ -25,25 +26,19 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import clip_grads, distrib_optimizer
+from megatron.core.optimizer import distrib_optimizer
 from megatron.core.optimizer.optimizer import param_group_identifier_keys
 from megatron.core.tensor_parallel import random as tensor_parallel_random
 from megatron.core.transformer.moe import token_dispatcher
 from megatron.training import (
     dist_signal_handler,
     get_args,
-    get_timers,
     global_vars,
     initialize,
     training,
-    wandb_utils,
 )
 
-from phd.checkpoint import saver
-from phd.megatron import cpu
-
-if TYPE_CHECKING:
-    from phd.training.hooks import Observer
+from phd.megatron import cpu, saver
 
 MEGATRON_VERSION = "0.19.2"
 
@@ -62,28 +57,11 @@ def become(model: GPTModel, model_class: type[GPTModel]) -> None:
     model.__class__ = model_class
 
 
-def served_by(args: Any) -> dict[str, str]:
-    """Which library serves what Megatron takes from Transformer Engine, from apex, or else from torch."""
-    names = {"transformer_engine": "Transformer Engine", "apex": "apex", "amp_C": "apex"}
-    functions = {"Adam": megatron_optimizer.Adam, "clipping": clip_grads.l2_norm_impl}
-    served = {}
-    for what, function in functions.items():
-        # a compiled function may have no module
-        package = (function.__module__ or "").split(".")[0].removesuffix("_torch")
-        served[what] = names.get(package, "torch")
-    accumulation = "torch"
-    if args.gradient_accumulation_fusion:
-        engine = args.transformer_impl == "transformer_engine"
-        accumulation = "Transformer Engine" if engine else "apex"
-    return served | {"weight-gradient accumulation": accumulation}
-
-
-def apply(copies: int, observer: "Observer | None" = None) -> None:
-    """Fit Megatron's training loop to PHD, and to a machine without a GPU where there is none.
+def apply(copies: int) -> None:
+    """Fit Megatron to PHD, and to a machine without a GPU where there is none.
 
     Args:
         copies: K; pipeline stages exchange ``micro_batch_size * K`` rows, and so do tensor-parallel ranks.
-        observer: is told of every iteration, validation and save.
 
     Raises:
         RuntimeError: the installed Megatron-Core is not the version this file was written against.
@@ -97,7 +75,6 @@ def apply(copies: int, observer: "Observer | None" = None) -> None:
     _ship_no_makefile()
     _pipeline_rows(copies)
     _tensor_parallel_rows(copies)
-    observe(observer)
     _load_fp32_shards()
     _take_rates()
     setattr(FileSystemWriterAsync, "preload_tensors", staticmethod(_stage))  # noqa: B010
@@ -151,131 +128,6 @@ def _tensor_parallel_rows(copies: int) -> None:
             args.micro_batch_size = samples
 
     initialize._initialize_tp_communicators = with_copies
-
-
-def observe(observer: "Observer | None") -> None:
-    """Tell ``observer`` of every iteration, validation and save, and no other any more.
-
-    Megatron's loop has no hooks: it calls these functions by these names. training_log prints its line
-    through print_rank_last, to which our metrics are appended.
-    """
-    names = (
-        *("train", "training_log", "print_rank_last", "evaluate", "evaluate_and_print_results"),
-        *("save_checkpoint", "maybe_finalize_async_save"),
-    )
-    original = {}
-    for name in names:
-        function = getattr(training, name)
-        original[name] = getattr(function, "__wrapped__", function)
-        setattr(training, name, original[name])
-    if observer is None:
-        return
-    suffix = ""
-    out_of_time = False
-
-    @functools.wraps(original["train"])
-    def train(*args: Any, **kwargs: Any) -> Any:
-        observer.loaded()
-        return original["train"](*args, **kwargs)
-
-    @functools.wraps(original["training_log"])
-    def training_log(loss_dict: dict, total_loss_dict: dict, learning_rate: float, iteration: int, *args: Any,
-                     **kwargs: Any) -> Any:  # fmt: skip
-        nonlocal suffix
-        observer.begin()
-        if iteration % training.get_args().log_interval == 0:
-            # Megatron prints the first iteration of a start before its turn, and counts it again in the next
-            # line; where it is its turn, that line would be a mean of two intervals.
-            kwargs["is_first_iteration"] = False
-            # The counters are raised inside training_log, so this iteration is not in them yet.
-            counted = ("advanced iterations", "skipped iterations")
-            iterations = 1 + sum(total_loss_dict.get(key, 0) for key in counted)
-            suffix = observer.log(iteration, get_timers()("interval-time").elapsed(reset=False) / iterations)
-        try:
-            report = original["training_log"](
-                loss_dict, total_loss_dict, learning_rate, iteration, *args, **kwargs
-            )
-        finally:
-            suffix = ""
-        observer.trained(iteration)
-        return report
-
-    @functools.wraps(original["print_rank_last"])
-    def print_rank_last(message: str) -> None:
-        original["print_rank_last"](message + suffix)
-
-    @functools.wraps(original["evaluate"])
-    def evaluate(*args: Any, **kwargs: Any) -> Any:
-        nonlocal out_of_time
-        result = original["evaluate"](*args, **kwargs)
-        out_of_time = result[2]  # of --exit-duration-in-mins: then there is no loss
-        return result
-
-    @functools.wraps(original["evaluate_and_print_results"])
-    def evaluate_and_print_results(prefix: str, forward_step: Any, data: Any, model: Any, iteration: int,
-                                   *args: Any, **kwargs: Any) -> None:  # fmt: skip
-        observer.begin()
-        original["evaluate_and_print_results"](prefix, forward_step, data, model, iteration, *args, **kwargs)
-        if out_of_time:
-            observer.not_evaluated(iteration)
-        else:
-            observer.evaluated("test" if "test set" in prefix else "validation", iteration, model)
-
-    @functools.wraps(original["save_checkpoint"])
-    def save_checkpoint(iteration: int, *args: Any, **kwargs: Any) -> None:
-        save = functools.partial(original["save_checkpoint"], iteration, *args, **kwargs)
-        if kwargs.get("non_persistent_ckpt"):  # in a folder that Megatron looks after
-            save()
-        else:
-            observer.save(iteration, save)
-
-    @functools.wraps(original["maybe_finalize_async_save"])
-    def maybe_finalize_async_save(blocking: bool = False, terminate: bool = False) -> None:
-        wait = functools.partial(original["maybe_finalize_async_save"], blocking, terminate)
-        observer.saves.wait(wait, last=terminate)
-
-    training.maybe_finalize_async_save = maybe_finalize_async_save
-    training.train, training.training_log, training.print_rank_last = train, training_log, print_rank_last
-    training.evaluate, training.evaluate_and_print_results = evaluate, evaluate_and_print_results
-    training.save_checkpoint = save_checkpoint
-
-
-def set_writers(recorder: Any) -> None:
-    """Let the recorder take the scalars that Megatron logs. What it sends to W&B beside them is left out: the
-    recorder sends its own lines there, and none twice.
-    """
-    global_vars._GLOBAL_TENSORBOARD_WRITER = recorder
-    if global_vars._GLOBAL_WANDB_WRITER is not None:
-        global_vars._GLOBAL_WANDB_WRITER = _WandbWithoutLog(global_vars._GLOBAL_WANDB_WRITER)
-        if not hasattr(wandb_utils.on_save_checkpoint_success, "__wrapped__"):
-            wandb_utils.on_save_checkpoint_success = _or_warn(wandb_utils.on_save_checkpoint_success)
-
-
-class _WandbWithoutLog:
-    def __init__(self, wandb: Any) -> None:
-        self._wandb = wandb
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wandb, name)
-
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-    def finish(self) -> None:
-        _or_warn(self._wandb.finish)()
-
-
-def _or_warn(call: Callable[..., Any]) -> Callable[..., None]:
-    """W&B is a view of the record: when its own process has died, the training and its saves go on."""
-
-    @functools.wraps(call)
-    def warned(*args: Any, **kwargs: Any) -> None:
-        try:
-            call(*args, **kwargs)
-        except Exception as error:
-            print(f"> WARNING: W&B: {call.__name__}: {type(error).__name__}: {error}")
-
-    return warned
 
 
 def stop_on_signals(async_save: bool) -> None:

@@ -5,6 +5,7 @@ Legend: s positions on this context-parallel rank, b micro batch size, K copies,
 this tensor-parallel rank, d head dimension. Row of the batch axis = sample * K + copy.
 """
 
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -14,15 +15,25 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from phd.attention import naive_attention, naive_layout, phd_attention, phd_layout
+from phd.attention import BACKENDS
 from phd.attention.context_parallel import ContextParallel
 from phd.attention.layout import Layout
 from phd.megatron.transformer_config import PHDTransformerConfig
+from phd.rules.rule import AttentionRule
+
+
+@dataclass
+class DocumentParams(PackedSeqParams):
+    """Packed documents, as Megatron hands them from the model's forward to the core attention of every layer,
+    recomputation included; SelfAttention itself ignores them, since the format is not thd.
+    """
+
+    layouts: dict[AttentionRule, Layout] = field(default_factory=dict)
+    """For each rule of the model's layers."""
 
 
 class PHDCoreAttention(MegatronModule):
-    """Attention between the K copies of each sample, by the rule of the PHD paper (section 3, eq. 2), on the
-    keys that the layer's pattern keeps.
+    """Attention between the K copies of each sample, by the layer's rule.
 
     Everything around it (projections, rotary embedding, norms, MLP) sees ordinary batch rows. The mask is
     the rule itself: ``attention_mask`` is not read, and what the rule does not cover is refused by
@@ -49,9 +60,10 @@ class PHDCoreAttention(MegatronModule):
                 f"{attention_type} attention with mask type {attn_mask_type}"
             )
         self.softmax_scale = softmax_scale
-        self.pattern = config.patterns(config.num_layers)[layer_number - 1]
+        self.rule = config.layers(config.num_layers)[layer_number - 1]
+        self.attention = BACKENDS[config.phd_attention_backend]
         group = None if pg_collection is None else pg_collection.cp
-        self.context_parallel = context_parallel(config, group, cp_comm_type)
+        self.parallel = context_parallel(config, group, cp_comm_type)
 
     @property
     def last_copy_only(self) -> bool:
@@ -66,36 +78,23 @@ class PHDCoreAttention(MegatronModule):
         attention_mask: Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: DocumentParams | None = None,
     ) -> Tensor:
         """query [s, b*K, n, d], key and value [s, b*K, g, d] -> [s, b*K, n*d]; [s, b, n*d] for the last copy.
 
-        ``packed_seq_params``: a ``phd.megatron.documents.DocumentParams``, or None for one document a sample.
+        ``packed_seq_params``: None for one document a sample.
         """
         if attention_bias is not None:
             raise ValueError("PHD attention takes no attention bias")
-        config = self.config
-        shared = {
-            "copies": config.phd_copies,
-            "document_starts": getattr(packed_seq_params, "document_starts", None),
-            "layout": getattr(packed_seq_params, "layout", None),
-            "context_parallel": self.context_parallel,
-            "last_copy_only": self.last_copy_only,
-            "softmax_scale": self.softmax_scale,
-            "backend": config.phd_attention_backend,
-        }
-        if config.phd_naive:
-            context = naive_attention(query, key, value, **shared)
+        rule = self.rule if self.training else self.rule.outside_training
+        if packed_seq_params is None:
+            length = len(query) * self.config.context_parallel_size
+            layout = Layout.of(rule, length, parallel=self.parallel, device=query.device)
         else:
-            context = phd_attention(
-                query,
-                key,
-                value,
-                window=config.phd_window,
-                chunk=config.chunk,
-                pattern=self.pattern,
-                **shared,
-            )
+            layout = packed_seq_params.layouts[rule]
+        context = self.attention(
+            query, key, value, layout, scale=self.softmax_scale, last_copy_only=self.last_copy_only
+        )
         # [s, b*K, n, d] -> [s, b*K, n*d]
         return context.flatten(2)
 
@@ -115,27 +114,3 @@ def context_parallel(
     assert group is not None
     # unsupported.py refuses layers that differ
     return ContextParallel(group, comm_type[0] if isinstance(comm_type, list) else comm_type or "p2p")
-
-
-def make_layout(
-    config: PHDTransformerConfig, rows: int, document_starts: Tensor, parallel: ContextParallel | None
-) -> Layout:
-    """The layout of packed documents [b, s] for the attention of ``config``; made once for all layers."""
-    device = document_starts.device
-    if config.phd_naive:
-        return naive_layout(
-            rows,
-            copies=config.phd_copies,
-            document_starts=document_starts,
-            context_parallel=parallel,
-            device=device,
-        )
-    return phd_layout(
-        rows,
-        copies=config.phd_copies,
-        window=config.phd_window,
-        chunk=config.chunk,
-        document_starts=document_starts,
-        context_parallel=parallel,
-        device=device,
-    )

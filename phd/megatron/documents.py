@@ -2,32 +2,18 @@
 
 Megatron's own way (thd) puts all samples into one row, and its SelfAttention drops the batch axis for it: the
 copies are batch rows. So the batch keeps its shape; only our core attention is told where documents start.
-Rotary embedding needs not know: its angles differ by the same amount for all positions of a document, and
-attention sees differences alone.
+RoPE needs no document offsets: scores depend on relative positions only.
 """
 
 from argparse import Namespace
-from dataclasses import dataclass
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from phd.attention.layout import Layout
-from phd.megatron.core_attention import context_parallel, make_layout
+from phd.megatron.core_attention import DocumentParams, context_parallel
 from phd.megatron.transformer_config import PHDTransformerConfig
-
-
-@dataclass
-class DocumentParams(PackedSeqParams):
-    """What Megatron hands from the model's forward to the core attention of every layer, recomputation
-    included; SelfAttention itself ignores it, since the format is not thd.
-    """
-
-    document_starts: Tensor | None = None
-    """[b, s], of the whole sequence."""
-    layout: Layout | None = None
 
 
 def documents_masked(args: Namespace) -> bool:
@@ -61,10 +47,10 @@ def document_params(starts: Tensor | None, config: PHDTransformerConfig) -> Docu
     length = starts.shape[1]
     group = parallel_state.get_context_parallel_group()
     parallel = context_parallel(config, group, config.cp_comm_type)
-    return DocumentParams(
-        qkv_format="sbhd",
-        max_seqlen_q=length,
-        max_seqlen_kv=length,
-        document_starts=starts,
-        layout=make_layout(config, length // config.context_parallel_size, starts, parallel),
-    )
+    on_host = starts.cpu()  # once: each layout reads them there
+    layouts = {
+        rule: Layout.of(rule, length, document_starts=on_host, parallel=parallel, device=starts.device)
+        for each in {*config.layers(config.num_layers)}
+        for rule in {each, each.outside_training}
+    }
+    return DocumentParams(qkv_format="sbhd", max_seqlen_q=length, max_seqlen_kv=length, layouts=layouts)

@@ -21,14 +21,15 @@ class PHDModel(GPTModel):
             decoder_input = decoder_input.repeat_interleave(self.config.phd_copies, dim=1)
         return (decoder_input, *rest)
 
-    original_losses: Tensor | None = None
-    """In validation, after a forward pass with labels: what the original copies predict, [b, s]."""
-
     def _postprocess(
         self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any
-    ) -> Tensor:
-        """The last copy alone goes to the output layer and the loss; a pruned last layer gives no other."""
-        last_copy = hidden_states
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The last copy alone goes to the output layer and the loss; a pruned last layer gives no other.
+
+        In validation (with labels, and not in training) returns two losses, [b, s] each: of the last copies,
+        and of what the original copies predict.
+        """
+        last_copy, original = hidden_states, None
         layers = self.decoder.layers
         pruned = len(layers) > 0 and layers[-1].self_attention.core_attention.last_copy_only
         if self.post_process and not pruned:
@@ -37,5 +38,7 @@ class PHDModel(GPTModel):
             last_copy = hidden_states[:, copies - 1 :: copies].contiguous()
             if labels is not None and not self.training:
                 original = hidden_states[:, ::copies].contiguous()
-                self.original_losses = super()._postprocess(original, *args, labels=labels, **kwargs)
-        return super()._postprocess(last_copy, *args, labels=labels, **kwargs)
+        output = super()._postprocess(last_copy, *args, labels=labels, **kwargs)
+        if original is None:
+            return output
+        return output, super()._postprocess(original, *args, labels=labels, **kwargs)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from megatron.core.transformer import TransformerConfig
 
 from phd.config import PHDConfig
+from phd.rules.variant import Variant
 
 
 @dataclass(kw_only=True)
@@ -15,7 +16,7 @@ class PHDTransformerConfig(PHDConfig, TransformerConfig):
     """
 
     phd_documents: bool = False
-    """Packed documents: no token sees another document of its sample."""
+    """Packed documents: no token sees another document of its sample. No flag: set by the builder."""
 
     def __post_init__(self) -> None:
         PHDConfig.__post_init__(self)
@@ -25,19 +26,19 @@ class PHDTransformerConfig(PHDConfig, TransformerConfig):
     def phd_attention(self) -> bool:
         """Whether our core attention runs, rather than Megatron's (which then is the vanilla model's)."""
         return needs_phd_attention(
-            self, self.phd_documents, self.context_parallel_size, self.transformer_impl
+            self.variant, self.phd_documents, self.context_parallel_size, self.transformer_impl
         )
 
 
 def needs_phd_attention(
-    config: PHDConfig, documents: bool, context_parallel_size: int, transformer_impl: str
+    variant: Variant, documents: bool, context_parallel_size: int, transformer_impl: str
 ) -> bool:
     """Whether there are copies, sparse layers, packed documents, or ranks to share a sequence where
     Megatron's own attention cannot (its local one refuses context parallelism).
     """
     return (
-        config.phd_copies > 1
-        or config.sparse
+        variant.copies.count > 1
+        or variant.pattern.sparse
         or documents
         or (context_parallel_size > 1 and transformer_impl == "local")
     )

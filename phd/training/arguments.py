@@ -36,7 +36,7 @@ from phd.training.resume import (
     compare_with_checkpoint,
     record_contents,
 )
-from phd.training.run_folder import refuse_mixing, settle_run_folder
+from phd.training.run_folder import refuse_mixing, run_folder, settle_run_folder
 from phd.training.samples import refuse_samples
 from phd.training.sizes import (
     padding_line,
@@ -48,6 +48,7 @@ from phd.training.sizes import (
 from phd.training.unread import refuse_unread
 from phd.training.unsupported import refuse_empty_last_stage, refuse_unsupported
 from phd.training.values import refuse_values
+from phd.training.variant_flags import add_variant_flags, take_variant
 
 TOKENIZERS = Path(megatron.core.tokenizers.__file__).parent
 
@@ -73,6 +74,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     apex, and those that serve nobody here.
     """
     ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer and LongGen")
+    add_variant_flags(parser)
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
     parser.set_defaults(
@@ -114,7 +116,17 @@ def _from_args[Config: (PHDConfig, RunConfig)](kind: type[Config], args: Namespa
     return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
 
 
-def parse_and_validate_args(to_train: bool = True) -> Namespace:
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A checked command line."""
+
+    args: Namespace
+    """Megatron's and ours."""
+    step_asked: bool
+    """Whether --ckpt-step was given. ``args.ckpt_step`` may also name what replaces a damaged checkpoint."""
+
+
+def parse_and_validate_args(to_train: bool = True) -> Start:
     """sys.argv -> checked arguments. Nothing is written yet; see ``make_global``.
 
     Args:
@@ -127,12 +139,14 @@ def parse_and_validate_args(to_train: bool = True) -> Namespace:
     if "RANK" not in os.environ:  # started without torchrun
         be_rank_0(1)
     args, flags = _parse()
+    take_variant(args)
     refuse_unread(args, flags)
     refuse_values(args, flags)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
-    args.run_folder = settle_run_folder(args)  # a str: it is saved with the arguments in every checkpoint
+    settle_run_folder(args)
     refuse_mixing(args)
+    step_asked = args.ckpt_step is not None
     settle_checkpoint(args)
     if args.use_checkpoint_args:
         source = checkpoint_source(args)
@@ -150,10 +164,10 @@ def parse_and_validate_args(to_train: bool = True) -> Namespace:
     if to_train:
         refuse_missing_modules(args)
     refuse_sizes(args)
-    config.patterns(args.num_layers)  # fits the layers, or ends here
+    config.layers(args.num_layers)  # fits the model, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
-    args.wandb_exp_name = args.wandb_exp_name or config.variant
+    args.wandb_exp_name = args.wandb_exp_name or str(config.variant)
     if args.data_cache_path is None:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
         args.data_cache_path = str(Path(args.run_dir or args.save or _user_cache(), "index-cache"))
@@ -161,9 +175,9 @@ def parse_and_validate_args(to_train: bool = True) -> Namespace:
         validate_args(args)
     refuse_schedule(args)
     record_contents(args)
-    compare_with_checkpoint(args, config)
+    compare_with_checkpoint(args, config, step_asked)
     _refuse_configs(args, flags, to_train)
-    return args
+    return Start(args, step_asked)
 
 
 def _parse() -> tuple[Namespace, Flags]:
@@ -233,10 +247,11 @@ def make_global(args: Namespace) -> RunGuard:
     try:
         refuse_missing_inputs(args)
     except ValueError as error:  # to the job of a run, "failed" is the word for what no other start mends
-        raise CannotGoOn(str(error), args.run_folder) from error
-    guard = RunGuard(args, Path(args.run_folder) if args.run_folder else None)
-    if args.run_folder and args.wandb_project and args.rank == args.world_size - 1:
-        name_run(Path(args.run_folder))
+        raise CannotGoOn(str(error), args) from error
+    folder = run_folder(args)
+    guard = RunGuard(args, folder)
+    if folder and args.wandb_project and args.rank == args.world_size - 1:
+        name_run(folder)
     try:
         set_global_variables(args)
     except Exception as error:
@@ -293,7 +308,7 @@ def parse_for_tool(world_size: int = 1) -> Namespace:
     like the first rank of a training of ``world_size``.
     """
     be_rank_0(world_size)
-    args = parse_and_validate_args(to_train=False)
+    args = parse_and_validate_args(to_train=False).args
     args.tensorboard_dir, args.wandb_project, args.exit_signal_handler = None, "", False
     set_global_variables(args)
     return args

@@ -20,6 +20,7 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from phd.run.files import read_json, write_json
+from phd.training.run_folder import run_folder
 
 SPLITS = ("train", "validation", "test")
 
@@ -78,7 +79,7 @@ def build_datasets(
         refuse_other_tokenizer(config, args.tokenizer_model)
         refuse_empty_splits(config, wanted)
     cache = Path(args.data_cache_path)
-    own = args.run_folder and Path(args.run_folder) in cache.parents  # no other job writes there
+    own = run_folder(args) in cache.parents  # no other job writes there
     if own and args.rank == 0:
         for file in torn_caches(cache):
             file.unlink()

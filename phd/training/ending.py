@@ -47,7 +47,7 @@ class OnlyHere(ValueError):
 def refuse_start(error: ValueError) -> NoReturn:
     """End before the training began: the first rank of each node says why, as all would."""
     if isinstance(error, CannotGoOn) and error.run_folder and os.environ["RANK"] == "0":
-        refused(Path(error.run_folder), str(error))
+        refused(error.run_folder, str(error))
     if os.environ["LOCAL_RANK"] == "0" or isinstance(error, OnlyHere):
         sys.exit(f"pretrain_phd.py: error: {error}")
     sys.exit(1)

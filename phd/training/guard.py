@@ -18,8 +18,8 @@ from megatron.core.rerun_state_machine import (
 from torch.distributed.checkpoint.api import CheckpointException
 
 from phd.checkpoint.retention import remove_torn
-from phd.checkpoint.saver import SaverDied, let_go
 from phd.checkpoint.saves import is_disk_full
+from phd.megatron.saver import SaverDied, let_go
 from phd.run.lock import RunLock
 from phd.run.status import RunStatus
 from phd.training.ending import gave_up_loading, keep_traceback, mistake, tell, told_already

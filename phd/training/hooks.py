@@ -1,6 +1,5 @@
-"""What happens at every iteration, validation and save of Megatron's loop besides what Megatron does."""
+"""Hooks of the training loop: record, rates, texts that the model continues, checkpoints that stay."""
 
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,39 +10,40 @@ from megatron.training import get_tensorboard_writer, get_wandb_writer
 from phd.checkpoint.choice import agree_on_checkpoint
 from phd.checkpoint.saves import Saves
 from phd.config import PHDConfig
-from phd.megatron import compat
-from phd.run.files import read_json, write_json
-from phd.run.record import Line, Recorder
-from phd.run.starts import with_start
+from phd.run.record import MFU, TFLOPS, THROUGHPUT, Line, write_run_info
+from phd.run.recorder import Recorder
 from phd.run.status import RunStatus
+from phd.training.arguments import Start
 from phd.training.metrics import RunMetrics, about_run, count_parameters
+from phd.training.run_folder import run_folder
 from phd.training.samples import continue_prompts
 
-RUN_FILE = "phd_run.json"
 
+class TrainingHooks:
+    """Keeps the record of a run, on the rank that logs, the last; a LoopHooks of phd/megatron/loop.py."""
 
-class Observer:
-    """Keeps the record of a run, on the rank that logs, the last."""
-
-    def __init__(self, args: Namespace, config: PHDConfig) -> None:
-        """``args`` are Megatron's, global already."""
-        self.args, self.config = args, config
+    def __init__(self, start: Start, config: PHDConfig) -> None:
+        """The arguments of ``start`` are global already."""
+        self.args = args = start.args
+        self.config = config
         self.metrics = RunMetrics(args, config)
-        self.saves = Saves(args)
+        self.recorder: Recorder | None = None
+        """Takes the scalars that Megatron logs."""
+        self._saves = Saves(args)
+        self._folder = run_folder(args)
+        self._step_asked = start.step_asked
         self._about: dict[str, Any] = {}
         self._begun = False
         self._loaded_samples: int | None = None
         # Samples, tokens and FLOPs before this start, where they are not today's lengths and costs.
         self._before: tuple[int, int, float] = (0, 0, 0.0)
-        self._recorder: Recorder | None = None
         self._wandb = get_wandb_writer()
-        if args.run_folder and args.rank == args.world_size - 1:
-            self._recorder = Recorder(Path(args.run_folder), get_tensorboard_writer(), self._wandb)
-            compat.set_writers(self._recorder)
+        if self._folder and args.rank == args.world_size - 1:
+            self.recorder = Recorder(self._folder, get_tensorboard_writer(), self._wandb)
 
     def built(self, model_chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """The model is there and its checkpoint not loaded yet. Every rank must call it."""
-        agree_on_checkpoint(self.args)
+        agree_on_checkpoint(self.args, self._step_asked)
         self._about = about_run(self.args, self.config, self.metrics, count_parameters(model_chunks))
         return model_chunks
 
@@ -63,12 +63,11 @@ class Observer:
         args = self.args
         # With --train-samples Megatron has counted the iterations by now.
         about = self._about | {"train_iters": args.train_iters}
-        if args.run_folder and args.rank == 0:
-            RunStatus(Path(args.run_folder), Path(args.save or args.run_folder)).counted(args.train_iters)
-        if self._recorder is not None:
-            self._count_from(self._recorder.resume(args.iteration))
-            file = Path(args.run_folder, RUN_FILE)
-            write_json(file, with_start(about, read_json(file), args.iteration))
+        if self._folder and args.rank == 0:
+            RunStatus(self._folder, Path(args.save or self._folder)).counted(args.train_iters)
+        if self._folder and self.recorder is not None:
+            self._count_from(self.recorder.resume(args.iteration))
+            write_run_info(self._folder, about, args.iteration)
         if self._wandb is not None:
             del about["arguments"]  # Megatron has told W&B
             self._wandb.config.update({"phd": about}, allow_val_change=True)
@@ -93,12 +92,11 @@ class Observer:
     def log(self, iteration: int, seconds_per_iteration: float) -> str:
         """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line."""
         rates = self.metrics.rates(seconds_per_iteration)
-        if self._recorder is not None:
+        if self.recorder is not None:
             for name, value in rates.items():
-                self._recorder.add_scalar(name, value, iteration)
-        text = f" tokens/s: {rates['phd/tokens-per-second']:.0f} |"
-        text += f" PHD TFLOP/s/device: {rates['phd/tflops-per-device']:.4g} |"
-        return text + (f" MFU: {100 * rates['phd/mfu']:.1f}% |" if "phd/mfu" in rates else "")
+                self.recorder.add_scalar(name, value, iteration)
+        text = f" tokens/s: {rates[THROUGHPUT]:.0f} | PHD TFLOP/s/device: {rates[TFLOPS]:.4g} |"
+        return text + (f" MFU: {100 * rates[MFU]:.1f}% |" if MFU in rates else "")
 
     def trained(self, iteration: int) -> None:
         """An iteration is done and logged."""
@@ -112,16 +110,20 @@ class Observer:
 
     def not_evaluated(self, iteration: int) -> None:
         """An evaluation was broken off."""
-        if self._recorder is not None:
-            self._recorder.forget()
+        if self.recorder is not None:
+            self.recorder.forget()
             print(f"> the evaluation at iteration {iteration} was broken off and is not recorded", flush=True)
 
     def save(self, iteration: int, save: Callable[[], None]) -> None:
         """Let Megatron save, when the record until here is on the disk. Every rank must call it."""
-        if self._recorder is not None:
-            self._recorder.sync()
-        self.saves.save(iteration, save)
+        if self.recorder is not None:
+            self.recorder.sync()
+        self._saves.save(iteration, save)
+
+    def wait_for_save(self, wait: Callable[[], None], last: bool) -> None:
+        """Let Megatron look after the asynchronous save that is under way. Every rank must call it."""
+        self._saves.wait(wait, last)
 
     def _write(self, kind: str, iteration: int, **more: Any) -> None:
-        if self._recorder is not None:
-            self._recorder.write(kind, iteration, *self._count(self.args.consumed_train_samples), **more)
+        if self.recorder is not None:
+            self.recorder.write(kind, iteration, *self._count(self.args.consumed_train_samples), **more)

@@ -10,21 +10,23 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
-from megatron.core import parallel_state
+from megatron.core import optimizer, parallel_state
 from megatron.core.num_microbatches_calculator import get_current_running_global_batch_size
+from megatron.core.optimizer import clip_grads
 
-from phd.accounting import dense_products, expert_products, flops_per_token, mfu, peak_flops
-from phd.attention.pattern import describe_patterns
 from phd.config import PHDConfig
-from phd.megatron.compat import served_by
 from phd.megatron.documents import documents_masked
 from phd.megatron.transformer_config import key_value_heads
+from phd.rules.costs import Shape, dense_products, expert_products
+from phd.rules.pattern import LayerPattern
 from phd.run.arguments import flag
+from phd.run.record import MFU, TFLOPS, THROUGHPUT
+from phd.training.mfu import mfu, peak_flops
 
 
 def describe(args: Namespace, config: PHDConfig) -> str:
     """One line on what starts: the variant, its cost, the machine and the settings chosen for it."""
-    text = config.variant + (" on packed documents" if documents_masked(args) else "")
+    text = str(config.variant) + (" on packed documents" if documents_masked(args) else "")
     if config.phd_copies > 1:
         text += f": {config.phd_copies} copies a token, attention backend {config.phd_attention_backend}"
     if torch.cuda.is_available():
@@ -36,29 +38,41 @@ def describe(args: Namespace, config: PHDConfig) -> str:
             f"; no GPU found: {args.world_size} CPU rank(s) with {torch.get_num_threads()} thread(s) each "
             f"over {args.distributed_backend}, {args.transformer_impl} layers, no fused kernels"
         )
-    return text + "".join(f"; {what} by {library}" for what, library in served_by(args).items())
+    return text + "".join(f"; {what} by {library}" for what, library in _served_by(args).items())
+
+
+def _served_by(args: Namespace) -> dict[str, str]:
+    """Which library serves what Megatron takes from Transformer Engine, from apex, or else from torch."""
+    names = {"transformer_engine": "Transformer Engine", "apex": "apex", "amp_C": "apex"}
+    served = {}
+    for what, function in {"Adam": optimizer.Adam, "clipping": clip_grads.l2_norm_impl}.items():
+        # a compiled function may have no module
+        package = (function.__module__ or "").split(".")[0].removesuffix("_torch")
+        served[what] = names.get(package, "torch")
+    accumulation = "torch"
+    if args.gradient_accumulation_fusion:
+        engine = args.transformer_impl == "transformer_engine"
+        accumulation = "Transformer Engine" if engine else "apex"
+    return served | {"weight-gradient accumulation": accumulation}
 
 
 def training_flops(args: Namespace, config: PHDConfig) -> float:
     """FLOPs per original token under ``config``; ``args`` are Megatron's, the padded vocabulary known."""
-    return flops_per_token(
-        num_layers=args.num_layers,
+    return config.variant.flops_per_token(
+        shape_of(args), args.seq_length, prune_last_layer=config.phd_prune_last_layer
+    )
+
+
+def shape_of(args: Namespace) -> Shape:
+    """The model's shape, with the padded vocabulary known."""
+    return Shape(
         hidden_size=args.hidden_size,
-        ffn_hidden_size=args.ffn_hidden_size,
         num_attention_heads=args.num_attention_heads,
         num_query_groups=key_value_heads(args),
         kv_channels=args.kv_channels,
         vocab_size=args.padded_vocab_size,
-        seq_length=args.seq_length,
-        gated_linear_unit=_gated(args),
+        mlp_products=_mlp_products(args),
         attention_output_gate=args.attention_output_gate,
-        copies=config.phd_copies,
-        window=config.phd_window,
-        chunk=config.chunk,
-        naive=config.phd_naive,
-        patterns=config.patterns(args.num_layers),
-        prune_last_layer=config.phd_prune_last_layer,
-        mlp_products=_mlp_products(args) if args.num_experts else None,
     )
 
 
@@ -67,11 +81,13 @@ def _gated(args: Namespace) -> bool:
 
 
 def _mlp_products(args: Namespace) -> list[int]:
-    """Multiply-adds of a row in the MLP of each layer, where some are mixtures of experts."""
+    """Multiply-adds of a row in the MLP of each layer."""
+    dense = dense_products(args.hidden_size, args.ffn_hidden_size, _gated(args))
+    if not args.num_experts:
+        return [dense] * args.num_layers
     frequency = args.moe_layer_freq
     if isinstance(frequency, int):
         frequency = [layer % frequency == 0 for layer in range(args.num_layers)]
-    dense = dense_products(args.hidden_size, args.ffn_hidden_size, _gated(args))
     experts = expert_products(
         hidden_size=args.hidden_size,
         ffn_hidden_size=args.moe_ffn_hidden_size,
@@ -104,9 +120,9 @@ class RunMetrics:
         """
         tokens_per_second = get_current_running_global_batch_size() * self.seq_length / seconds_per_iteration
         tflops = tokens_per_second * self.flops_per_token / self.devices / 1e12
-        rates = {"phd/tokens-per-second": tokens_per_second, "phd/tflops-per-device": tflops}
+        rates = {THROUGHPUT: tokens_per_second, TFLOPS: tflops}
         if self.peak_flops is not None:
-            rates["phd/mfu"] = mfu(
+            rates[MFU] = mfu(
                 tokens_per_second=tokens_per_second,
                 flops_per_token=self.flops_per_token,
                 peak_flops=self.peak_flops * self.devices,
@@ -148,12 +164,12 @@ def _holders(parameter: torch.nn.Parameter) -> int:
 def about_run(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameters: int) -> dict[str, Any]:
     """What phd_run.json says: the variant, its costs, and every argument."""
     return {
-        "name": config.variant,
+        "name": str(config.variant),
         "copies": config.phd_copies,
         "window": config.phd_window,
         "chunk": config.phd_chunk,
         "naive": config.phd_naive,
-        "pattern": describe_patterns(config.patterns(args.num_layers)),
+        "pattern": str(LayerPattern.of(tuple(rule.keys for rule in config.layers(args.num_layers)))),
         "seed": args.seed,
         "seq_length": args.seq_length,
         "global_batch_size": args.global_batch_size,

@@ -7,8 +7,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from phd.attention.pattern import describe_patterns
-from phd.config import PHDConfig, trained_variant
+from phd.config import PHDConfig
+from phd.rules.variant import Variant
 from phd.run.arguments import flag
 
 type Arguments = dict[str, Any]
@@ -126,12 +126,10 @@ def tokenizer_file(path: str | None) -> Path | None:
 
 def other_variant(saved: Namespace, config: PHDConfig) -> tuple[str, str] | None:
     """The variant that a checkpoint was trained as and that of ``config``, where they are two."""
-    trained = trained_variant(saved)
-    variant, ours = trained.variant, config.variant
-    if variant == ours:
-        # of one name: what may differ yet is the size of a pattern's blocks and how many it keeps
-        variant, ours = (describe_patterns(one.patterns(saved.num_layers)) for one in (trained, config))
-    return None if variant == ours else (variant, ours)
+    trained, ours = Variant.from_arguments(vars(saved)), config.variant
+    # a pattern may be spelled in two ways
+    same = trained.layers(saved.num_layers) == config.layers(saved.num_layers)
+    return None if same else (str(trained), str(ours))
 
 
 def difference(name: str, was: Any, now: Any) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from phd.checkpoint.choice import checkpoint_source, chosen_folder
 from phd.checkpoint.read import read_args
-from phd.config import VARIANT_FIELDS, PHDConfig
+from phd.config import PHDConfig
 from phd.megatron.transformer_config import key_value_heads
+from phd.rules.variant import ARGUMENTS
 from phd.run.arguments import differing
 from phd.training.metrics import plain_arguments
 from phd.training.other_model import (
@@ -25,6 +26,7 @@ from phd.training.other_model import (
     other_variant,
     tokenizer_file,
 )
+from phd.training.run_folder import run_folder
 
 SETTINGS_OF_A_START = frozenset(
     {
@@ -37,7 +39,7 @@ SETTINGS_OF_A_START = frozenset(
             "no_save_rng",
         ),
         *("override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler", "padded_vocab_size"),
-        *("skip_train", "phd_documents", "phd_attention_backend", "phd_prune_last_layer", "eval_iters_given"),
+        *("skip_train", "phd_attention_backend", "phd_prune_last_layer", "eval_iters_given"),
     }
 )
 """Arguments that say how one start goes on, or that Megatron fills in later: no other training for that."""
@@ -55,13 +57,15 @@ class PHDCheckpointConfig:
 class CannotGoOn(ValueError):
     """No start with this command line will ever go on; the run folder's status.json, if any, is to say so."""
 
-    def __init__(self, reason: str, run_folder: str | None) -> None:
+    def __init__(self, reason: str, args: Namespace) -> None:
         super().__init__(reason)
-        self.run_folder = run_folder
+        self.run_folder = run_folder(args)
 
 
 def record_contents(args: Namespace) -> None:
-    """Note what the files hold of which the flags give the path alone; every rank reads them."""
+    """Note among the arguments, which go into checkpoints and phd_run.json, what the files hold of which the
+    flags give the path alone; every rank reads them.
+    """
     files = [tokenizer_file(getattr(args, name)) for name in ("tokenizer_model", "vocab_file", "merge_file")]
     digest = hashlib.sha256()
     for file in files:
@@ -73,11 +77,12 @@ def record_contents(args: Namespace) -> None:
         setattr(args, name, Path(path).read_text().split() if path and Path(path).is_file() else None)
 
 
-def compare_with_checkpoint(args: Namespace, config: PHDConfig) -> None:
+def compare_with_checkpoint(args: Namespace, config: PHDConfig, step_asked: bool) -> None:
     """Refuse a checkpoint of another model; print, on rank 0, with what else it was trained.
 
     Args:
         args: Megatron's, validated, with ``record_contents``.
+        step_asked: by --ckpt-step.
 
     Raises:
         CannotGoOn: the model, its tokenizer or its variant differ, each named; or the state of the optimizer
@@ -92,7 +97,7 @@ def compare_with_checkpoint(args: Namespace, config: PHDConfig) -> None:
             raise CannotGoOn(
                 f"there is no checkpoint in {root}, and with --exit-on-missing-checkpoint a start without "
                 "one does nothing: correct the folder, or leave the flag out for the first start",
-                args.run_folder,
+                args,
             )
         return
     saved = read_args(folder)
@@ -106,18 +111,18 @@ def compare_with_checkpoint(args: Namespace, config: PHDConfig) -> None:
         different += other_tokenizer(was, now)
     variants = None if args.override_phd_variant else other_variant(saved, config)
     if different or variants:
-        raise CannotGoOn(_refusal(folder, different, variants, first), args.run_folder)
+        raise CannotGoOn(_refusal(folder, different, variants, first), args)
     if not first and (refusal := _other_sharding(folder, saved, args)):
-        raise CannotGoOn(refusal, args.run_folder)
+        raise CannotGoOn(refusal, args)
     if args.rank == 0:
         if args.override_phd_variant and (variants := other_variant(saved, config)):
             print(
                 f"> --override-phd-variant: {variants[1]} continues from {folder}, trained as {variants[0]}"
             )
-        told = {*POSITIONS} if first else {*was, *now} - {*VARIANT_FIELDS, *SETTINGS_OF_A_START, *names}
+        told = {*POSITIONS} if first else {*was, *now} - {*ARGUMENTS, *SETTINGS_OF_A_START, *names}
         if changed := [change(name, was, now) for name in _in_both(was, now) if name in told]:
             print(f"> {folder} was trained with other arguments: {', '.join(changed)}")
-        if args.run_dir and args.ckpt_step_given:
+        if args.run_dir and step_asked:
             print(
                 f"> --ckpt-step {args.ckpt_step}: every start with it goes back there: leave it out next time"
             )
@@ -161,12 +166,11 @@ def _in_both(was: Arguments, now: Arguments) -> list[str]:
 
 def _refusal(folder: Path, different: list[str], variants: tuple[str, str] | None, first: bool) -> str:
     trained = f"was trained as {variants[0]}, this run is {variants[1]}" if variants else ""
-    same = (
-        "pass the same --phd-* and --attention-pattern* flags, or --override-phd-variant to change the "
-        "variant on purpose"
-    )
-    if not different:
-        return f"the checkpoint {folder} {trained}: {same}"
+    if variants and not different:
+        return (
+            f"the checkpoint {folder} {trained}: pass --variant {variants[0]}, or --override-phd-variant to "
+            "change the variant on purpose"
+        )
     other = "another --pretrained-checkpoint" if first else "another run folder"
     has = f"the checkpoint has {'; '.join(different)}" + (f"; it {trained}" if variants else "")
     return f"{has}: pass the flags that {folder} was trained with, or take {other}"

@@ -17,9 +17,14 @@ AT_EVERY_START = {
 """Flags for one start, which --run-dir would obey at every start; and what each start would then do."""
 
 
-def settle_run_folder(args: Namespace) -> str | None:
-    """Where the run's record goes; fills in the parts of --run-dir that were not given as flags. None: there
-    is no record, also because nothing is trained (--skip-train).
+def run_folder(args: Namespace) -> Path | None:
+    """Where the run's record goes; None: there is none, also because nothing is trained (--skip-train)."""
+    folder = None if args.skip_train else args.run_dir or args.save or args.tensorboard_dir
+    return Path(folder) if folder else None
+
+
+def settle_run_folder(args: Namespace) -> None:
+    """Fill in the parts of --run-dir that were not given as flags.
 
     Raises:
         ValueError: a flag that would begin the run anew at every start; or a folder is a link to nowhere, as
@@ -45,7 +50,6 @@ def settle_run_folder(args: Namespace) -> str | None:
         if not args.skip_train:
             args.tensorboard_dir = args.tensorboard_dir or str(run / "tensorboard")
         args.wandb_save_dir = args.wandb_save_dir or str(run)
-    return None if args.skip_train else args.run_dir or args.save or args.tensorboard_dir
 
 
 def refuse_repeated(args: Namespace) -> None:

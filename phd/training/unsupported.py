@@ -9,8 +9,6 @@ from megatron.core.transformer.enums import LayerType
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from phd.attention.context_parallel import COMM_TYPES
-from phd.config import trained_variant
-from phd.megatron import cpu
 from phd.megatron.documents import documents_masked
 from phd.megatron.transformer_config import (
     PHDTransformerConfig,
@@ -18,6 +16,7 @@ from phd.megatron.transformer_config import (
     needs_phd_attention,
     prunes_last_layer,
 )
+from phd.rules.variant import Variant
 from phd.training.never import NEVER, TO_TRAIN, Unsupported
 from phd.training.sizes import linear_rows
 
@@ -54,14 +53,9 @@ UNSUPPORTED = (
         "use fewer ranks or a smaller --phd-window",
     ),
     Unsupported(
-        "--context-parallel-size with --phd-attention-backend flex or reference",
-        lambda a: a.context_parallel_size > 1 and a.phd_attention_backend in ("flex", "reference"),
+        "--context-parallel-size with --phd-attention-backend reference",
+        lambda a: a.context_parallel_size > 1 and a.phd_attention_backend == "reference",
         "use flash",
-    ),
-    Unsupported(
-        "--phd-attention-backend flex without a GPU",
-        lambda a: a.phd_attention_backend == "flex" and cpu.needed(),
-        "use flash: torch has no backward for it on a CPU",
     ),
     Unsupported(
         "--attention-output-gate with a pruned last layer",
@@ -132,7 +126,7 @@ def refuse_unsupported(args: Namespace, to_train: bool = True) -> None:
     if runs_phd_attention(args):
         if args.phd_copies > 1:
             what = f"--phd-copies {args.phd_copies}"
-        elif trained_variant(args).sparse:
+        elif Variant.from_arguments(vars(args)).pattern.sparse:
             what = f"--attention-pattern {args.attention_pattern}"
         else:
             what = "packed documents" if documents_masked(args) else "--context-parallel-size"
@@ -162,7 +156,7 @@ def refuse_empty_last_stage(args: Namespace, config: PHDTransformerConfig) -> No
 def runs_phd_attention(args: Namespace) -> bool:
     """``PHDTransformerConfig.phd_attention``, before there is one."""
     return needs_phd_attention(
-        trained_variant(args),
+        Variant.from_arguments(vars(args)),
         documents_masked(args),
         args.context_parallel_size,
         args.transformer_impl,

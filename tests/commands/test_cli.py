@@ -54,6 +54,12 @@ def test_no_such_command(argv, capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
+def test_bench_is_elsewhere(capsys):
+    assert cli.main(["bench", "latency", "--rounds", "3"]) == 2
+    error = capsys.readouterr().err
+    assert "python -m benchmarks.latency" in error and error.count("\n") == 1
+
+
 def test_bad_input_is_one_line(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path / "nowhere")]) == 2
     error = capsys.readouterr().err

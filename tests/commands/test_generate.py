@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from phd.commands import generate
+from tests.models import cache_bytes
 
 
 @pytest.fixture
@@ -34,12 +35,10 @@ def test_prompt_then_continuation(folder, capsys):
 
 
 def test_bytes_are_the_formulas(folder, make_model, capsys):
-    from phd.hf import kv_bytes
-
     call(folder, "--prompt", "the", "--max-new-tokens", 20, "--temperature", 0)
     count = int(capsys.readouterr().err.split(" x ")[1].split()[0])
     call(folder, "--prompt", "the", "--max-new-tokens", 20, "--temperature", 0)
-    expected = kv_bytes(make_model("PHD-CSWA-3-5-12").config, count, element_size=4)
+    expected = cache_bytes(make_model("PHD-CSWA-3-5-12").config, count)
     assert f"{expected:,} bytes of keys and values" in capsys.readouterr().err
 
 

@@ -162,11 +162,10 @@ def hybrid(flags: list[str], ranks: int) -> tuple[dict, str]:
 
 def test_layer_patterns(world):
     """A hybrid of 4 layers: its name, its layers, fewer FLOPs, and a cache of what two layers keep."""
-    flags = "--num-layers 4 --attention-pattern longgen-sink --attention-pattern-block 16"
-    flags += " --attention-pattern-local-blocks 3"
+    flags = "--num-layers 4 --attention-pattern longgen-sink.16.1.3"
     ((plan, text),) = world.run(hybrid, [*MODEL, *flags.split()], 1)
-    kept = "1*sink(16: 1+3)"
-    assert text.startswith(f"longgen-sink: {plan['parameters']:,} parameters, layers {kept},2*full,{kept}\n")
+    layers = "1sink.16.1.3-2full-1sink.16.1.3"
+    assert text.startswith(f"longgen-sink.16.1.3: {plan['parameters']:,} parameters, layers {layers}\n")
     assert plan["flops_to_vanilla"] < 1
     # of 256 positions the next one, which begins a block, sees the sink's 16 and 2 blocks more
     assert plan["kv_bytes"] * 4 * 256 == plan["vanilla_kv_bytes"] * (2 * 256 + 2 * 48)

@@ -105,20 +105,6 @@ def test_the_fork_server_leaves_cuda_alone_on_a_gpu(world):
     assert world.run(preloaded_by_the_fork_server, False) == [["phd.megatron.compat"]]
 
 
-def served_by_a_nameless_function() -> str:
-    from argparse import Namespace
-    from unittest.mock import patch
-
-    from phd.megatron import compat
-
-    with patch.object(compat.clip_grads, "l2_norm_impl", SimpleNamespace(__module__=None)):
-        return compat.served_by(Namespace(gradient_accumulation_fusion=False))["clipping"]
-
-
-def test_a_compiled_function_may_have_no_module(world):
-    assert world.run(served_by_a_nameless_function) == ["torch"]
-
-
 def staged_for_saving() -> tuple:
     """A tensor that is given to the process of asynchronous saves, then changed: what is staged, and by what
     name that process finds the function.

@@ -2,12 +2,11 @@
 (K = 3, full and sparse layers, packed documents), and for K = 1 where the shim for a CPU is in the way.
 """
 
-import json
 from pathlib import Path
 
 import pytest
 
-from phd.compare.logs import RUN_FILE
+from phd.run.record import RUN_FILE, read_run_info
 from tests.trainings import MIXTURE_OF_EXPERTS, PATTERN, losses
 from tests.trainings import VARIANTS as COPIES
 
@@ -91,7 +90,7 @@ EXPERT_LAYOUTS = {
 
 
 def parameters(folder: Path) -> int:
-    return json.loads((folder / RUN_FILE).read_text())["parameters"]
+    return read_run_info(folder / RUN_FILE).parameters
 
 
 @pytest.fixture(scope="module")

@@ -174,12 +174,32 @@ def test_original_stream_of_sparse_layers(world):
     world.run(check_patterned_original_stream)
 
 
+def check_groups() -> None:
+    import torch
+
+    with megatron_globals(), torch.no_grad():
+        model = build("--attention-pattern groups.8.4")
+        tokens, positions, _ = batch()
+        trained = model.train()(tokens, positions, None)
+        validated = model.eval()(tokens, positions, None)
+    with megatron_globals(), torch.no_grad():
+        full = build("").eval()(tokens, positions, None)
+    torch.testing.assert_close(validated, full, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trained[:, :4], full[:, :4], rtol=1e-4, atol=1e-4)  # the first group
+    assert not torch.allclose(trained[:, 4:], full[:, 4:], rtol=1e-2, atol=1e-2)
+
+
+def test_groups_are_of_training_alone(world):
+    """Validation and inference see all earlier tokens."""
+    world.run(check_groups)
+
+
 def check_dropped_token() -> None:
     """Position 13 of 40 is in no block that the last position's sparse layers keep."""
     import torch
 
     differences = []
-    for flags in (f"--num-layers 1 {PATTERN} --attention-pattern sink", PATTERN):
+    for flags in ("--num-layers 1 --attention-pattern sink.4.1.2", PATTERN):
         with megatron_globals(), torch.no_grad():
             model = build(flags)
             tokens, positions, _ = batch()
@@ -363,8 +383,9 @@ def test_packed_documents_equal_separate_runs(world, variant):
 def check_vanilla_documents() -> None:
     import torch
 
-    from phd.attention.rule import dense_mask
+    from phd.attention.reference import dense_mask
     from phd.megatron.documents import document_params
+    from phd.rules.rule import AttentionRule
     from tests.attention.test_attention import starts_of
 
     starts = starts_of(*DOCUMENTS)
@@ -378,7 +399,7 @@ def check_vanilla_documents() -> None:
             layer.self_attention.core_attention.scale_mask_softmax.attn_mask_type = (
                 layer.self_attention.attn_mask_type
             )
-        mask = dense_mask(40, 1, window=1, chunk=None, document_starts=starts)[:, None, :, 0, :, 0]
+        mask = dense_mask(AttentionRule(), 40, document_starts=starts)[:, None, :, 0, :, 0]
         expected = results(model, mask=~mask)
     assert_same(ours, expected)
     assert not torch.equal(mask[0], mask[1])

@@ -1,5 +1,6 @@
 """The command line: our flags in --help, CPU defaults that users can overrule, and every refusal by name."""
 
+import ast
 import hashlib
 import json
 import os
@@ -32,8 +33,7 @@ REFUSED = {
     "--context-parallel-size with slices (--seq-length / size / 2) shorter than the window": {
         "context_parallel_size": 2,
     },
-    "--phd-attention-backend flex without a GPU": {"phd_attention_backend": "flex"},
-    "--context-parallel-size with --phd-attention-backend flex or reference": {
+    "--context-parallel-size with --phd-attention-backend reference": {
         "context_parallel_size": 2,
         "phd_window": 4,
         "phd_attention_backend": "reference",
@@ -316,10 +316,7 @@ REMEDIES: dict[str, dict] = {
     "--context-parallel-size with slices (--seq-length / size / 2) shorter than the window": {
         "phd_window": 10
     },
-    "--phd-attention-backend flex without a GPU": {"phd_attention_backend": "flash"},
-    "--context-parallel-size with --phd-attention-backend flex or reference": {
-        "phd_attention_backend": "flash"
-    },
+    "--context-parallel-size with --phd-attention-backend reference": {"phd_attention_backend": "flash"},
     "--attention-output-gate with a pruned last layer": {"phd_prune_last_layer": False},
     "--softmax-type other than vanilla": {"softmax_type": "vanilla"},
     "--position-embedding-type mrope": {"position_embedding_type": "rope"},
@@ -609,7 +606,7 @@ def eval_interval(flags: list[str]) -> int:
     from phd.training.arguments import parse_and_validate_args
 
     sys.argv = ["pretrain_phd.py", *flags]
-    return parse_and_validate_args().eval_interval
+    return parse_and_validate_args().args.eval_interval
 
 
 def longest_temporary_folder() -> int:
@@ -678,3 +675,33 @@ def test_command_line_as_users_see_it():
     assert bad.returncode == 1
     assert "pretrain_phd.py: error: --phd-copies must be at least 1" in bad.stderr
     assert "Traceback" not in bad.stderr
+
+
+def assigned_arguments() -> set[str]:
+    """Names that the sources of a training assign to as ``args.name``."""
+    folders = ("phd/megatron", "phd/training", "phd/checkpoint")
+    files = [ROOT / "pretrain_phd.py", *(file for folder in folders for file in (ROOT / folder).glob("*.py"))]
+    return {
+        node.attr
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "args"
+    }
+
+
+def not_flags(names: list[str]) -> list[str]:
+    from phd.training.arguments import _parse
+
+    sys.argv = ["pretrain_phd.py", *FLAGS]
+    _, flags = _parse()
+    return [name for name in names if name not in flags]
+
+
+def test_nothing_but_flags_is_left_among_the_arguments(world):
+    """For another file to find; but for what is to be saved with them."""
+    names = sorted(assigned_arguments())
+    assert {"save", "load", "eval_interval"} <= {*names}
+    assert world.run(not_flags, names) == [["tokenizer_sha256"]]

@@ -138,15 +138,15 @@ def fails_in_third(iteration: int) -> None:
 
 
 def failing_training(flags: list[str]) -> tuple[object, str]:
-    from phd.training.hooks import Observer
+    from phd.training.hooks import TrainingHooks
 
-    trained = Observer.trained
+    trained = TrainingHooks.trained
 
-    def fail(self: Observer, iteration: int) -> None:
+    def fail(self: TrainingHooks, iteration: int) -> None:
         trained(self, iteration)
         fails_in_third(iteration)
 
-    return ends(flags, "phd.training.hooks.Observer.trained", fail)
+    return ends(flags, "phd.training.hooks.TrainingHooks.trained", fail)
 
 
 def test_an_error_in_the_middle_of_a_training_is_no_mistake(world, tmp_path):

@@ -22,7 +22,7 @@ def missing(cases: list[list[str]]) -> list[str]:
     for case in cases:
         sys.argv = ["pretrain_phd.py", *case]
         try:
-            refuse_missing_inputs(parse_and_validate_args())
+            refuse_missing_inputs(parse_and_validate_args().args)
             said.append("")
         except ValueError as error:
             said.append(str(error))

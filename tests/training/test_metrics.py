@@ -5,11 +5,13 @@ import shlex
 import sys
 from argparse import Namespace
 from functools import cache
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
 from phd.compare.arguments import differences
-from phd.compare.logs import RUN_FILE
+from phd.run.record import RUN_FILE, read_run_info
 from tests.training.test_arguments import FLAGS
 from tests.trainings import MIXTURE_OF_EXPERTS, VARIANTS
 from tests.world import megatron_globals, run_pretrain
@@ -44,7 +46,7 @@ def flops(world, base_flags, tmp_path_factory):
         flags = [*base_flags, *VARIANTS[variant], *OTHERS.get(kind, []), *more.split()]
         flags += ["--global-batch-size", "2", "--train-iters", "1", "--eval-iters", "0"]
         (counted,) = world.run(count_flops, [*flags, "--tensorboard-dir", str(folder)])
-        return counted, 2 * 40 * json.loads((folder / RUN_FILE).read_text())["flops_per_token"]
+        return counted, 2 * 40 * read_run_info(folder / RUN_FILE).flops_per_token
 
     return run
 
@@ -152,3 +154,14 @@ def test_arguments_of_every_kind_are_recorded(world):
     old = {name: value for name, value in runs[0].arguments.items() if name not in new}
     assert differences(runs[0], Namespace(arguments=old)) == []
     assert "params_dtype" not in runs[1].arguments
+
+
+def served_by_a_nameless_function() -> str:
+    from phd.training import metrics
+
+    with patch.object(metrics.clip_grads, "l2_norm_impl", SimpleNamespace(__module__=None)):
+        return metrics._served_by(Namespace(gradient_accumulation_fusion=False))["clipping"]
+
+
+def test_a_compiled_function_may_have_no_module(world):
+    assert world.run(served_by_a_nameless_function) == ["torch"]

@@ -237,7 +237,10 @@ def test_one_rank_says_it(world, flags, run):
 def test_another_variant_is_refused_unless_asked_for(world, flags, run):
     other = [*flags, "--phd-copies", "3", "--run-dir", str(run), "--exit-interval", "3"]
     (answer,) = world.run(refused_at_start, other)
-    assert "was trained as PHD-CSWA-2-5-12, this run is PHD-CSWA-3-5-12: pass the same --phd-* and" in answer
+    assert (
+        "was trained as PHD-CSWA-2-5-12, this run is PHD-CSWA-3-5-12: pass --variant PHD-CSWA-2-5-12, or"
+        in answer
+    )
     output = world.pretrain([*other, "--override-phd-variant"])
     assert "PHD-CSWA-3-5-12 continues from" in output
     assert "trained as PHD-CSWA-2-5-12" in output
@@ -252,14 +255,50 @@ def variant_refusals(trained: dict, ours: list[dict]) -> list[object]:
 
 
 def test_another_attention_pattern_is_another_variant(world):
-    """By its name, or by the numbers behind one name; flags without effect on it may differ."""
+    """By what its layers keep; a list may spell what a name says, and older arguments its numbers."""
     sink = {"attention_pattern": "longgen-sink"}
-    ours = [sink, sink | {"attention_pattern_local_blocks": 4}, sink | {"attention_pattern_stride": 8}, {}]
-    (answers,) = world.run(variant_refusals, {"num_layers": 4, **sink}, ours)
-    was, now = (f"1*sink(64: 1+{local}),2*full,1*sink(64: 1+{local})" for local in (32, 4))
-    assert answers == [None, (was, now), None, ("longgen-sink", "vanilla")]
+    listed, few = {"attention_pattern": "1sink-2full-1sink"}, {"attention_pattern": "longgen-sink.64.1.4"}
+    (answers,) = world.run(variant_refusals, {"num_layers": 4, **sink}, [sink, listed, few, {}])
+    assert answers == [
+        *(None, None, ("longgen-sink", "longgen-sink.64.1.4")),
+        ("longgen-sink", "vanilla"),
+    ]
+    older = {"num_layers": 4, "attention_pattern_local_blocks": 4, "attention_pattern_stride": 8, **sink}
+    (answers,) = world.run(variant_refusals, older, [few])
+    assert answers == [None]
     (answers,) = world.run(variant_refusals, {"num_layers": 4}, [{}, sink])
     assert answers == [None, ("vanilla", "longgen-sink")]
+
+
+def with_stored_backends(flags: list[str], checkpoint: Path, backends: list[str]) -> list[tuple]:
+    """What start-up says, and the K that an export finds, where the checkpoint names a backend."""
+    from unittest.mock import patch
+
+    from phd.checkpoint.read import read_args
+    from phd.loading import describe, open_checkpoint
+
+    said = []
+    for backend in backends:
+
+        def stored(folder: Path, backend: str = backend) -> Namespace:
+            return Namespace(**vars(read_args(folder)) | {"phd_attention_backend": backend})
+
+        with (
+            patch("phd.training.resume.read_args", stored),
+            patch("phd.checkpoint.read.read_args", stored),
+        ):
+            trained, tensors, _ = open_checkpoint(checkpoint)
+            said.append((*answers(flags, [([], [])]), describe(trained, tensors, None, True)[0].copies.count))
+    return said
+
+
+def test_backends_of_older_checkpoints(world, flags, run):
+    """They are no flag's values any more; a start goes on without a word, and an export finds the model."""
+    checkpoint, backends = run / "checkpoints", ["auto", "flex"]
+    (said,) = world.run(with_stored_backends, [*flags, "--run-dir", str(run)], checkpoint, backends)
+    for answer, copies in said:
+        assert "refused" not in answer and "trained with other" not in answer
+        assert copies == 2
 
 
 def test_another_tokenizer_is_refused(tmp_path):
