@@ -42,8 +42,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from phd.attention import naive_attention, phd_attention
-from phd.attention.rule import dense_mask
+from phd.attention import Layout, attention
+from phd.attention.reference import dense_mask
+from phd.rules.copies import Copies
+from phd.rules.rule import AttentionRule
 
 HEADS, GROUPS, DIM = 8, 2, 64
 WINDOW, CHUNK = 16, 32
@@ -63,7 +65,9 @@ def attention_call(method: str, length: int, copies: int) -> Callable[[], None]:
     query, key, value, grad = (
         torch.randn(length, rows, heads, DIM, generator=generator) for heads in (HEADS, GROUPS, GROUPS, HEADS)
     )
-    inputs = [x.requires_grad_() for x in (query, key, value)]
+    inputs = query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
+    phd = AttentionRule(Copies(copies, WINDOW, CHUNK))
+    naive = AttentionRule(Copies(copies, cached=copies > 1))
     mask: Tensor | None = None
 
     def vanilla(*, grouped: bool) -> Tensor:
@@ -77,7 +81,7 @@ def attention_call(method: str, length: int, copies: int) -> Callable[[], None]:
     def dense() -> Tensor:
         nonlocal mask
         if mask is None:
-            visible = dense_mask(length, copies, window=WINDOW, chunk=CHUNK).reshape(length * copies, -1)
+            visible = dense_mask(phd, length).reshape(length * copies, -1)
             mask = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
         # [s, K, h, d] -> [1, h, s*K, d]
         q, k, v = (x.flatten(0, 1).transpose(0, 1)[None] for x in inputs)
@@ -87,9 +91,9 @@ def attention_call(method: str, length: int, copies: int) -> Callable[[], None]:
     forward = {
         "vanilla": lambda: vanilla(grouped=True),
         "vanilla, heads repeated": lambda: vanilla(grouped=False),
-        "phd": lambda: phd_attention(*inputs, copies=copies, window=WINDOW, chunk=CHUNK, backend="flash"),
+        "phd": lambda: attention(*inputs, Layout.of(phd, length)),
         "dense mask": dense,
-        "naive": lambda: naive_attention(*inputs, copies=copies, backend="flash"),
+        "naive": lambda: attention(*inputs, Layout.of(naive, length)),
     }[method]
 
     def call() -> None:

@@ -34,18 +34,24 @@ from rich.table import Table
 
 import phd.hf
 from benchmarks.attention import machine
-from phd.accounting import flops_per_token, kv_cache_bytes
-from phd.attention.pattern import LayerPatterns
-from phd.bench import Model, random_model
-from phd.config import PHDConfig
-from phd.hf.configuration import stored_patterns
-from phd.timing import kernel_seconds, seconds, steady
+from benchmarks.latency import Model, random_model
+from benchmarks.timing import kernel_seconds, seconds, steady
+from phd.rules.costs import Shape, dense_products
+from phd.rules.variant import Variant
 
 LAYERS, HIDDEN, FFN, HEADS, VOCABULARY = 8, 512, 1376, 4, 256
+SHAPE = Shape(
+    hidden_size=HIDDEN,
+    num_attention_heads=HEADS,
+    num_query_groups=HEADS,
+    kv_channels=HIDDEN // HEADS,
+    vocab_size=VOCABULARY,
+    mlp_products=[dense_products(HIDDEN, FFN, True)] * LAYERS,
+)
 MODELS = {
     "full": "full",
-    "longgen-sink": "2*sink,3*full,3*sink",
-    "longgen-block": "2*block-sparse,3*full,3*block-sparse",
+    "longgen-sink": "2sink-3full-3sink",
+    "longgen-block": "2block-sparse-3full-3block-sparse",
 }
 PAPER = {"train": 1.55, "prefill": 1.67, "decode": 1.41}
 """Times as fast as full attention."""
@@ -54,12 +60,11 @@ LAUNCH_BOUND = 0.8
 RESULTS = Path(__file__).with_suffix(".json")
 
 
-def make_model(patterns: LayerPatterns, length: int, device: torch.device) -> Model:
+def make_model(variant: Variant, length: int, device: torch.device) -> Model:
     config = phd.hf.PHDLlamaConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=2 * length,
-        phd_copies=1,
-        phd_patterns=stored_patterns(patterns),
+        phd_variant=str(variant),
     )  # fmt: skip
     return random_model(config, device, dtype_on(device))
 
@@ -93,17 +98,10 @@ def measure(length: int, rounds: int, steps: int, device: torch.device) -> dict[
     models: dict[str, Model] = {}
     results: dict[str, dict[str, Any]] = {}
     for name, text in MODELS.items():
-        patterns = PHDConfig(attention_pattern=text).patterns(LAYERS)
-        models[name] = make_model(patterns, length, device)
-        flops = flops_per_token(
-            num_layers=LAYERS, hidden_size=HIDDEN, ffn_hidden_size=FFN, num_attention_heads=HEADS,
-            num_query_groups=HEADS, kv_channels=HIDDEN // HEADS, vocab_size=VOCABULARY, seq_length=length,
-            gated_linear_unit=True, patterns=patterns,
-        )  # fmt: skip
-        formula = kv_cache_bytes(
-            length, num_layers=LAYERS, num_query_groups=HEADS, kv_channels=HIDDEN // HEADS,
-            bytes_per_element=dtype_on(device).itemsize, patterns=patterns,
-        )  # fmt: skip
+        variant = Variant.parse(text)
+        models[name] = make_model(variant, length, device)
+        flops = variant.flops_per_token(SHAPE, length)
+        formula = variant.kv_cache_bytes(SHAPE, length, dtype_on(device).itemsize)
         results[name] = {"flops_per_token": flops, "kv_bytes_formula": formula} | {what: [] for what in PAPER}
     with steady(device):
         for turn in range(rounds):

@@ -11,7 +11,6 @@ Legend: s positions, K copies, h query heads, g key/value heads, d head dimensio
 import statistics
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +18,15 @@ from torch import Tensor
 from benchmarks.gpu.kernels import dense_mask_attention, vanilla_kernels
 from benchmarks.gpu.piece import Result, keep, main, say, target, time_left
 from benchmarks.gpu.timing import device_of, peak_bytes
-from phd.accounting import visible_pairs
-from phd.attention import phd_attention
+from benchmarks.peers.flex import flex_attention_of
+from benchmarks.timing import in_turns
+from phd.attention import Layout, attention
 from phd.attention.kernels import cuda
-from phd.timing import in_turns
+from phd.rules.copies import Copies
+from phd.rules.rule import AttentionRule
 
 WIDTH = 2048
-RULE: dict[str, Any] = {"window": 16, "chunk": 32}
+WINDOW, CHUNK = 16, 32
 LONGEST_DENSE = 4096
 """Positions up to which the dense mask is tried: it has (K s)^2 elements."""
 type Call = Callable[[], object]
@@ -64,21 +65,18 @@ def beside_vanilla(row: Result, rounds: int, device: torch.device) -> None:
         f"vanilla, {name}": backward_of(partial(kernel, *inputs), inputs, grad)
         for name, kernel in vanilla_kernels(row["d"], inputs, device).items()
     }
-    calls["phd"] = phd_call(row, device, "flash")
+    calls["phd"] = call_of(phd_attention, row, device)
     row["phd_kernel"] = phd_kernel(row, device)
     if length <= LONGEST_DENSE:
         inputs, grad = random_inputs(row, copies, device)
-        dense = dense_mask_attention(length, copies, RULE, device)
+        dense = dense_mask_attention(rule_of(row), length, device)
         calls["dense mask"] = backward_of(partial(dense, *inputs), inputs, grad)
     row["methods"] = methods = measured(calls, rounds, device)
     for name, method in methods.items():
         if "seconds" in method:
-            pairs = (
-                visible_pairs(length)
-                if name.startswith("vanilla")
-                else visible_pairs(length, copies=copies, **RULE)
-            )
-            # a product with keys and one with values; backward counts twice forward, as in phd.accounting
+            rule = AttentionRule() if name.startswith("vanilla") else rule_of(row)
+            pairs = rule.visible_pairs(length)
+            # a product with keys and one with values; backward counts twice forward, as in phd.rules.costs
             method["tflops"] = 3 * 4 * WIDTH * pairs / method["median"] / 1e12
     vanilla = [name for name in methods if name.startswith("vanilla") and "seconds" in methods[name]]
     if not vanilla or refused(row, "phd"):
@@ -92,7 +90,10 @@ def beside_vanilla(row: Result, rounds: int, device: torch.device) -> None:
 def beside_flex(row: Result, rounds: int, device: torch.device) -> None:
     """Measure PHD again, and FlexAttention compiled for this size alone."""
     torch.compiler.reset()  # or the second size would be compiled for any size
-    calls = {backend: phd_call(row, device, backend) for backend in ("flash", "flex")}
+    calls = {
+        "flash": call_of(phd_attention, row, device),
+        "flex": call_of(flex_attention_of, row, device),
+    }
     row["backends"] = methods = measured(calls, rounds, device)
     if all("seconds" in method for method in methods.values()):
         row["flex_over_phd"] = ratio(methods["flex"], methods["flash"])
@@ -102,10 +103,17 @@ LEAST_SECONDS = {beside_vanilla: 5.0, beside_flex: 30.0}
 """A size is left out where less is left: FlexAttention's forward and backward take most of it to compile."""
 
 
-def phd_call(row: Result, device: torch.device, backend: str) -> Call:
+def rule_of(row: Result) -> AttentionRule:
+    return AttentionRule(Copies(row["K"], WINDOW, CHUNK))
+
+
+def phd_attention(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    return attention(query, key, value, Layout.of(rule, len(query), device=query.device))
+
+
+def call_of(function: Callable[..., Tensor], row: Result, device: torch.device) -> Call:
     inputs, grad = random_inputs(row, row["K"], device)
-    forward = partial(phd_attention, *inputs, copies=row["K"], backend=backend, **RULE)
-    return backward_of(forward, inputs, grad)
+    return backward_of(partial(function, *inputs, rule_of(row)), inputs, grad)
 
 
 def phd_kernel(row: Result, device: torch.device) -> str:

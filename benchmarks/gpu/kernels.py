@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from phd.attention.rule import dense_mask
+from phd.attention.reference import dense_mask
+from phd.rules.rule import AttentionRule
 
 type Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -67,14 +68,15 @@ def flash_attention_3(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (out[0] if isinstance(out, tuple) else out).transpose(0, 1)
 
 
-def dense_mask_attention(length: int, copies: int, rule: dict[str, Any], device: torch.device) -> Kernel:
-    """PHD's rule as a (K s)^2 mask for scaled_dot_product_attention, which is built in the first call."""
+def dense_mask_attention(rule: AttentionRule, length: int, device: torch.device) -> Kernel:
+    """A rule as a (K s)^2 mask for scaled_dot_product_attention, which is built in the first call."""
+    copies = rule.copies.count
     mask: Tensor | None = None
 
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         nonlocal mask
         if mask is None:
-            visible = dense_mask(length, copies, **rule, device=device).reshape(length * copies, -1)
+            visible = dense_mask(rule, length, device=device).reshape(length * copies, -1)
             mask = torch.zeros(visible.shape, dtype=query.dtype, device=device)
             mask.masked_fill_(~visible, -torch.inf)
         # the kernel that takes a mask has no grouped heads

@@ -1,13 +1,11 @@
-"""`phd bench latency`: reading a prompt, and a step, eager and as a CUDA graph; the 550M's shape."""
+"""benchmarks/latency.py: reading a prompt, and a step, eager and as a CUDA graph; the 550M's shape."""
 
-import argparse
-
+from benchmarks import latency
 from benchmarks.gpu.piece import Result, keep, main, say, target
 from benchmarks.gpu.timing import device_of
-from phd import bench
-from phd.timing import steady
+from benchmarks.timing import steady
 
-# What the targets need; all of the figure is `phd bench latency --output FILE`.
+# What the targets need; all of the figure is `python -m benchmarks.latency --output FILE`.
 FULL = (
     "--shape 550m --prompts 2048 8192 --prefill-copies 2 16 --decode-copies 2 16 64 256 --rounds 5 "
     "--styles naive PHD-CSWA --naive-tokens 4096"
@@ -21,31 +19,29 @@ WIDEST = 64
 
 
 def run(dry: bool) -> Result:
-    """`phd bench latency`: reading a prompt, and a step, eager and as a CUDA graph; the 550M's shape."""
+    """benchmarks/latency.py: reading a prompt, and a step, eager and as a CUDA graph; the 550M's shape."""
     device = device_of(dry)
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    words = f"latency {DRY if dry else FULL} --device {device}".split()
-    args = parser.parse_args(words)
+    words = f"{DRY if dry else FULL} --device {device}".split()
+    args = latency.parse(words)
     prefill: list[Result] = []
     decode: list[Result] = []
     failed = None
     with steady(device):
         say("model")
-        base, report = bench.prepare(args, device)
+        base, report = latency.prepare(args)
         about = {key: value for key, value in report.items() if key not in ("command", "started", "machine")}
         keep(arguments=" ".join(words), **about)
         # the graphs first, as targets go by them
         for graphed in (True, False) if device.type == "cuda" else (False,):
             say(f"steps{', CUDA graphs' if graphed else ''}")
             try:
-                decode += bench.decode(base, args, report, graphed=graphed)
+                decode += latency.decode(base, args, report, graphed=graphed)
             except RuntimeError as error:  # what cannot be captured: the rest still runs
                 failed = error
             keep(decode=decode, targets=targets(prefill, decode))
         for length in args.prompts:
             say(f"a prompt of {length} tokens")
-            prefill += bench.prefill(base, length, args)
+            prefill += latency.prefill(base, length, args)
             keep(prefill=prefill, targets=targets(prefill, decode))
     if failed:
         raise failed

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from benchmarks.gpu.piece import Result, keep, main, say, time_left
 from benchmarks.gpu.timing import device_of, peak_bytes
+from benchmarks.timing import in_turns
 from phd.attention.full import FullOriginals
 from phd.attention.kernels import attention_backward, attention_forward
-from phd.attention.layout import one_document_layout
-from phd.timing import in_turns
+from phd.attention.layout import Layout
+from phd.rules.rule import AttentionRule
 
 LEAST_SECONDS = 6.0
 """Of a size: cuDNN plans each of the three ways, forward and backward."""
@@ -71,11 +72,11 @@ def random_inputs(
 
 
 def expanded(query: Tensor, key: Tensor, value: Tensor, grad: Tensor) -> Outcome:
-    layout = one_document_layout(len(query), 1, None, 0, 1, query.device)
+    layout = Layout.of(AttentionRule(), len(query), device=query.device)
     scale = query.shape[-1] ** -0.5
     # one sample: [s, ...] -> [s, 1, ...]
     query, key, value, grad = (x.unsqueeze(1) for x in (query, key, value, grad))
-    originals = FullOriginals(query, key, value, layout, scale, None)
+    originals = FullOriginals(query, key, value, layout, scale)
     out, lse = originals.forward()
     grad_query, parts = originals.backward(grad, out, lse)
     # one of each copy

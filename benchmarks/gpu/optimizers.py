@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu.piece import Result, keep, main
 from benchmarks.gpu.timing import device_of
-from phd.timing import in_turns
+from benchmarks.timing import in_turns
 
 ADAMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torch": ("torch.optim", "AdamW", {}),  # as Megatron calls it where there is neither of the last two

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.gpu.piece import Result, main
 from benchmarks.gpu.timing import device_of
-from phd.timing import in_turns
+from benchmarks.timing import in_turns
 
 
 def run(dry: bool) -> Result:

@@ -1,4 +1,4 @@
-"""The device of a piece, and the memory of a call; how calls are timed stands in phd/timing.py."""
+"""The device of a piece, and the memory of a call; how calls are timed stands in benchmarks/timing.py."""
 
 from collections.abc import Callable
 

@@ -77,7 +77,7 @@ def run(dry: bool) -> Result:
 
 
 def steps(training: Training, dry: bool) -> Result:
-    """ms of a step, tokens/s, TFLOP/s and MFU by phd.accounting; the work really done, no more."""
+    """ms of a step, tokens/s, TFLOP/s and MFU by formula; the work really done, no more."""
     flags = example_flags(training.size, training.variant)
     flags += BATCHES.split()
     # 100352 with Megatron's padding, the paper's

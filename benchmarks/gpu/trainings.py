@@ -1,6 +1,5 @@
 """Short runs of pretrain_phd.py without a run folder: what it recorded, and no checkpoint."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -10,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu.piece import ROOT, Result, call
-from phd.run.record import METRICS_FILE, read_lines
+from phd.run.files import read_json
+from phd.run.record import METRICS_FILE, RUN_FILE, read_lines
 
 # one rank needs no network, and a machine for measuring may have none
 ENVIRONMENT = {
@@ -55,7 +55,7 @@ def train(flags: list[str]) -> tuple[Result, list[Result]]:
         folders = ["--tensorboard-dir", folder, "--data-cache-path", str(Path(folder, "index-cache"))]
         options = ["--log-interval", "1", "--eval-iters", "0", *folders]
         call([sys.executable, "-m", program, *flags, *options], **ENVIRONMENT)
-        about: Result = json.loads(Path(folder, "phd_run.json").read_text("utf-8"))
+        about: Result = read_json(Path(folder, RUN_FILE))
         del about["arguments"]
         lines = [line for line in read_lines(Path(folder, METRICS_FILE)) if line["kind"] == "train"]
     return about, lines

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.layouts import WAYS, random_inputs
-from phd.attention import phd_attention
+from tests.attention.calls import attend, rule_of
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -15,7 +15,7 @@ def test_all_are_attention_over_the_originals(name, copies, groups):
     )
     given = [x.requires_grad_() for x in (query, key, value)]
     keys = key[:, None], value[:, None]
-    alone = [phd_attention(query[:, [c]], *keys, copies=1, window=1, chunk=None) for c in range(copies)]
+    alone = [attend(query[:, [c]], *keys, rule_of(1)) for c in range(copies)]
     out = torch.cat(alone, dim=1)
     expected = (out, *torch.autograd.grad(out, given, grad))
     found = WAYS[name](*(x.detach() for x in given), grad)

@@ -8,7 +8,8 @@ import pytest
 
 from tests.world import ROOT
 
-SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+FILES = (ROOT / "benchmarks").glob("*.py")
+SCRIPTS = sorted(path.name for path in FILES if "__main__" in path.read_text("utf-8"))
 # Runs each script as the interpreter runs one, in a process forked from this, which has imported what takes
 # long and nothing of the repository; prints each one's exit status and output as JSON.
 STARTS = """

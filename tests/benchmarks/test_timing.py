@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from phd.timing import device_seconds, in_turns, steady
+from benchmarks.timing import device_seconds, in_turns, steady
 
 CPU = torch.device("cpu")
 
