@@ -2,7 +2,8 @@
 # Sourced by pretrain.sh and slurm/submit.sh: a size and a variant become Megatron's flags.
 #
 #   SIZE     a file of sizes/: 151m, 550m, 1.2b (the paper's), 7b (Llama-2's), 300k (for a CPU)
-#   VARIANT  vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C, the names of the paper
+#   VARIANT  vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C, the names of the paper; a pattern of the
+#            layers, as longgen-sink; or both, as PHD-CSWA-2-16-32+longgen-sink
 #
 # All variants of a size differ by these flags and the name alone. Needs in the environment:
 #   DATA_PREFIX      the data set without .bin, from `phd data tokenize`; or a blend's .txt, from `phd data blend`
@@ -22,19 +23,10 @@ read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKEN
   [ -f "$ROOT/examples/sizes/$size.sh" ] || fail "no size $size; there are: ${sizes//.sh/}"
   # shellcheck source=/dev/null
   source "$ROOT/examples/sizes/$size.sh"
-  if [ "$variant" = vanilla ]; then
-    PHD_FLAGS=()
-  elif [[ $variant =~ ^naive-([0-9]+)$ ]]; then
-    PHD_FLAGS=(--phd-copies "${BASH_REMATCH[1]}" --phd-naive)
-  elif [[ $variant =~ ^PHD-([0-9]+)$ ]]; then
-    PHD_FLAGS=(--phd-copies "${BASH_REMATCH[1]}" --phd-window 1)
-  elif [[ $variant =~ ^PHD-SWA-([0-9]+)-([0-9]+)-inf$ ]]; then
-    PHD_FLAGS=(--phd-copies "${BASH_REMATCH[1]}" --phd-window "${BASH_REMATCH[2]}" --phd-chunk 0)
-  elif [[ $variant =~ ^PHD-CSWA-([0-9]+)-([0-9]+)-([0-9]+)$ ]]; then
-    PHD_FLAGS=(--phd-copies "${BASH_REMATCH[1]}" --phd-window "${BASH_REMATCH[2]}" --phd-chunk "${BASH_REMATCH[3]}")
-  else
-    fail "no variant $variant: use vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C"
-  fi
+  PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
+  if [[ $PYTHON == */* ]]; then PYTHON=$(realpath -ms "$PYTHON"); fi # -s: an environment's is a link
+  variant=$(cd "$ROOT" && "$PYTHON" -m phd.commands.cli variant "$variant") || exit
+  PHD_FLAGS=(--variant "$variant")
   : "${DATA_PREFIX:?the path of the data set without .bin}" "${TOKENIZER_MODEL:?the SentencePiece .model file, or a tokenizer.json}"
   SEED=${SEED:-1}
   # absolute, as a job starts elsewhere
@@ -45,8 +37,6 @@ read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKEN
   local tokenizer=${TOKENIZER_MODEL%/tokenizer.json} # Megatron takes its folder
   if [[ -d $tokenizer || $tokenizer != "$TOKENIZER_MODEL" ]]; then type=HuggingFaceTokenizer; fi
   TOKENIZER=(--tokenizer-type "$type" --tokenizer-model "$tokenizer")
-  PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
-  if [[ $PYTHON == */* ]]; then PYTHON=$(realpath -ms "$PYTHON"); fi # -s: an environment's is a link
   RUN=$RUNS/$variant-seed$SEED
 }
 

@@ -4,7 +4,7 @@
 #   FROM=runs/151m/vanilla-seed1/checkpoints DATA_PREFIX=long/blend.txt TOKENIZER_MODEL=tokenizer.model \
 #     examples/extend.sh 151m vanilla "8192 32768" [FLAG ...]
 #
-# Every length is a run of pretrain.sh, in RUNS/PATTERN-LENGTH, that starts from the weights of the one before.
+# Every length is a run of pretrain.sh, in RUNS/NAME-LENGTH, that starts from the weights of the one before.
 # Run it again to continue: what is finished is passed over. `phd data upsample` makes the data, `phd import` a
 # checkpoint of a Llama. Beside the variables of common.sh:
 #   FROM               checkpoints of the model to extend
@@ -21,19 +21,22 @@ read_settings "$1" "$2"
 SIZE=$1 VARIANT=$2 LENGTHS=$3 ALL=$RUNS
 shift 3
 : "${FROM:?the checkpoints of the model to extend}"
-PATTERN=${ATTENTION_PATTERN:-longgen-sink} TOKENS=${STAGE_TOKENS:-5000000000} BATCH=${BATCH_TOKENS:-4194304}
+PATTERN=$(cd "$ROOT" && "$PYTHON" -m phd.commands.cli variant "${ATTENTION_PATTERN:-longgen-sink}") || exit
+WHOLE=$VARIANT+$PATTERN
+if [ "$PATTERN" = vanilla ]; then WHOLE=$VARIANT; elif [ "$VARIANT" = vanilla ]; then WHOLE=$PATTERN; fi
+TOKENS=${STAGE_TOKENS:-5000000000} BATCH=${BATCH_TOKENS:-4194304}
 
 for length in $LENGTHS; do
   [ $((BATCH % length)) = 0 ] || fail "BATCH_TOKENS $BATCH is no multiple of the length $length"
 done
 for length in $LENGTHS; do
-  export RUNS="$ALL/${PATTERN//[*,]/-}-$length"
-  run=$RUNS/$VARIANT-seed$SEED
+  export RUNS="$ALL/$WHOLE-$length"
+  run=$RUNS/$WHOLE-seed$SEED
   if [ -d "$run" ] && finished "$run"; then
     echo "extend.sh: $length tokens are done"
   else
-    "$ROOT/examples/pretrain.sh" "$SIZE" "$VARIANT" --pretrained-checkpoint "$FROM" --override-phd-variant \
-      --attention-pattern "$PATTERN" --seq-length "$length" --max-position-embeddings "$length" \
+    "$ROOT/examples/pretrain.sh" "$SIZE" "$WHOLE" --pretrained-checkpoint "$FROM" --override-phd-variant \
+      --seq-length "$length" --max-position-embeddings "$length" \
       --micro-batch-size 1 --global-batch-size $((BATCH / length)) --train-iters $((TOKENS / BATCH)) \
       --lr 2e-5 --min-lr 2e-5 --lr-decay-style constant --lr-warmup-iters 0 "$@"
     # saved after a signal or --exit-duration-in-mins, it ends with 0 too

@@ -10,7 +10,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_settings "$1" "$2"
-NAME=$2
+NAME=${PHD_FLAGS[1]} # as everything writes it
 shift 2
 [ "${NNODES:-1}" = 1 ] || [ -n "${RDZV_ENDPOINT:-}" ] || fail "NNODES is $NNODES: set RDZV_ENDPOINT=HOST:PORT, the same on every node"
 

@@ -98,7 +98,7 @@ def flags_of(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def commands_of(command: str) -> dict[str, argparse.ArgumentParser]:
-    """What follows `phd data` and `phd bench`; nothing for the others."""
+    """What follows `phd data`; nothing for the others."""
     for action in parser_of(command)._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
@@ -113,7 +113,7 @@ def our_training_flags() -> set[str]:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 name = node.target.id.replace("_", "-")
                 flags |= {f"--{name}", f"--no-{name}"}
-    return flags
+    return flags | {*re.findall(r'^ +"(--[a-z-]+)",$', words(ROOT / "phd/training/variant_flags.py"), re.M)}
 
 
 def spoken_of(text: str) -> list[str]:

@@ -8,33 +8,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAY_NAME_PRIVATE = {"phd/megatron/compat.py", "phd/megatron/cpu.py"}
+MAY_NAME_PRIVATE = {"phd/megatron/compat.py", "phd/megatron/cpu.py", "phd/megatron/loop.py"}
 # What each part may import of this repository and of Megatron; the longest matching path decides.
 ALLOWED = {
     "phd": {"phd"},
-    "phd/attention": {"phd.attention"},
-    "phd/megatron": {"phd.attention", "phd.megatron", "phd.config", "megatron"},
-    # The process of --async-save is watched; and, for type checkers, what the training loop calls.
-    "phd/megatron/compat.py": {"phd.megatron", "phd.checkpoint.saver", "phd.training.hooks", "megatron"},
+    "phd/rules": {"phd.rules"},
+    "phd/old_flags.py": {"phd.rules"},
+    "phd/attention": {"phd.attention", "phd.rules"},
+    "phd/megatron": {"phd.attention", "phd.rules", "phd.megatron", "phd.config", "megatron"},
     "phd/checkpoint": {"phd.checkpoint", "phd.run", "megatron"},
     "phd/checkpoint/__init__.py": {"phd.megatron"},  # it prepares torch before Megatron is imported
-    "phd/checkpoint/saver.py": set(),  # for phd/megatron/compat.py
     "phd/training": {
         *("phd.attention", "phd.megatron", "phd.checkpoint", "phd.training", "phd.run"),
-        *("phd.config", "phd.accounting", "megatron"),
+        *("phd.config", "phd.old_flags", "phd.rules", "megatron"),
     },
-    "phd/run": {"phd.run"},
-    "phd/hf": {"phd.attention", "phd.hf"},
-    "phd/config.py": {"phd.attention"},
-    "phd/accounting.py": {"phd.attention.pattern"},  # for type checkers: formulas run without torch
-    "phd/compare": {"phd.compare", "phd.run"},
+    "phd/run": {"phd.run", "phd.rules"},
+    "phd/hf": {"phd.attention", "phd.hf", "phd.rules"},
+    "phd/config.py": {"phd.attention", "phd.rules"},
+    "phd/compare": {"phd.compare", "phd.run", "phd.rules"},
     "phd/serving": {"phd.hf", "phd.serving"},
     "phd/commands": {"phd"},
     "phd/commands/importing.py": {"phd", "megatron"},
     "phd/commands/plan.py": {"phd", "megatron"},
     "phd/commands/prepare.py": {"phd", "megatron"},
     "phd/commands/cli.py": {"phd.commands", "data_tools"},
-    "phd/loading.py": {"phd.checkpoint", "phd.hf", "phd.config", "phd.quiet"},
+    "phd/loading.py": {"phd.checkpoint", "phd.hf", "phd.rules", "phd.quiet"},
     "phd/quiet.py": set(),
     "pretrain_phd.py": {"phd", "megatron"},
     "data_tools": {"data_tools"},
@@ -79,6 +77,21 @@ def test_attention_needs_torch_only(file):
     """The Hugging Face export copies these files out of the repository, and a GPU kernel may need Triton."""
     packages = {name.partition(".")[0] for name in imports(ROOT / file)}
     assert packages <= {*sys.stdlib_module_names, "torch", "triton", "phd"}
+
+
+@pytest.mark.parametrize("file", [file for file in source_files() if file.startswith("phd/rules/")])
+def test_rules_need_the_standard_library_only(file):
+    """Whoever asks for a name or a cost waits for nothing."""
+    packages = {name.partition(".")[0] for name in imports(ROOT / file)}
+    assert packages <= {*sys.stdlib_module_names, "phd"}
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in source_files() if file.startswith(("phd/run/", "phd/compare/"))]
+)
+def test_run_folders_are_read_without_torch(file):
+    """phd status and phd compare would wait for it."""
+    assert "torch" not in {name.partition(".")[0] for name in imports(ROOT / file)}
 
 
 def private_names(path: Path, package: str) -> Iterator[str]:

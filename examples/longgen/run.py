@@ -65,12 +65,13 @@ class Stage:
     def pattern_flags(self, pattern: str) -> list[str]:
         """Sinks and a window of ``budget`` blocks, or half of them strided."""
         local = (self.budget + 1) // 2
-        return [
-            *("--attention-pattern", pattern, "--attention-pattern-block", str(BLOCK)),
-            *("--attention-pattern-local-blocks", str(self.budget - 1)),
-            *("--attention-pattern-stride-local-blocks", str(local)),
-            *("--attention-pattern-stride", str(self.length // BLOCK // (self.budget - local))),
-        ]
+        stride = self.length // BLOCK // (self.budget - local)
+        numbers = {
+            "full": "",
+            "longgen-sink": f".{BLOCK}.1.{self.budget - 1}",
+            "longgen-block": f".{BLOCK}.{stride}.{local}",
+        }
+        return ["--attention-pattern", pattern + numbers[pattern]]
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,8 @@ def evaluate(evaluated: Evaluated, settings: Settings, folder: Path) -> dict[str
     if not output.exists():
         flags: list[Any] = []
         if evaluated.sink is not None:
-            flags = ["--attention-pattern", "sink", "--pattern-block", BLOCK]
-            flags += ["--pattern-sink", evaluated.sink, "--pattern-local", BUDGET - evaluated.sink]
+            pattern = f"sink.{BLOCK}.{evaluated.sink}.{BUDGET - evaluated.sink}"
+            flags = ["--attention-pattern", pattern]
         phd("eval", folder / evaluated.run / "checkpoints", "--tasks", "phd_needle",
             "--corpus", folder / "held-out.jsonl", "--lengths", settings.lengths,
             "--limit", settings.prompts, "--batch-size", 1, *flags, "--output", output)  # fmt: skip

@@ -63,6 +63,6 @@ def accepted(command_lines: list[list[str]]) -> list[tuple[int, int, int]]:
     shapes = []
     for flags in command_lines:
         sys.argv = ["pretrain_phd.py", *flags]
-        args = parse_and_validate_args()
+        args = parse_and_validate_args().args
         shapes.append((args.num_layers, args.hidden_size, args.seq_length))
     return shapes

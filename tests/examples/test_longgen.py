@@ -46,10 +46,8 @@ def assert_told(folder: Path) -> None:
     for stage, length, local in ((3, 256, 2), (4, 512, 8)):
         run = folder / f"{stage}-longgen-sink" / "phd_run.json"
         arguments = json.loads(run.read_text())["arguments"]
-        assert arguments["attention_pattern"] == "longgen-sink"
+        assert arguments["attention_pattern"] == f"longgen-sink.16.1.{local}"
         assert arguments["seq_length"] == length
-        assert arguments["attention_pattern_block"] == 16
-        assert arguments["attention_pattern_local_blocks"] == local
 
 
 def test_the_full_story_as_planned(world, tmp_path, monkeypatch):
