@@ -4,7 +4,8 @@
 #   DATA_PREFIX=data/corpus TOKENIZER_MODEL=tokenizer.model examples/pretrain.sh 151m PHD-CSWA-2-16-32
 #
 # The variables are explained in common.sh. On several nodes start it on each, with NNODES and RDZV_ENDPOINT. Run it
-# again to continue; its end is told by `phd status RUN`. Flags after the variant are added last and so win.
+# again to continue; its end is told by `phd status RUN`. Flags after the variant are added last and so win; those that
+# the variant's name stands for are refused.
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 SIZE VARIANT [FLAG ...]" >&2; exit 2; }
 # shellcheck source-path=SCRIPTDIR source=common.sh

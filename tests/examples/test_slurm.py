@@ -180,7 +180,7 @@ def test_a_bad_flag_is_not_queued_again(slurm, environment, tmp_path):
     submit(slurm, environment, tmp_path, *flags, NNODES="1")
     slurm.wait()
     run = run_folder(tmp_path, VARIANT)
-    assert "--phd-window must be at least 1" in log(run)
+    assert "--variant PHD-CSWA-2-16-32 says what --phd-window says: leave one out" in log(run)
     assert "queueing again" not in log(run)
 
 
