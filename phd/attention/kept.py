@@ -66,7 +66,7 @@ def _parts(keys: Keys, piece: Piece) -> Iterator[Part]:
     """The parts of a piece; positions count from the document's start."""
     begin = piece.begin - piece.document
     for part in keys.parts(begin, begin + piece.rows.stop - piece.rows.start):
-        # rules of heads and of turned queries are for inference and training to come
+        # no kernel computes a part of some heads, or one with turned queries, yet
         assert part.heads is None and not part.rotation
         yield part
 

@@ -70,6 +70,8 @@ class Layout:
     halo: int
     """Positions before a run whose hidden keys it needs from the rank that holds them; 0 where no band
     crosses the border between runs."""
+    groupless: "Layout | None" = None
+    """The same without ``parallel``, which all calls share: what is made of a layout once is kept with it."""
 
     @staticmethod
     def of(
@@ -103,7 +105,7 @@ class Layout:
         else:
             _check(document_starts, length)
             layout = _make(rule, length, document_starts.cpu(), rank, size, device)
-        return layout if parallel is None else replace(layout, parallel=parallel)
+        return layout if parallel is None else replace(layout, parallel=parallel, groupless=layout)
 
     @property
     def local_positions(self) -> int:

@@ -30,7 +30,7 @@ class SparseOriginals:
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> None:
         self.query, self.scale, self.parallel = query, scale, layout.parallel
         self.dtype = torch.promote_types(query.dtype, torch.float32)
-        self.kept = kept_keys(layout, query.device)
+        self.kept = kept_keys(layout.groupless or layout, query.device)
         if self.kept.exchange is None:
             self.keys, self.values = key.contiguous(), value.contiguous()
         else:

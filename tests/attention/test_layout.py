@@ -7,9 +7,13 @@ import torch
 
 from phd.attention import Layout
 from phd.attention.context_parallel import ContextParallel
+from phd.attention.kept import kept_keys
 from phd.attention.reference import dense_mask
 from phd.attention.slices import rank_runs
+from phd.attention.sparse import SparseOriginals
 from phd.rules.copies import Copies
+from phd.rules.keys import Blocks
+from phd.rules.rule import AttentionRule
 from tests.attention.calls import rule_of
 from tests.attention.test_attention import starts_of
 
@@ -83,6 +87,18 @@ def test_halo(chunk, documents, size, halo):
 
 def test_layouts_without_documents_are_made_once():
     assert layout_of(4, 8) is layout_of(4, 8)
+
+
+def test_ranks_look_up_once_what_a_sparse_layer_keeps():
+    """Each call of a layer asks for its layout anew."""
+    rule = AttentionRule(keys=Blocks(4, 1, 2))
+    query = torch.zeros(LENGTH // 2, 1, 1, 2, 4)
+    kept_keys.cache_clear()
+    for _ in range(3):
+        layout = Layout.of(rule, LENGTH, parallel=Ranks(0, 2))
+        layout.parallel.__dict__["fetch"] = lambda keys, exchange: keys  # nobody is there to send some
+        SparseOriginals(query, query[:, :, 0], query[:, :, 0], layout, 1.0)
+    assert kept_keys._real.cache_info().misses == 1
 
 
 def test_refusals():
