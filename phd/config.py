@@ -88,9 +88,9 @@ class PHDConfig:
             ValueError: --attention-pattern is one of another depth.
         """
         try:
-            LayerPattern.parse(self.attention_pattern).layers(
-                num_layers
-            )  # a variant forgets how many full layers
-            return self.variant.layers(num_layers)
+            # the flag's own pattern: that of a variant has forgotten how many layers a list of full ones has
+            layers = LayerPattern.parse(self.attention_pattern).layers(num_layers)
         except ValueError as error:
             raise ValueError(f"--attention-pattern: {error}") from error
+        copies = self.variant.copies
+        return tuple(AttentionRule(copies, keys) for keys in layers)

@@ -85,10 +85,10 @@ class PHDLlamaConfig(LlamaConfig):
             )
         try:
             variant = self.variant
-            variant.layers(self.num_hidden_layers)
+            rules = variant.layers(self.num_hidden_layers)
         except ValueError as error:
             raise ValueError(f"phd_variant: {error}") from error
-        if any(rule.keys.trained_only for rule in self.rules):
+        if any(rule.keys.trained_only for rule in rules):
             raise ValueError(f"phd_variant: {variant} has layers of training alone, which are full elsewhere")
         if variant.copies.cached:
             raise ValueError(f"phd_variant: {variant} is a baseline of training: it has no cache of its own")

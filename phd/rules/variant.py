@@ -132,6 +132,6 @@ class Variant:
         Raises:
             ValueError: the pattern is one of another depth.
         """
-        rules = self.outside_training(shape.num_layers).layers(shape.num_layers)
-        entries = sum(rule.retained(seq_length) for rule in rules)
+        rules = self.layers(shape.num_layers)
+        entries = sum(rule.outside_training.retained(seq_length) for rule in rules)
         return 2 * shape.num_query_groups * shape.kv_channels * bytes_per_element * entries
