@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from phd.attention import BACKENDS
 from phd.rules.pattern import LayerPattern
 from phd.rules.rule import AttentionRule
-from phd.rules.variant import Variant
+from phd.rules.variant import COPY_EMBEDDINGS, Variant
 
 
 @dataclass(kw_only=True)
@@ -30,6 +30,15 @@ class PHDConfig:
     phd_naive: bool = False
     """The paper's baseline instead of PHD: plain causal attention over all K copies, every copy cached.
     --phd-window and --phd-chunk have no effect."""
+
+    phd_consecutive_positions: bool = False
+    """With --phd-naive: copy j of position m is at K * m + j for the rotary embedding, as in the plain form
+    of Hidden Decoding (arXiv 2607.08186), rather than at m like the others of its token."""
+
+    phd_copy_embedding: str = "none"
+    """What tells hidden copies apart in the first layer: none (all copies enter as their token's embedding);
+    vector (plus a learned vector for each hidden copy, zero at first); or table (an embedding table for each
+    hidden copy, at first equal to the embedding)."""
 
     phd_prune_last_layer: bool = True
     """Compute all copies in the last layer too, of which the last alone is used. The result is the same."""
@@ -62,6 +71,18 @@ class PHDConfig:
             )
         if self.phd_naive and self.phd_copies == 1:
             raise ValueError("--phd-naive repeats tokens and needs --phd-copies of at least 2")
+        if self.phd_consecutive_positions and not self.phd_naive:
+            raise ValueError("--phd-consecutive-positions is of --phd-naive alone: leave it out")
+        if self.phd_copy_embedding not in COPY_EMBEDDINGS:
+            raise ValueError(
+                f"--phd-copy-embedding must be one of {', '.join(COPY_EMBEDDINGS)}, got "
+                f"{self.phd_copy_embedding!r}"
+            )
+        if self.phd_copy_embedding != "none" and self.phd_copies == 1:
+            raise ValueError(
+                f"--phd-copy-embedding {self.phd_copy_embedding} is of hidden copies, and --phd-copies 1 has "
+                "none: leave it out, or take --phd-copies of at least 2"
+            )
         if self.phd_attention_backend not in BACKENDS:
             raise ValueError(
                 f"--phd-attention-backend must be one of {', '.join(BACKENDS)}, got "

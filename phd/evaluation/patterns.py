@@ -1,6 +1,7 @@
 """A layer pattern at inference only: the baselines that LongGen (arXiv 2410.01485) is compared with."""
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from phd.old_flags import add_old_pattern_flags
@@ -45,8 +46,8 @@ def with_layers(model: Any, layers: tuple[Keys, ...]) -> Any:
 
     settings = model.config.to_dict()
     del settings["model_type"]
-    copies = Variant.parse(settings.get("phd_variant", "vanilla")).copies
-    settings["phd_variant"] = str(Variant(copies, LayerPattern.of(layers)))
+    variant = Variant.parse(settings.get("phd_variant", "vanilla"))
+    settings["phd_variant"] = str(replace(variant, pattern=LayerPattern.of(layers)))
     config = PHDLlamaConfig(**settings)
     with torch.device("meta"):
         changed = PHDLlamaForCausalLM(config)

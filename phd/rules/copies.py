@@ -11,11 +11,12 @@ from typing import Any
 
 _NAMES = {
     "naive": re.compile(r"naive-(?P<count>\d+)"),
+    "consecutive": re.compile(r"naive-(?P<count>\d+)-consecutive"),
     "PHD": re.compile(r"PHD-(?P<count>\d+)"),
     "SWA": re.compile(r"PHD-SWA-(?P<count>\d+)-(?P<window>\d+)-inf"),
     "CSWA": re.compile(r"PHD-CSWA-(?P<count>\d+)-(?P<window>\d+)-(?P<chunk>\d+)"),
 }
-SPELLINGS = "vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C"
+SPELLINGS = "vanilla, naive-K, naive-K-consecutive, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Copies:
     """K copies of every token. Fields without effect hold one value, so that equal rules are equal values.
 
     Raises:
-        ValueError: a number is below 1, or copies are cached and there is one.
+        ValueError: a number is below 1, copies are cached and there is one, or consecutive and not cached.
     """
 
     count: int = 1
@@ -37,6 +38,9 @@ class Copies:
     cached: bool = False
     """Naive repetition, the baseline of the paper's Figure 1: causal attention over the K*s tokens,
     position by position, every one of them cached."""
+    consecutive: bool = False
+    """Rotary position K * position + copy in place of the position: cached copies only, as in the plain form
+    of Hidden Decoding (arXiv 2607.08186)."""
 
     def __post_init__(self) -> None:
         for name, value in (("copies", self.count), ("window", self.window), ("chunk", self.chunk)):
@@ -44,6 +48,8 @@ class Copies:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.cached and self.count == 1:
             raise ValueError("naive repetition needs at least 2 copies")
+        if self.consecutive and not self.cached:
+            raise ValueError("consecutive positions are of naive repetition alone")
         window, chunk = self.window, self.chunk
         if self.count == 1 or self.cached:
             window = 1
@@ -71,7 +77,7 @@ class Copies:
         if self.count == 1:
             return "vanilla"
         if self.cached:
-            return f"naive-{self.count}"
+            return f"naive-{self.count}" + ("-consecutive" if self.consecutive else "")
         if self.window == 1:
             return f"PHD-{self.count}"
         if self.chunk is None:
@@ -90,7 +96,8 @@ class Copies:
         for kind, spelling in _NAMES.items():
             if match := spelling.fullmatch(name):
                 numbers: dict[str, Any] = {field: int(text) for field, text in match.groupdict().items()}
-                return cls(**numbers, cached=kind == "naive")
+                consecutive = kind == "consecutive"
+                return cls(**numbers, cached=consecutive or kind == "naive", consecutive=consecutive)
         raise ValueError(f"{name!r} names no copies: write {SPELLINGS}")
 
 

@@ -1,12 +1,13 @@
 """The attention of a model, and its name.
 
-The name has the model's copies, then the pattern of its layers: ``vanilla``, ``PHD-SWA-5-16-inf``,
-``longgen-sink``, ``PHD-CSWA-2-16-32+10sink-12full-10sink``. It fits folders, SLURM and W&B ([A-Za-z0-9.+-]+),
-tells apart what differs, and is read back by ``Variant.parse``.
+The name has the model's copies, what embeds them, then the pattern of its layers: ``vanilla``,
+``PHD-SWA-5-16-inf``, ``longgen-sink``, ``PHD-CSWA-2-16-32+vector``, ``PHD-3+table+10sink-12full-10sink``.
+It fits folders, SLURM and W&B ([A-Za-z0-9.+-]+), tells apart what differs, and is read back by
+``Variant.parse``.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phd.rules.copies import Copies
@@ -15,12 +16,17 @@ from phd.rules.pattern import LayerPattern
 from phd.rules.rule import AttentionRule
 
 ARGUMENTS = (
-    *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "attention_pattern"),
+    *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "phd_consecutive_positions"),
+    *("phd_copy_embedding", "attention_pattern"),
     # of runs before a kind's numbers were written into the pattern
     *("attention_pattern_block", "attention_pattern_sink_blocks", "attention_pattern_local_blocks"),
     *("attention_pattern_stride", "attention_pattern_stride_local_blocks"),
 )
 """The arguments of a run that say its variant, by Megatron's names."""
+
+COPY_EMBEDDINGS = ("none", "vector", "table")
+"""What a hidden copy enters the first layer as: its token's embedding; that and a learned vector of the
+copy's; or its token's row in a table of the copy's own. ``none`` is the paper's."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +34,19 @@ class Variant:
     """What tells models apart beside their shape. Not bound to a depth.
 
     Raises:
-        ValueError: naive repetition with sparse layers.
+        ValueError: naive repetition with sparse layers, an unknown embedding, or one without hidden copies.
     """
 
     copies: Copies = Copies()
     pattern: LayerPattern = LayerPattern()
+    embedding: str = "none"
+    """One of ``COPY_EMBEDDINGS``."""
 
     def __post_init__(self) -> None:
+        if self.embedding not in COPY_EMBEDDINGS:
+            raise ValueError(f"{self.embedding!r} is no copy embedding: take {', '.join(COPY_EMBEDDINGS)}")
+        if self.embedding != "none" and not self.copies.hidden:
+            raise ValueError("a copy embedding is of hidden copies: it needs at least 2 copies")
         if not self.pattern.sparse:
             object.__setattr__(self, "pattern", LayerPattern())
         elif self.copies.cached:
@@ -43,9 +55,12 @@ class Variant:
             )
 
     def __str__(self) -> str:
-        if not self.pattern.sparse:
-            return str(self.copies)
-        return str(self.pattern) if self.copies.count == 1 else f"{self.copies}+{self.pattern}"
+        parts = [str(self.copies)] if self.copies.hidden or not self.pattern.sparse else []
+        if self.embedding != "none":
+            parts.append(self.embedding)
+        if self.pattern.sparse:
+            parts.append(str(self.pattern))
+        return "+".join(parts)
 
     @classmethod
     def parse(cls, name: str) -> "Variant":
@@ -56,13 +71,15 @@ class Variant:
         """
         first, *rest = name.split("+")
         try:
+            if not rest and first != "vanilla" and not first.startswith(("PHD-", "naive-")):
+                return cls(pattern=LayerPattern.parse(first))
+            embedding = rest.pop(0) if rest and rest[0] in COPY_EMBEDDINGS else "none"
             if len(rest) > 1:
-                raise ValueError("write the copies and one pattern, as in PHD-CSWA-2-16-32+longgen-sink")
-            if rest:
-                return cls(Copies.parse(first), LayerPattern.parse(rest[0]))
-            if first == "vanilla" or first.startswith(("PHD-", "naive-")):
-                return cls(Copies.parse(first))
-            return cls(pattern=LayerPattern.parse(first))
+                raise ValueError(
+                    "write the copies, their embedding and one pattern, as in "
+                    "PHD-CSWA-2-16-32+vector+longgen-sink"
+                )
+            return cls(Copies.parse(first), LayerPattern.parse(rest[0] if rest else "full"), embedding)
         except ValueError as error:
             raise ValueError(f"{name!r} names no variant: {error}") from error
 
@@ -79,8 +96,10 @@ class Variant:
             arguments.get("phd_window", 1),
             arguments.get("phd_chunk", 0) or None,
             arguments.get("phd_naive", False),
+            arguments.get("phd_consecutive_positions", False),
         )
-        return cls(copies, LayerPattern.from_arguments(arguments))
+        embedding = arguments.get("phd_copy_embedding", "none")
+        return cls(copies, LayerPattern.from_arguments(arguments), embedding)
 
     def layers(self, num_layers: int) -> tuple[AttentionRule, ...]:
         """The rule of each of ``num_layers`` layers.
@@ -97,7 +116,7 @@ class Variant:
             ValueError: the pattern is one of another depth.
         """
         layers = (rule.outside_training.keys for rule in self.layers(num_layers))
-        return Variant(self.copies, LayerPattern.of(tuple(layers)))
+        return replace(self, pattern=LayerPattern.of(tuple(layers)))
 
     def flops_per_token(self, shape: Shape, seq_length: int, *, prune_last_layer: bool = False) -> float:
         """Training FLOPs (forward and backward) per original token, in samples of one document.

@@ -181,5 +181,5 @@ def _equal(one: Arguments, other: Arguments, name: str) -> bool:
     values = [one.get(name, ABSENT), other.get(name, ABSENT)]
     # A flag that one version of the code does not have yet is one that was off.
     return values[0] == values[1] or (
-        ABSENT in values and all(not value or value == ABSENT for value in values)
+        ABSENT in values and all(not value or value in (ABSENT, "none") for value in values)
     )

@@ -7,7 +7,10 @@ from phd.old_flags import add_old_pattern_flags
 from phd.rules.variant import Variant
 from phd.run.arguments import flag
 
-_SAID_BY_A_NAME = ("phd_copies", "phd_window", "phd_chunk", "phd_naive", "attention_pattern")
+_SAID_BY_A_NAME = (
+    *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "phd_consecutive_positions"),
+    *("phd_copy_embedding", "attention_pattern"),
+)
 _OLD = ("block", "sink_blocks", "local_blocks", "stride", "stride_local_blocks")
 
 
@@ -17,9 +20,10 @@ def add_variant_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--variant",
         metavar="NAME",
-        help="In place of --phd-copies, --phd-window, --phd-chunk, --phd-naive and --attention-pattern: a "
-        "name such as vanilla, PHD-CSWA-2-16-32, PHD-SWA-5-16-inf, PHD-3, naive-2, longgen-sink or "
-        "PHD-CSWA-2-16-32+longgen-sink.",
+        help="In place of --phd-copies, --phd-window, --phd-chunk, --phd-naive, --phd-consecutive-positions, "
+        "--phd-copy-embedding and --attention-pattern: a name such as vanilla, PHD-CSWA-2-16-32, "
+        "PHD-SWA-5-16-inf, PHD-3, PHD-CSWA-2-16-32+vector, naive-2, naive-2-consecutive+table, longgen-sink "
+        "or PHD-CSWA-2-16-32+table+longgen-sink.",
     )
     old = (f"attention_pattern_{name}" for name in _OLD)
     add_old_pattern_flags(parser, {flag(name): name for name in old})
@@ -44,4 +48,5 @@ def take_variant(args: Namespace) -> None:
         raise ValueError(f"--variant: {error}") from error
     copies = variant.copies
     args.phd_copies, args.phd_window, args.phd_chunk = copies.count, copies.window, copies.chunk or 0
-    args.phd_naive, args.attention_pattern = copies.cached, str(variant.pattern)
+    args.phd_naive, args.phd_consecutive_positions = copies.cached, copies.consecutive
+    args.phd_copy_embedding, args.attention_pattern = variant.embedding, str(variant.pattern)

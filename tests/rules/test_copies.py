@@ -65,5 +65,7 @@ def test_refusals(numbers, message):
     "name", ["", "PHD", "PHD-CSWA-2-16", "PHD-SWA-2-16-32", "vanilla-1", "naive-x", "phd-2"]
 )
 def test_no_name(name):
-    with pytest.raises(ValueError, match=f"'{name}' names no copies: write vanilla, naive-K, PHD-K"):
+    with pytest.raises(
+        ValueError, match=f"'{name}' names no copies: write vanilla, naive-K, naive-K-consecutive, PHD-K"
+    ):
         Copies.parse(name)

@@ -11,14 +11,15 @@ from phd.rules.copies import Copies
 from phd.rules.costs import Shape, dense_products
 from phd.rules.keys import Blocks
 from phd.rules.pattern import LayerPattern
-from phd.rules.variant import Variant
+from phd.rules.variant import COPY_EMBEDDINGS, Variant
 
-COPIES = [Copies(), Copies(2), Copies(5, 16), Copies(2, 16, 32), Copies(3, cached=True)]
+NAIVE = [Copies(3, cached=True), Copies(3, cached=True, consecutive=True)]
+COPIES = [Copies(), Copies(2), Copies(5, 16), Copies(2, 16, 32), *NAIVE]
 PATTERNS = ["full", "longgen-sink", "longgen-block.16.4.5", "2sink-1full-2block-sparse.8.4.1", "sink.8.1.2"]
 VARIANTS = [
-    Variant(copies, LayerPattern.parse(text))
-    for copies, text in itertools.product(COPIES, PATTERNS)
-    if not copies.cached or text == "full"
+    Variant(copies, LayerPattern.parse(text), embedding)
+    for copies, text, embedding in itertools.product(COPIES, PATTERNS, COPY_EMBEDDINGS)
+    if (not copies.cached or text == "full") and (copies.hidden or embedding == "none")
 ]
 
 
@@ -40,6 +41,18 @@ def test_names_tell_apart_what_differs():
         ("PHD-SWA-5-16-inf", {"phd_copies": 5, "phd_window": 16, "phd_chunk": 0}),
         ("PHD-3", {"phd_copies": 3, "phd_window": 1, "phd_chunk": 32}),
         ("naive-4", {"phd_copies": 4, "phd_window": 16, "phd_chunk": 32, "phd_naive": True}),
+        ("PHD-2+table", {"phd_copies": 2, "phd_copy_embedding": "table"}),
+        (
+            "naive-2-consecutive+table",
+            {
+                **{"phd_copies": 2, "phd_naive": True, "phd_consecutive_positions": True},
+                "phd_copy_embedding": "table",
+            },
+        ),
+        (
+            "PHD-2+vector+longgen-sink",
+            {"phd_copies": 2, "phd_copy_embedding": "vector", "attention_pattern": "longgen-sink"},
+        ),
         ("longgen-sink", {"attention_pattern": "longgen-sink", "phd_copies": 1, "phd_window": 16}),
         ("block-sparse", {"attention_pattern": "block-sparse"}),
         ("1sink-2full-1sink", {"attention_pattern": "1*sink,2*full,1*sink"}),
@@ -63,10 +76,16 @@ def test_full_layers_are_no_pattern(name):
     [
         ("nonsense", "'nonsense' names no variant: 'nonsense' is no attention pattern: write longgen-sink"),
         ("PHD-2+", "'PHD-2\\+' names no variant: '' is no attention pattern"),
-        ("PHD-2+sink+sink", "write the copies and one pattern, as in PHD-CSWA-2-16-32\\+longgen-sink"),
+        (
+            "PHD-2+sink+sink",
+            "write the copies, their embedding and one pattern, as in PHD-CSWA-2-16-32\\+vec",
+        ),
         ("sink+PHD-2", "'sink' names no copies: write vanilla, naive-K"),
         ("naive-2+sink", "naive repetition has full layers alone"),
         ("PHD-0", "copies must be at least 1, got 0"),
+        ("vanilla+vector", "a copy embedding is of hidden copies: it needs at least 2 copies"),
+        ("PHD-2+longgen-sink+vector", "'PHD-2\\+longgen-sink\\+vector' names no variant: write the copies"),
+        ("PHD-2-consecutive", "'PHD-2-consecutive' names no copies"),
     ],
 )
 def test_no_name(name, message):

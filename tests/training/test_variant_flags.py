@@ -1,4 +1,4 @@
-"""--variant says what five flags say; older flags stop with their new spelling; our list is frozen."""
+"""--variant says what its flags say; older flags stop with their new spelling; our list is frozen."""
 
 from argparse import Namespace
 from unittest.mock import patch
@@ -9,6 +9,7 @@ from tests.training.test_arguments import FLAGS, parse, refused_at_start
 
 OURS = {
     *("--phd-copies", "--phd-window", "--phd-chunk", "--phd-naive", "--no-phd-prune-last-layer"),
+    *("--phd-consecutive-positions", "--phd-copy-embedding"),
     *("--phd-attention-backend", "--attention-pattern", "--variant", "--override-phd-variant"),
     *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens"),
 }
@@ -29,22 +30,24 @@ def taken(names: list[str]) -> list[tuple]:
             take_variant(args)
         assert not hasattr(args, "variant")
         fields = ("phd_copies", "phd_window", "phd_chunk", "phd_naive", "attention_pattern")
+        fields += ("phd_copy_embedding", "phd_consecutive_positions")
         found.append(tuple(getattr(args, field) for field in fields))
     return found
 
 
 def test_a_name_says_what_the_flags_say(world):
     names = ["vanilla", "PHD-CSWA-2-16-32", "PHD-SWA-5-16-inf", "PHD-3", "naive-2", "longgen-sink"]
-    names += ["PHD-CSWA-3-5-12+1sink.4.1.2-3full"]
+    names += ["PHD-CSWA-3-5-12+table+1sink.4.1.2-3full", "naive-2-consecutive"]
     assert world.run(taken, names) == [
         [
-            (1, 1, 0, False, "full"),
-            (2, 16, 32, False, "full"),
-            (5, 16, 0, False, "full"),
-            (3, 1, 0, False, "full"),
-            (2, 1, 0, True, "full"),
-            (1, 1, 0, False, "longgen-sink"),
-            (3, 5, 12, False, "1sink.4.1.2-3full"),
+            (1, 1, 0, False, "full", "none", False),
+            (2, 16, 32, False, "full", "none", False),
+            (5, 16, 0, False, "full", "none", False),
+            (3, 1, 0, False, "full", "none", False),
+            (2, 1, 0, True, "full", "none", False),
+            (1, 1, 0, False, "longgen-sink", "none", False),
+            (3, 5, 12, False, "1sink.4.1.2-3full", "table", False),
+            (2, 1, 0, True, "full", "none", True),
         ]
     ]
 
@@ -55,7 +58,7 @@ def answers(cases: list[str]) -> list[str]:
 
 REFUSED = {
     "--variant PHD-2-": "--variant: 'PHD-2-' names no variant: 'PHD-2-' names no copies: write vanilla, "
-    "naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C",
+    "naive-K, naive-K-consecutive, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C",
     "--variant PHD-2 --phd-window 16": "--variant PHD-2 says what --phd-window says: leave one out",
     "--attention-pattern-block 16": "--attention-pattern-block is part of --attention-pattern now: write "
     "--attention-pattern sink.16.1.32 (--help lists all flags)",
