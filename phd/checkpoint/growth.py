@@ -134,9 +134,10 @@ class _Graft:
     """
 
     def __init__(self, wanted: dict[str, Any], args: Namespace, born: dict[int, int]) -> None:
-        names = {0: ORIGINAL if args.phd_copy_embedding == "table" else None}
-        names |= {copy: parameter_name(args.phd_copy_embedding, copy) for copy in range(1, args.phd_copies)}
-        self._sources = {names[copy]: names[source] for copy, source in born.items()}
+        embedding = args.phd_copy_embedding
+        self._sources = {
+            parameter_name(embedding, copy): _source_name(embedding, source) for copy, source in born.items()
+        }
         self._births = {args.phd_copy_births[copy - 1] for copy in born if args.phd_copy_births}
         self._wanted = wanted
         self._places: dict[str, Place] = {}
@@ -165,7 +166,7 @@ class _Graft:
     def _split(self, key: str) -> tuple[str, str] | None:
         """A key of the checkpoint as prefix and young parameter, if it is one's."""
         for name in self._sources:
-            if name and f".{key}".endswith(f".{name}"):
+            if f".{key}".endswith(f".{name}"):
                 return key.removesuffix(name), name
         return None
 
@@ -192,6 +193,13 @@ class _Graft:
             return torch.zeros_like(young.data, requires_grad=False)
         value: torch.Tensor = _at(state, self._places[prefix + source])
         return value.detach().clone()
+
+
+def _source_name(embedding: str, copy: int) -> str | None:
+    """What a young copy starts as; None for zero."""
+    if copy:
+        return parameter_name(embedding, copy)
+    return ORIGINAL if embedding == "table" else None
 
 
 def _at(tree: Any, place: Place) -> Any:

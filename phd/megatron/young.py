@@ -38,12 +38,11 @@ def install() -> None:
     """Let Megatron group and warm up what ``args.phd_copy_births`` says is younger than the training."""
     if hasattr(OptimizerParamScheduler.get_lr, "__wrapped__"):
         return
-    make_config, rate_of = training.get_megatron_optimizer_config, OptimizerParamScheduler.get_lr
+    make_optimizer, rate_of = training.get_megatron_optimizer, OptimizerParamScheduler.get_lr
 
-    @functools.wraps(make_config)
-    def with_young_groups(args: Namespace) -> tuple[Any, dict[ParamKey, Any]]:
-        config, overrides = make_config(args)
-        return config, {**(overrides or {}), **_groups(args)}
+    @functools.wraps(make_optimizer)
+    def with_young_groups(*args: Any, config_overrides: dict[ParamKey, Any], **kwargs: Any) -> Any:
+        return make_optimizer(*args, config_overrides={**config_overrides, **_groups(get_args())}, **kwargs)
 
     @functools.wraps(rate_of)
     def warmed_up(self: Any, group: dict[str, Any]) -> float:
@@ -54,7 +53,7 @@ def install() -> None:
         born = group.setdefault(BORN_STEP, updates)
         return rate * warm_up(updates + 1, born, group["betas"], get_args().phd_copy_embedding_warmup_iters)
 
-    training.get_megatron_optimizer_config = with_young_groups
+    training.get_megatron_optimizer = with_young_groups
     OptimizerParamScheduler.get_lr = warmed_up
 
 
