@@ -10,8 +10,8 @@ from tests.trainings import losses
 NONE = shlex.split("--phd-copies 2 --phd-window 5 --phd-chunk 12")
 TRAINED = 3  # iterations, before anything joins
 FULLY = "--use-distributed-optimizer --dist-ckpt-optim-fully-reshardable"
-STILL = ["--phd-copy-embedding-warmup-iters", str(10**9)]
-"""What joins is as it was loaded, in fp32: 2e-3 / 1e9 is less than half a unit in the last place of 1e-4."""
+STILL = ["--phd-copy-embedding-warmup-iters", str(10**30)]
+"""What joins is as it was loaded: 2e-3 / 1e30 is less than half a unit in the last place of every weight."""
 
 LAYOUTS = {
     "fp32": ("", 1, ""),
@@ -63,8 +63,8 @@ def tensors(folder: Path, iteration: int) -> dict:
 @pytest.mark.parametrize("embedding", ["vector", "table"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_first_pass_is_the_checkpoint_s(layout, embedding, world, flags, trained, tmp_path):
-    """Bit for bit; what was there goes on with its moments, and what joins has its source's master weights and
-    moments of its first gradient alone.
+    """Bit for bit; what was there goes on with its moments, and what joins has its source's master weights
+    and moments of its first gradient alone.
     """
     import torch
 
@@ -97,7 +97,142 @@ def test_the_first_pass_is_the_checkpoint_s(layout, embedding, world, flags, tra
         if embedding == "table":
             assert torch.equal(new[kind + young], first[kind + embedded])
         else:
-            assert 0 < new[kind + young].abs().max() < 1e-10
+            assert 0 < new[kind + young].abs().max() < 1e-30
     gradient, square = (new[f"optimizer.state.{moment}.{young}"] for moment in ("exp_avg", "exp_avg_sq"))
     assert gradient.abs().max() > 0
     torch.testing.assert_close((gradient / 0.1) ** 2, square / 0.001, rtol=1e-4, atol=0)
+
+
+def grow(world, flags, folder: Path, save: Path, more: str, ranks: int = 1) -> str:
+    """Go on from ``folder``, with a checkpoint of each iteration in ``save``."""
+    on = [*flags, *more.split(), "--override-phd-variant", "--load", str(folder), "--save", str(save)]
+    return world.pretrain([*on, "--tensorboard-dir", str(save / "logs")], ranks)
+
+
+def births(folder: Path, iteration: int) -> list[int]:
+    from phd.checkpoint.read import read_args
+
+    return read_args(folder / f"iter_{iteration:07d}").phd_copy_births
+
+
+@pytest.mark.parametrize(
+    ("embedding", "precision", "ranks"), [("vector", "", 1), ("table", f"--bf16 {FULLY}", 2)]
+)
+def test_more_copies_start_as_those_that_are_there_in_turn(
+    embedding, precision, ranks, world, flags, tmp_path
+):
+    """Two copies become four: copy 2 starts as the original, copy 3 as copy 1."""
+    import torch
+
+    kind = f"{precision} --phd-copy-embedding {embedding}"
+    world.pretrain([*flags, *kind.split(), "--exit-interval", "3", "--save", str(tmp_path / "two")], ranks)
+    assert births(tmp_path / "two", 3) == []
+    more = f"{kind} {' '.join(STILL)} --phd-copies 4 --exit-interval 4"
+    said = grow(world, flags, tmp_path / "two", tmp_path / "four", more, ranks)
+    original = "zero" if embedding == "vector" else "the embedding"
+    assert f"anew begins the {embedding} of copy 2 as {original}, copy 3 as that of copy 1\n" in said
+    assert f"> the {embedding} of copy 2 at iteration 3, copy 3 at iteration 3 joined the training" in said
+    assert births(tmp_path / "four", 4) == [0, 3, 3]
+    two, four = tensors(tmp_path / "two", 3), tensors(tmp_path / "four", 4)
+    name = {
+        "vector": "copy_embedding.vectors.{}",
+        "table": "copy_embedding.tables.{}.word_embeddings.weight",
+    }[embedding]
+    for prefix in ("", "optimizer.state.fp32_param.") if precision else ("",):
+        first, second, third = (four[prefix + name.format(number)] for number in range(3))
+        had = two[prefix + name.format(0)]
+        assert not torch.equal(first, had) and torch.equal(third, had)
+        if embedding == "table":
+            assert torch.equal(second, two[f"{prefix}embedding.word_embeddings.weight"])
+        else:
+            assert 0 < second.abs().max() < 1e-30
+
+
+def test_a_vanilla_checkpoint_grows(world, flags, tmp_path):
+    """Into copies with tables: the first pass is that of copies without."""
+    vanilla = [*flags, "--phd-copies", "1", "--exit-interval", "2", "--save", str(tmp_path / "one")]
+    world.pretrain(vanilla)
+    for name, more in {"none": "", "table": "--phd-copy-embedding table"}.items():
+        grow(world, flags, tmp_path / "one", tmp_path / name, f"{more} --exit-interval 3")
+    plain, grown = (losses(tmp_path / name / "logs")["lm loss"] for name in ("none", "table"))
+    assert plain == grown
+    assert births(tmp_path / "table", 3) == [2]
+
+
+@pytest.mark.parametrize(("precision", "ranks"), [("", 1), (f"--bf16 {FULLY}", 2), ("--bf16", 1)])
+def test_a_resume_after_growth_equals_a_training_never_stopped(
+    precision, ranks, world, flags, trained, tmp_path
+):
+    """Also where copies have joined twice: copy 1's vector at iteration 3, copy 2's at iteration 4."""
+    import torch
+
+    short = f"{precision} --phd-copy-embedding vector --phd-copy-embedding-warmup-iters 2"
+    once = tmp_path / "once"
+    grow(world, flags, trained(precision), once, f"{short} --exit-interval 4", ranks)
+    assert births(once, 4) == [3]
+    twice = f"{short} --phd-copies 3"
+    grow(world, flags, once, tmp_path / "straight", twice, ranks)
+    grow(world, flags, once, tmp_path / "stopped", f"{twice} --exit-interval 5", ranks)
+    said = grow(world, flags, tmp_path / "stopped", tmp_path / "resumed", twice, ranks)
+    assert "> the vector of copy 1 at iteration 3, copy 2 at iteration 4 joined the training" in said
+    assert "anew begins" not in said
+    assert births(tmp_path / "resumed", 6) == [3, 4]
+    straight, resumed = (tensors(tmp_path / name, 6) for name in ("straight", "resumed"))
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_the_first_step_is_warmed_up(world, flags, trained, tmp_path):
+    """The learning rate 2e-3 over 100 iterations: Adam's first step is it, whatever the gradient."""
+    more = "--phd-copy-embedding vector --exit-interval 4"
+    grow(world, flags, trained(""), tmp_path, more)
+    step = tensors(tmp_path, 4)["copy_embedding.vectors.0"].abs()
+    assert step.max().item() == pytest.approx(2e-5, rel=1e-4)  # less by eps = 1e-8 over the gradient
+    assert step.median().item() == pytest.approx(2e-5, rel=1e-2)
+
+
+def test_weights_alone_make_all_parameters_equally_young(world, flags, trained, tmp_path):
+    import torch
+
+    first = {}
+    for name, more in {"none": "", "table": "--phd-copy-embedding table"}.items():
+        said = world.pretrain([
+            *flags, *shlex.split(f"--bf16 {more} --exit-interval 1 --override-phd-variant"),
+            *("--pretrained-checkpoint", str(trained("--bf16")), "--save", str(tmp_path / name)),
+            *("--tensorboard-dir", str(tmp_path / name / "logs")),
+        ])  # fmt: skip
+        first[name] = losses(tmp_path / name / "logs")["lm loss"]
+    assert first["none"] == first["table"]
+    assert "anew begins the table of copy 1 as the embedding" in said and "joined the training" not in said
+    assert births(tmp_path / "table", 1) == []
+    start, grown = tensors(trained("--bf16"), TRAINED), tensors(tmp_path / "table", 1)
+    weights = start["embedding.word_embeddings.weight"].float()
+    step = grown["optimizer.state.fp32_param.copy_embedding.tables.0.word_embeddings.weight"] - weights
+    assert 0 < step.abs().max() < 2e-3 * (1 + 0.01 * weights.abs().max()) * 1.0001
+    assert torch.median(step.abs()[step != 0]) > 1e-3
+
+
+def settled(flags: list[str], folder: Path, **other: object) -> str:
+    """What is said where the run turns to ``folder`` only after start-up."""
+    import sys
+
+    from phd.checkpoint.growth import settle_births
+    from phd.training.arguments import parse_and_validate_args
+
+    sys.argv = ["pretrain_phd.py", *flags]
+    args = parse_and_validate_args().args
+    args.load = str(folder)
+    vars(args).update(other)
+    try:
+        settle_births(args)
+    except ValueError as error:
+        return str(error)
+    return str(args.phd_copy_births)
+
+
+def test_an_older_checkpoint_in_place_of_a_damaged_one_grows_on_purpose_alone(world, flags, trained):
+    more = [*flags, "--phd-copy-embedding", "vector"]
+    (said,) = world.run(settled, more, trained(""))
+    assert said.endswith("has no vector for copies 1: pass --override-phd-variant to start them anew")
+    (said,) = world.run(settled, [*more, "--override-phd-variant"], trained(""))
+    assert said == "[3]"
