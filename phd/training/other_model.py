@@ -140,11 +140,10 @@ def lost_embedding(saved: Namespace, config: PHDConfig) -> list[str]:
         return []
     if trained.embedding == ours.embedding and trained.copies.count <= ours.copies.count:
         return []
-    had, has = (
-        f"--phd-copy-embedding {one.embedding} for {one.copies.hidden} hidden copies"
-        for one in (trained, ours)
-    )
-    return [f"learned {had}, this run {has}"]
+    return [
+        f"--phd-copy-embedding {trained.embedding} with --phd-copies {trained.copies.count}, and this run, "
+        f"{ours.embedding} with {ours.copies.count}, would drop what it has learned"
+    ]
 
 
 def difference(name: str, was: Any, now: Any) -> str:
