@@ -44,9 +44,7 @@ def known_copies(saved: Namespace, embedding: str) -> int:
 
 
 def newborn(saved: Namespace, args: Namespace) -> dict[int, int]:
-    """The copies that the checkpoint has no input for, and the one (0 is the original) that each starts
-    as.
-    """
+    """The copies that a checkpoint has no input for, and the copy (0 is the original) that each starts as."""
     if args.phd_copy_embedding == "none":
         return {}
     known = known_copies(saved, args.phd_copy_embedding)
@@ -85,9 +83,7 @@ def settle_births(args: Namespace) -> None:
         return
     saved = read_args(folder)
     born = newborn(saved, args)
-    if (
-        born and not args.override_phd_variant
-    ):  # an older checkpoint than start-up saw, that one being damaged
+    if born and not args.override_phd_variant:  # start-up saw a newer one, which is damaged
         raise ValueError(
             f"{folder} has no {args.phd_copy_embedding} for copies {', '.join(map(str, born))}: pass "
             "--override-phd-variant to start them anew"
