@@ -138,7 +138,7 @@ def test_more_copies_start_as_those_that_are_there_in_turn(
         "vector": "copy_embedding.vectors.{}",
         "table": "copy_embedding.tables.{}.word_embeddings.weight",
     }[embedding]
-    for prefix in ("", "optimizer.state.fp32_param.") if precision else ("",):
+    for prefix in ("", "optimizer.state.param.") if precision else ("",):
         first, second, third = (four[prefix + name.format(number)] for number in range(3))
         had = two[prefix + name.format(0)]
         assert not torch.equal(first, had) and torch.equal(third, had)
@@ -192,8 +192,6 @@ def test_the_first_step_is_warmed_up(world, flags, trained, tmp_path):
 
 
 def test_weights_alone_make_all_parameters_equally_young(world, flags, trained, tmp_path):
-    import torch
-
     first = {}
     for name, more in {"none": "", "table": "--phd-copy-embedding table"}.items():
         said = world.pretrain([
@@ -208,8 +206,8 @@ def test_weights_alone_make_all_parameters_equally_young(world, flags, trained, 
     start, grown = tensors(trained("--bf16"), TRAINED), tensors(tmp_path / "table", 1)
     weights = start["embedding.word_embeddings.weight"].float()
     step = grown["optimizer.state.fp32_param.copy_embedding.tables.0.word_embeddings.weight"] - weights
-    assert 0 < step.abs().max() < 2e-3 * (1 + 0.01 * weights.abs().max()) * 1.0001
-    assert torch.median(step.abs()[step != 0]) > 1e-3
+    # the learning rate, and what weight decay adds
+    assert 1.9e-3 < step.abs().max() < 2e-3 * (1 + 0.01 * weights.abs().max()) * 1.0001
 
 
 def settled(flags: list[str], folder: Path, **other: object) -> str:

@@ -11,7 +11,7 @@ def trajectory(betas: tuple[float, float], late: int, rate_of, updates: int = 60
     """A parameter after each update, [updates, size], from zero moments at step ``late``."""
     torch.manual_seed(3)
     parameter = torch.nn.Parameter(torch.zeros(8, dtype=torch.float64))
-    adam = torch.optim.AdamW([parameter], betas=betas, eps=1e-12, weight_decay=0.0)
+    adam = torch.optim.AdamW([parameter], betas=betas, eps=1e-20, weight_decay=0.0)
     zero = torch.zeros_like(parameter)
     adam.state[parameter] = {"step": torch.tensor(float(late)), "exp_avg": zero, "exp_avg_sq": zero.clone()}
     after = []
@@ -55,4 +55,4 @@ def test_the_linear_part(world):
     assert [one / other for one, other in zip(warmed, plain, strict=True)] == pytest.approx(
         [0.05, 0.5, 1, 1, 1]
     )
-    assert plain[-1] == pytest.approx(1) and plain[1] < 0.2
+    assert plain[-1] == pytest.approx(1) and plain == sorted(plain)
