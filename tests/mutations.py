@@ -291,10 +291,10 @@ MODEL = (
     ),
     Mutation(
         "documents-start-one-late",
-        "phd/megatron/documents.py",
-        "starts = (torch.arange(shape[1]) - position_ids).cuda(non_blocking=True)",
-        "starts = (torch.arange(shape[1]) - (position_ids - 1).clamp(min=0)).cuda(non_blocking=True)",
-        "tests/megatron/test_documents.py",
+        "phd/training/dataset.py",
+        "torch.arange(len(positions)) - positions}",
+        "torch.arange(len(positions)) - (positions - 1).clamp(min=0)}",
+        "tests/training/test_dataset.py::test_samples_tell_where_documents_start",
     ),
     Mutation(
         "loss-of-masked-tokens-counted",

@@ -18,7 +18,7 @@ from megatron.training.global_vars import get_tokenizer, set_global_variables
 from megatron.training.training import get_megatron_ddp_config, get_megatron_optimizer_config
 from megatron.training.utils import print_rank_0
 
-from phd.checkpoint.choice import checkpoint_source, mend_tracker, settle_checkpoint
+from phd.checkpoint.choice import checkpoint_source, mend_tracker, resolve_checkpoint
 from phd.config import PHDConfig
 from phd.megatron import compat, cpu
 from phd.megatron.transformer_config import PHDTransformerConfig
@@ -37,7 +37,7 @@ from phd.training.resume import (
     compare_with_checkpoint,
     record_contents,
 )
-from phd.training.run_folder import refuse_mixing, run_folder, settle_run_folder
+from phd.training.run_folder import refuse_mixing, run_folder, resolve_run_folder
 from phd.training.samples import refuse_samples
 from phd.training.sizes import (
     padding_line,
@@ -146,10 +146,10 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     refuse_values(args, flags)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
-    settle_run_folder(args)
+    resolve_run_folder(args)
     refuse_mixing(args)
     step_asked = args.ckpt_step is not None
-    settle_checkpoint(args)
+    resolve_checkpoint(args)
     if args.use_checkpoint_args:
         source = checkpoint_source(args)
         if getattr(args, source):

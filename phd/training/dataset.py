@@ -20,6 +20,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, Moc
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from phd.megatron.documents import documents_masked
 from phd.run.files import read_json, write_json
 from phd.training.run_folder import run_folder
 
@@ -122,6 +123,9 @@ def build_datasets(
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     kind = MockGPTDataset if args.mock_data else GPTDataset
+    if documents_masked(args):
+        # of the same name: Megatron names the index caches after the class
+        kind = type(kind.__name__, (_DocumentStarts, kind), {})
     try:
         return tuple(_WantedSplits(kind, wanted, is_built_on_rank, config).build())
     except (ValueError, EOFError, OSError, pickle.UnpicklingError) as error:  # numpy's, which name no file
@@ -131,6 +135,18 @@ def build_datasets(
                 "that writes it, or delete the file, and it is built again"
             ) from error
         raise
+
+
+class _DocumentStarts(GPTDataset):
+    """Adds to each sample ``document_starts`` [s], int64: the position at which each position's document
+    starts. Made here, of position ids that count from 0 in each document: whoever gives a token another
+    position for its rotary embedding does so later.
+    """
+
+    def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
+        sample = super().__getitem__(idx)
+        positions = sample["position_ids"]
+        return sample | {"document_starts": torch.arange(len(positions)) - positions}
 
 
 class _WantedSplits(BlendedMegatronDatasetBuilder):
