@@ -1,6 +1,7 @@
 """`phd branch RUN`: continue a checkpoint of a run as several variants, here or by another launcher."""
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -59,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the branches, VARIANT-orderSEED (default: RUN-branchN)",
     )
     parser.add_argument(
-        "--nproc-per-node", type=int, metavar="N", help="ranks of each branch (default: as many as RUN had)"
+        "--nproc-per-node",
+        type=int,
+        metavar="N",
+        help="ranks on each of $NNODES (default 1) nodes (default: RUN's in all)",
     )
     parser.add_argument(
         "--print",
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         longest=args.longest,
         output=args.output or path.with_name(f"{path.name}-branch{args.iterations}"),
     )
-    digest = trunk.digest()
+    digest, nodes = trunk.digest(), int(os.environ.get("NNODES", "1"))
     codes = []
     for branch in branches:
         if _standing(branch)[0] == FINISHED:
@@ -105,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         exports = {
             "PYTHON": sys.executable,
-            "NPROC_PER_NODE": str(args.nproc_per_node or trunk.world_size),
+            "NPROC_PER_NODE": str(args.nproc_per_node or max(1, trunk.world_size // nodes)),
             "RDZV_ID": branch.name,
         }
         command = [str(ROOT / "examples" / "torchrun.sh"), str(script)]

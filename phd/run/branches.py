@@ -84,7 +84,7 @@ class Trunk:
             warmup_iters=_constant_since(folder, arguments, at),
             arguments=arguments,
             flags=_without(shlex.split(about["command"])[1:], REPLACED),
-            world_size=about["world_size"],
+            world_size=about.get("world_size", 1),
         )
 
     def digest(self) -> str:
@@ -212,7 +212,8 @@ class Branch:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         self._refuse_another(origin)
-        write_json(self.folder / BRANCH_FILE, origin)
+        if not (self.folder / BRANCH_FILE).exists():
+            write_json(self.folder / BRANCH_FILE, origin)
         saves = self.folder / "checkpoints"
         if not any(saves.glob("iter_*")):
             _link_checkpoint(self.trunk.checkpoint, saves)

@@ -37,7 +37,7 @@ from phd.training.resume import (
     compare_with_checkpoint,
     record_contents,
 )
-from phd.training.run_folder import refuse_mixing, run_folder, resolve_run_folder
+from phd.training.run_folder import refuse_mixing, resolve_run_folder, run_folder
 from phd.training.samples import refuse_samples
 from phd.training.sizes import (
     padding_line,
