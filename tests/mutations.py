@@ -352,6 +352,27 @@ COSTS = (
 
 RUNS = (
     Mutation(
+        "branch-order-by-its-own-length",
+        "phd/training/dataset.py",
+        "args.data_iters * args.global_batch_size if args.data_iters else num_samples[0]",
+        "num_samples[0]",
+        "tests/commands/test_branch.py",
+    ),
+    Mutation(
+        "branch-over-its-own-checkpoints",
+        "phd/run/branches.py",
+        'if not any(saves.glob("iter_*")):',
+        "if newest_checkpoint(saves) != self.trunk.iteration:",
+        "tests/run/test_branches.py",
+    ),
+    Mutation(
+        "branch-pays-for-its-trunk",
+        "phd/training/hooks.py",
+        "self._count_from(self.recorder.resume(args.iteration) or branch)",
+        "self._count_from(self.recorder.resume(args.iteration) or {})",
+        "tests/commands/test_branch.py",
+    ),
+    Mutation(
         "checkpoint-torn-accepted",
         "phd/checkpoint/integrity.py",
         "if path.stat().st_size < end:",

@@ -24,6 +24,7 @@ from phd.megatron import compat, cpu
 from phd.megatron.transformer_config import PHDTransformerConfig
 from phd.run.config import RunConfig
 from phd.run.wandb import name_run
+from phd.training.dataset import OrderConfig, refuse_order
 from phd.training.ending import OnlyHere
 from phd.training.flags import Flags, one_line_errors
 from phd.training.guard import RunGuard
@@ -36,7 +37,7 @@ from phd.training.resume import (
     compare_with_checkpoint,
     record_contents,
 )
-from phd.training.run_folder import refuse_mixing, run_folder, resolve_run_folder
+from phd.training.run_folder import refuse_mixing, resolve_run_folder, run_folder
 from phd.training.samples import refuse_samples
 from phd.training.sizes import (
     padding_line,
@@ -77,6 +78,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     add_variant_flags(parser)
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
+    ArgumentGroupFactory(OrderConfig).build_group(parser, title="order of the data")
     parser.set_defaults(
         exit_signal_handler=True,
         # Nothing reads it: causal attention, ours and Megatron's, makes its own, and documents come as
@@ -174,6 +176,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     with in_our_words(args, flags):
         validate_args(args)
     refuse_schedule(args)
+    refuse_order(args)
     record_contents(args)
     compare_with_checkpoint(args, config, step_asked)
     _refuse_configs(args, flags, to_train)

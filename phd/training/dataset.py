@@ -9,6 +9,7 @@ import resource
 import struct
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,37 @@ INDEX_HEADER = struct.Struct("<9sQBQQ")  # of an .idx: magic, version, code of t
 
 SIZES_FILE = "data.json"
 """In a run's own index cache: the bytes of the data that it was made for."""
+
+
+@dataclass(kw_only=True)
+class OrderConfig:
+    """In which order the training samples come, beside --seed."""
+
+    data_iters: int | None = None
+    """Order the training samples as a run of so many iterations would, of which this one trains the first
+    --train-iters. How often Megatron goes through the data, and so its order, follows from the number of
+    iterations: runs of several lengths see the same batches with one --data-iters."""
+
+
+def refuse_order(args: Namespace) -> None:
+    """Check --data-iters.
+
+    Args:
+        args: Megatron's, validated.
+
+    Raises:
+        ValueError: names the flags.
+    """
+    if args.data_iters is None:
+        return
+    if args.train_samples is not None or args.phase_transition_iterations:
+        other = "--train-samples" if args.train_samples is not None else "--phase-transition-iterations"
+        raise ValueError(f"--data-iters does not run with {other}: leave one of them out")
+    if args.train_iters is not None and args.data_iters < args.train_iters:
+        raise ValueError(
+            f"--data-iters {args.data_iters} is less than --train-iters {args.train_iters}: raise it to that "
+            "or more, or leave it out"
+        )
 
 
 def build_datasets(
@@ -71,7 +103,8 @@ def build_datasets(
         fast_cache_load=args.dataloader_fast_cache_load,
         defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
     )
-    wanted = [0, *num_samples[1:]] if args.skip_train else list(num_samples)
+    train = args.data_iters * args.global_batch_size if args.data_iters else num_samples[0]
+    wanted = [0 if args.skip_train else train, *num_samples[1:]]
     if not args.mock_data:
         if config.mock:  # then Megatron would make it without being asked
             raise ValueError("there is no data: pass --data-path, of what `phd data` made, or --mock-data")
