@@ -1,5 +1,5 @@
-"""The study's text: Python source of installed packages, as documents in an order that a hash decides, so that
-the held-out part is like the rest.
+"""The study's text: Python source of installed packages, as documents in an order that a hash decides, so
+that the held-out part is like the rest.
 """
 
 import hashlib
@@ -14,8 +14,10 @@ PACKAGES = ("torch", "transformers", "sympy", "pandas", "scipy", "sklearn", "num
 MINIMUM_CHARACTERS = 500
 
 
-def write_corpus(path: Path) -> None:
-    """Write one file of source a line to ``path`` (jsonl, whole or not at all), each text once."""
+def write_corpora(trunk: Path, branch: Path) -> None:
+    """Write one file of source a line (jsonl, whole or not at all), each text once: three of five to
+    ``trunk``, the others to ``branch``, so that a branch reads what its trunk has not.
+    """
     texts = {}
     for name in PACKAGES:
         spec = find_spec(name)
@@ -24,10 +26,13 @@ def write_corpus(path: Path) -> None:
             text = file.read_text(encoding="utf-8", errors="replace")
             if len(text) >= MINIMUM_CHARACTERS:
                 texts[hashlib.sha256(text.encode()).hexdigest()] = text
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as lines:
-        for _, text in sorted(texts.items()):
-            lines.write(json.dumps({"text": text}) + "\n")
-        lines.flush()
-        os.fsync(lines.fileno())
-    temporary.replace(path)
+    ordered = [text for _, text in sorted(texts.items())]
+    for path, parts in ((trunk, (0, 1, 2)), (branch, (3, 4))):
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as lines:
+            for number, text in enumerate(ordered):
+                if number % 5 in parts:
+                    lines.write(json.dumps({"text": text}) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+        temporary.replace(path)
