@@ -326,10 +326,10 @@ MODEL = (
     ),
     Mutation(
         "documents-start-one-late",
-        "phd/megatron/documents.py",
-        "starts = (torch.arange(shape[1]) - position_ids).cuda(non_blocking=True)",
-        "starts = (torch.arange(shape[1]) - (position_ids - 1).clamp(min=0)).cuda(non_blocking=True)",
-        "tests/megatron/test_documents.py",
+        "phd/training/dataset.py",
+        "torch.arange(len(positions)) - positions}",
+        "torch.arange(len(positions)) - (positions - 1).clamp(min=0)}",
+        "tests/training/test_dataset.py::test_samples_tell_where_documents_start",
     ),
     Mutation(
         "loss-of-masked-tokens-counted",
@@ -386,6 +386,27 @@ COSTS = (
 )
 
 RUNS = (
+    Mutation(
+        "branch-order-by-its-own-length",
+        "phd/training/dataset.py",
+        "args.data_iters * args.global_batch_size if args.data_iters else num_samples[0]",
+        "num_samples[0]",
+        "tests/commands/test_branch.py",
+    ),
+    Mutation(
+        "branch-over-its-own-checkpoints",
+        "phd/run/branches.py",
+        'if not any(saves.glob("iter_*")):',
+        "if newest_checkpoint(saves) != self.trunk.iteration:",
+        "tests/run/test_branches.py",
+    ),
+    Mutation(
+        "branch-pays-for-its-trunk",
+        "phd/training/hooks.py",
+        "self._count_from(self.recorder.resume(args.iteration) or branch)",
+        "self._count_from(self.recorder.resume(args.iteration) or {})",
+        "tests/commands/test_branch.py",
+    ),
     Mutation(
         "checkpoint-torn-accepted",
         "phd/checkpoint/integrity.py",

@@ -108,7 +108,7 @@ def commands_of(command: str) -> dict[str, argparse.ArgumentParser]:
 def our_training_flags() -> set[str]:
     """Of pretrain_phd.py: Megatron makes them from the fields of our dataclasses, and is slow to ask."""
     flags = set()
-    for file in ("phd/config.py", "phd/run/config.py", "phd/training/resume.py"):
+    for file in ("phd/config.py", "phd/run/config.py", "phd/training/resume.py", "phd/training/dataset.py"):
         for node in ast.walk(ast.parse(words(ROOT / file))):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 name = node.target.id.replace("_", "-")

@@ -215,13 +215,13 @@ def _with_rates_settled(load: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(load)
     def load_state_dict(self: Any, state: dict[str, Any]) -> None:
         saved = state.get("optimizer", state)["param_groups"]
-        settle_rates(self.param_groups, saved, get_args())
+        resolve_rates(self.param_groups, saved, get_args())
         load(self, state)
 
     return load_state_dict
 
 
-def settle_rates(groups: list[dict[str, Any]], saved: list[dict[str, Any]], args: Any) -> None:
+def resolve_rates(groups: list[dict[str, Any]], saved: list[dict[str, Any]], args: Any) -> None:
     """Give groups of an optimizer and those of a checkpoint the same RATES: the new ones with
     --override-opt-param-scheduler, the old ones with --use-checkpoint-opt-param-scheduler.
 

@@ -1,6 +1,6 @@
 """Hooks of the training loop: record, rates, texts that the model continues, checkpoints that stay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from megatron.training import get_tensorboard_writer, get_wandb_writer
 from phd.checkpoint.choice import agree_on_checkpoint
 from phd.checkpoint.saves import Saves
 from phd.config import PHDConfig
-from phd.run.record import MFU, TFLOPS, THROUGHPUT, Line, write_run_info
+from phd.run.files import read_json
+from phd.run.record import BRANCH_FILE, MFU, TFLOPS, THROUGHPUT, write_run_info
 from phd.run.recorder import Recorder
 from phd.run.status import RunStatus
 from phd.training.arguments import Start
@@ -69,7 +70,9 @@ class TrainingHooks:
         if self._folder and args.rank == 0:
             RunStatus(self._folder, Path(args.save or self._folder)).counted(args.train_iters)
         if self._folder and self.recorder is not None:
-            self._count_from(self.recorder.resume(args.iteration))
+            branch = read_json(self._folder / BRANCH_FILE)
+            self._count_from(self.recorder.resume(args.iteration) or branch)
+            about |= {"branch": branch} if branch else {}
             write_run_info(self._folder, about, args.iteration)
         if self._wandb is not None:
             del about["arguments"]  # Megatron has told W&B
@@ -78,10 +81,12 @@ class TrainingHooks:
                 self._wandb.define_metric(axis)
             self._wandb.define_metric("*", step_metric="tokens")
 
-    def _count_from(self, last: Line | None) -> None:
-        """Go on from the last line of the record where it was trained at another length or cost."""
+    def _count_from(self, last: Mapping[str, Any]) -> None:
+        """Go on from the last line of the record, or from a branch's trunk, where that was trained at another
+        length or cost.
+        """
         samples = self._loaded_samples
-        if last is None or samples is None or last["iteration"] != self.args.iteration:
+        if samples is None or "tokens" not in last or last["iteration"] != self.args.iteration:
             return
         if (last["tokens"], last["flops"]) != self._count(samples):
             self._before = samples, last["tokens"], last["flops"]

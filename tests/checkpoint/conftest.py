@@ -98,7 +98,7 @@ def refusal(folder: Path, step: int | None = None, pretrained: Path | None = Non
     """What pretrain_phd.py says to --load FOLDER --ckpt-step STEP --pretrained-checkpoint PRETRAINED at
     start-up.
     """
-    from phd.checkpoint.choice import settle_checkpoint
+    from phd.checkpoint.choice import resolve_checkpoint
 
     args = Namespace(
         load=str(folder),
@@ -108,7 +108,7 @@ def refusal(folder: Path, step: int | None = None, pretrained: Path | None = Non
         world_size=1,
     )
     try:
-        settle_checkpoint(args)
+        resolve_checkpoint(args)
     except ValueError as error:
         return str(error)
     return ""

@@ -156,13 +156,13 @@ def test_the_learning_rate_changes_on_resume(world, base_flags, whole, layout, t
 
 def groups_settled(groups: list[dict], saved: list[dict], **flags: bool) -> list[dict] | str:
     """What a checkpoint's groups are when they are loaded."""
-    from phd.megatron.compat import settle_rates
+    from phd.megatron.compat import resolve_rates
 
     args = Namespace(
         **{"override_opt_param_scheduler": False, "use_checkpoint_opt_param_scheduler": False} | flags
     )
     try:
-        settle_rates(groups, saved, args)
+        resolve_rates(groups, saved, args)
     except ValueError as error:
         return str(error)
     return saved

@@ -590,6 +590,17 @@ def test_a_warmup_longer_than_the_training_is_refused(world, flags, message):
     assert message in answer and bool(message) == bool(answer)
 
 
+def test_an_order_for_fewer_iterations_is_refused(world):
+    def said(flags: str) -> str:
+        (answer,) = world.run(refused_at_start, [*FLAGS, *flags.split()])
+        return answer
+
+    assert said("--data-iters 4") == ""
+    assert said("--data-iters 3").startswith("--data-iters 3 is less than --train-iters 4: raise it")
+    phases = "--data-iters 9 --phase-transition-iterations 2"
+    assert said(phases).startswith("--data-iters does not run with --phase-transition-iterations")
+
+
 def without(flag: str) -> list[str]:
     at = FLAGS.index(flag)
     return [*FLAGS[:at], *FLAGS[at + 2 :]]

@@ -11,7 +11,7 @@ OURS = {
     *("--phd-copies", "--phd-window", "--phd-chunk", "--phd-naive", "--no-phd-prune-last-layer"),
     *("--phd-consecutive-positions", "--phd-copy-embedding"),
     *("--phd-attention-backend", "--attention-pattern", "--variant", "--override-phd-variant"),
-    *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens"),
+    *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens", "--data-iters"),
 }
 STOPPED = {
     *("--attention-pattern-block", "--attention-pattern-sink-blocks", "--attention-pattern-local-blocks"),
