@@ -208,6 +208,7 @@ LAYOUTS = {
     "PP2": (2, "--pipeline-model-parallel-size 2"),
     "CP2": (2, "--context-parallel-size 2"),
     "DP2-distopt": (2, "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"),
+    "recompute": (1, "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"),
 }
 RUNS = {
     "vector": f"{CSWA} {PATTERN} --phd-copy-embedding vector --dataloader-inter-document-masking",
@@ -245,7 +246,7 @@ def numbers(folder) -> dict:
     ("run", "layout"),
     [
         *((run, layout) for run in ("vector", "table") for layout in LAYOUTS),
-        *(("hidden-decoding", layout) for layout in ("TP2-SP", "PP2", "CP2")),
+        *(("hidden-decoding", layout) for layout in ("TP2-SP", "PP2", "CP2", "recompute")),
     ],
 )
 def test_layout_equals_one_process(world, serial, run, layout, tmp_path):
