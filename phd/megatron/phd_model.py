@@ -3,23 +3,42 @@
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
+
+from phd.megatron.rotary import consecutive_positions, rotary_angles
 
 
 class PHDModel(GPTModel):
     """GPTModel whose decoder runs on K copies of each token (K = ``config.phd_copies``).
 
-    No new parameters: names and shapes of the weights are the vanilla model's. Shapes: s sequence length
-    (divided by tensor-parallel size under sequence parallelism), b micro batch size, h hidden size.
+    Names and shapes of the weights are the vanilla model's; ``copy_embedding`` comes on top where copies have
+    one (``config.phd_copy_embedding``). Shapes: s sequence length (divided by tensor-parallel size under
+    sequence parallelism), b micro batch size, h hidden size.
     """
 
-    def _preprocess(self, *args: Any, **kwargs: Any) -> tuple:
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor, **kwargs: Any) -> tuple:
         """Embed, then repeat every sample K times; row = sample * K + copy."""
-        decoder_input, *rest = super()._preprocess(*args, **kwargs)
+        decoder_input, rotary_pos_emb, *rest = super()._preprocess(input_ids, position_ids, **kwargs)
         if decoder_input is not None:
             # [s, b, h] -> [s, b*K, h]
-            decoder_input = decoder_input.repeat_interleave(self.config.phd_copies, dim=1)
-        return (decoder_input, *rest)
+            if self.config.phd_copy_embedding == "none":
+                decoder_input = decoder_input.repeat_interleave(self.config.phd_copies, dim=1)
+            else:
+                decoder_input = self.copy_embedding(decoder_input, input_ids, position_ids)
+        if self.config.phd_consecutive_positions:
+            rotary_pos_emb = self._consecutive_angles(decoder_input, kwargs.get("packed_seq_params"))
+        return (decoder_input, rotary_pos_emb, *rest)
+
+    def _consecutive_angles(self, decoder_input: Tensor | None, packed: PackedSeqParams | None) -> Tensor:
+        """Rotary angles of every row, [s on this context-parallel rank, b*K, 1, d]."""
+        length = self.rotary_pos_emb.get_rotary_seq_len(
+            None, self.decoder, decoder_input, self.config, packed
+        )
+        rows = self.decoder.input_tensor if decoder_input is None else decoder_input
+        copies = self.config.phd_copies
+        positions = consecutive_positions(length, rows.shape[1], copies, rows.device)
+        return rotary_angles(self.rotary_pos_emb, positions, length * copies)
 
     def _postprocess(
         self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any
