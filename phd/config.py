@@ -40,6 +40,10 @@ class PHDConfig:
     vector (plus a learned vector for each hidden copy, zero at first); or table (an embedding table for each
     hidden copy, at first equal to the embedding)."""
 
+    phd_copy_embedding_warmup_iters: int = 100
+    """Where a copy embedding is younger than the training that it joins (--override-phd-variant): over how
+    many iterations its learning rate rises to that of the others. 0 is at once."""
+
     phd_prune_last_layer: bool = True
     """Compute all copies in the last layer too, of which the last alone is used. The result is the same."""
 
@@ -82,6 +86,11 @@ class PHDConfig:
             raise ValueError(
                 f"--phd-copy-embedding {self.phd_copy_embedding} is of hidden copies, and --phd-copies 1 has "
                 "none: leave it out, or take --phd-copies of at least 2"
+            )
+        if self.phd_copy_embedding_warmup_iters < 0:
+            raise ValueError(
+                "--phd-copy-embedding-warmup-iters must be at least 0 (0 = no warm-up), got "
+                f"{self.phd_copy_embedding_warmup_iters}"
             )
         if self.phd_attention_backend not in BACKENDS:
             raise ValueError(

@@ -17,6 +17,7 @@ ALLOWED = {
     "phd/attention": {"phd.attention", "phd.rules"},
     "phd/megatron": {"phd.attention", "phd.rules", "phd.megatron", "phd.config", "megatron"},
     "phd/checkpoint": {"phd.checkpoint", "phd.run", "megatron"},
+    "phd/checkpoint/growth.py": {"phd.checkpoint", "phd.megatron", "phd.rules", "megatron"},
     "phd/checkpoint/__init__.py": {"phd.megatron"},  # it prepares torch before Megatron is imported
     "phd/training": {
         *("phd.attention", "phd.megatron", "phd.checkpoint", "phd.training", "phd.run"),

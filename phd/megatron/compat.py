@@ -27,7 +27,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAs
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import distrib_optimizer
-from megatron.core.optimizer.optimizer import param_group_identifier_keys
+from megatron.core.optimizer import optimizer as optimizers
 from megatron.core.tensor_parallel import random as tensor_parallel_random
 from megatron.core.transformer.moe import token_dispatcher
 from megatron.training import (
@@ -76,6 +76,7 @@ def apply(copies: int) -> None:
     _pipeline_rows(copies)
     _tensor_parallel_rows(copies)
     _load_fp32_shards()
+    _tell_apart_by_birth()
     _take_rates()
     setattr(FileSystemWriterAsync, "preload_tensors", staticmethod(_stage))  # noqa: B010
     filesystem_async.get_write_results_queue = _results_queue
@@ -193,6 +194,19 @@ def _load_fp32_shards() -> None:
     optimizer.load_parameter_state_from_dp_reshardable = torch.no_grad()(load)
 
 
+BORN = "lr_born"
+"""A group of parameters that are younger than the training has the iteration at which they joined it here
+(phd/megatron/young.py). Megatron logs the learning rate of a group none of whose settings is named "lr"."""
+
+GROUP_KEYS = (*optimizers.param_group_identifier_keys, BORN)
+
+
+def _tell_apart_by_birth() -> None:
+    """Megatron finds the groups of a checkpoint by what it calls their identifiers, in two modules."""
+    for module in (optimizers, distrib_optimizer):
+        setattr(module, "param_group_identifier_keys", GROUP_KEYS)  # noqa: B010
+
+
 RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
 """What the flags say of a group of parameters, and may say otherwise after a resume."""
 
@@ -208,10 +222,10 @@ def _take_rates() -> None:
     )
     for kind in kinds:
         if not hasattr(kind.load_state_dict, "__wrapped__"):
-            kind.load_state_dict = _with_rates_settled(kind.load_state_dict)
+            kind.load_state_dict = _with_rates_resolved(kind.load_state_dict)
 
 
-def _with_rates_settled(load: Callable[..., None]) -> Callable[..., None]:
+def _with_rates_resolved(load: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(load)
     def load_state_dict(self: Any, state: dict[str, Any]) -> None:
         saved = state.get("optimizer", state)["param_groups"]
@@ -219,6 +233,18 @@ def _with_rates_settled(load: Callable[..., None]) -> Callable[..., None]:
         load(self, state)
 
     return load_state_dict
+
+
+def _kind(group: dict[str, Any]) -> str:
+    """What a group has in common with its counterpart in a checkpoint, whatever the rates."""
+    return str([group.get(key, group.get(f"pre_{key}")) for key in GROUP_KEYS if key not in RATES])
+
+
+def in_order(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An order in which groups of an optimizer and those of a checkpoint are counterparts: several of one
+    kind are told apart by the order of their rates.
+    """
+    return sorted(groups, key=lambda group: (_kind(group), *(group.get(rate) or 0.0 for rate in RATES)))
 
 
 def resolve_rates(groups: list[dict[str, Any]], saved: list[dict[str, Any]], args: Any) -> None:
@@ -229,17 +255,8 @@ def resolve_rates(groups: list[dict[str, Any]], saved: list[dict[str, Any]], arg
         ValueError: they differ and neither flag is given, or there are other groups.
     """
 
-    def kind(group: dict[str, Any]) -> str:
-        """What it has in common with its counterpart, whatever the rates."""
-        return str([group.get(key, group.get(f"pre_{key}")) for key in param_group_identifier_keys
-                    if key not in RATES])  # fmt: skip
-
-    def sort(some: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Several of one kind are told apart by the order of their rates."""
-        return sorted(some, key=lambda group: (kind(group), *(group.get(rate) or 0.0 for rate in RATES)))
-
-    ours, theirs = sort(groups), sort(saved)
-    if [kind(group) for group in ours] != [kind(group) for group in theirs]:
+    ours, theirs = in_order(groups), in_order(saved)
+    if [_kind(group) for group in ours] != [_kind(group) for group in theirs]:
         raise ValueError(
             f"the checkpoint has {len(saved)} groups of parameters, this run {len(groups)} others: pass the "
             "flags it was trained with (--optimizer, --decoupled-lr, --apply-wd-to-qk-layernorm, "

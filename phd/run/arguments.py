@@ -129,6 +129,9 @@ DERIVED = {
 }
 """Arguments that follow another: where the two are equal, in both runs, the other one says it all."""
 
+WARM_UP = "phd_copy_embedding_warmup_iters"
+"""Of a copy embedding that is younger than its training; of no other."""
+
 ABSENT = "absent"
 
 CONTENTS = {
@@ -164,6 +167,8 @@ def differing(one: Arguments, other: Arguments) -> list[str]:
 def _matters(one: Arguments, other: Arguments, name: str) -> bool:
     if name in STARTS:
         return any(arguments.get("finetune") is True for arguments in (one, other))
+    if name == WARM_UP:
+        return any(arguments.get("phd_copy_births") for arguments in (one, other))
     if name in CONTENTS:  # the same file in another place is the same
         return not (_has_both(one, other, CONTENTS[name]) and _equal(one, other, CONTENTS[name]))
     if name in CONTENTS.values():

@@ -128,8 +128,22 @@ def other_variant(saved: Namespace, config: PHDConfig) -> tuple[str, str] | None
     """The variant that a checkpoint was trained as and that of ``config``, where they are two."""
     trained, ours = Variant.from_arguments(vars(saved)), config.variant
     # a pattern may be spelled in two ways
-    same = trained.layers(saved.num_layers) == config.layers(saved.num_layers)
+    layers = trained.layers(saved.num_layers) == config.layers(saved.num_layers)
+    same = layers and trained.embedding == ours.embedding
     return None if same else (str(trained), str(ours))
+
+
+def lost_embedding(saved: Namespace, config: PHDConfig) -> list[str]:
+    """What a checkpoint has learned that tells its copies apart, and the model of ``config`` would drop."""
+    trained, ours = Variant.from_arguments(vars(saved)), config.variant
+    if trained.embedding == "none":
+        return []
+    if trained.embedding == ours.embedding and trained.copies.count <= ours.copies.count:
+        return []
+    return [
+        f"--phd-copy-embedding {trained.embedding} with --phd-copies {trained.copies.count}, and this run, "
+        f"{ours.embedding} with {ours.copies.count}, would drop what it has learned"
+    ]
 
 
 def difference(name: str, was: Any, now: Any) -> str:

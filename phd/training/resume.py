@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phd.checkpoint.choice import checkpoint_source, chosen_folder
+from phd.checkpoint.growth import describe, newborn, weights_alone
 from phd.checkpoint.read import read_args
 from phd.config import PHDConfig
 from phd.megatron.transformer_config import key_value_heads
@@ -21,6 +22,7 @@ from phd.training.other_model import (
     SHAPES,
     Arguments,
     change,
+    lost_embedding,
     other_model,
     other_tokenizer,
     other_variant,
@@ -51,7 +53,8 @@ class PHDCheckpointConfig:
 
     override_phd_variant: bool = False
     """Continue from a checkpoint that was trained with another --phd-copies, --phd-window, --phd-chunk,
-    --phd-naive or --attention-pattern. Refused without this flag."""
+    --phd-naive, --phd-copy-embedding or --attention-pattern; what the checkpoint has no weights for starts
+    anew. Refused without this flag."""
 
 
 class CannotGoOn(ValueError):
@@ -109,15 +112,19 @@ def compare_with_checkpoint(args: Namespace, config: PHDConfig, step_asked: bool
     different = other_model(was, now, names)
     if not (first and was["tokenizer_type"] == "NullTokenizer"):  # of weights that came without one
         different += other_tokenizer(was, now)
+    different += lost_embedding(saved, config)
     variants = None if args.override_phd_variant else other_variant(saved, config)
     if different or variants:
         raise CannotGoOn(_refusal(folder, different, variants, first), args)
-    if not first and (refusal := _other_sharding(folder, saved, args)):
+    refusal = _other_sharding(folder, saved, args) or _no_growth(folder, saved, args)
+    if not weights_alone(args, saved) and refusal:
         raise CannotGoOn(refusal, args)
     if args.rank == 0:
         if args.override_phd_variant and (variants := other_variant(saved, config)):
+            anew = describe(newborn(saved, args), args.phd_copy_embedding)
             print(
                 f"> --override-phd-variant: {variants[1]} continues from {folder}, trained as {variants[0]}"
+                f"{anew}"
             )
         told = {*POSITIONS} if first else {*was, *now} - {*ARGUMENTS, *SETTINGS_OF_A_START, *names}
         if changed := [change(name, was, now) for name in _in_both(was, now) if name in told]:
@@ -130,8 +137,6 @@ def compare_with_checkpoint(args: Namespace, config: PHDConfig, step_asked: bool
 
 def _other_sharding(folder: Path, saved: Namespace, args: Namespace) -> str | None:
     """Where the state of the optimizer does not fit this run. Megatron would say so late, on each rank."""
-    if args.no_load_optim or saved.no_save_optim:
-        return None
     anew = f"begin a new run with --pretrained-checkpoint {folder.parent}"
     if saved.use_distributed_optimizer != args.use_distributed_optimizer:
         how, do = ("with", "pass it") if saved.use_distributed_optimizer else ("without", "leave it out")
@@ -144,6 +149,23 @@ def _other_sharding(folder: Path, saved: Namespace, args: Namespace) -> str | No
             f"run: TP {ours[0]}, PP {ours[1]}): continue as before, with "
             f"--dist-ckpt-optim-fully-reshardable, until it has saved again; or {anew}"
         )
+    return None
+
+
+def _no_growth(folder: Path, saved: Namespace, args: Namespace) -> str | None:
+    """Where the state of the optimizer cannot take in parameters that the checkpoint has not got."""
+    if not newborn(saved, args):
+        return None
+    lacks = f"{folder} lacks copy embeddings of this run, and the state of its optimizer "
+    anew = f"begin a new run with --pretrained-checkpoint {folder.parent}"
+    if saved.use_distributed_optimizer and not saved.dist_ckpt_optim_fully_reshardable:
+        return (
+            f"{lacks}was saved in a way that cannot take them in: continue as before, with "
+            f"--dist-ckpt-optim-fully-reshardable, until it has saved again; or {anew}"
+        )
+    if args.optimizer != "adam" or args.optimizer_cpu_offload:
+        which = "--optimizer-cpu-offload" if args.optimizer == "adam" else f"--optimizer {args.optimizer}"
+        return f"{lacks}cannot take them in with {which}: {anew}"
     return None
 
 

@@ -270,6 +270,74 @@ def test_another_attention_pattern_is_another_variant(world):
     assert answers == [None, ("vanilla", "longgen-sink")]
 
 
+def stored_answers(flags: list[str], cases: list[tuple[dict, str]]) -> list[str]:
+    """What start-up says with more flags where the checkpoint has other arguments."""
+    from unittest.mock import patch
+
+    from phd.checkpoint.read import read_args
+
+    said = []
+    for trained, more in cases:
+
+        def stored(folder: Path, trained: dict = trained) -> Namespace:
+            return Namespace(**vars(read_args(folder)) | trained)
+
+        with patch("phd.training.resume.read_args", stored):
+            said += answers(flags, [([], more.split())])
+    return said
+
+
+OVERRIDE = "--override-phd-variant --phd-copy-embedding"
+DROPS = "the checkpoint has --phd-copy-embedding vector with --phd-copies {}, and this run, {}, would drop"
+SPLIT = {"use_distributed_optimizer": True}
+# Arguments of the checkpoint, more flags -> what is said.
+EMBEDDINGS = [
+    (
+        {},
+        "--phd-copy-embedding vector",
+        "was trained as PHD-CSWA-2-5-12, this run is PHD-CSWA-2-5-12+vector: pass",
+    ),
+    ({}, f"{OVERRIDE} vector", "trained as PHD-CSWA-2-5-12; anew begins the vector of copy 1 as zero\n"),
+    (
+        {},
+        f"{OVERRIDE} vector --optimizer sgd",
+        "cannot take them in with --optimizer sgd: begin a new run with",
+    ),
+    (
+        SPLIT,
+        f"{OVERRIDE} table --use-distributed-optimizer",
+        "with --dist-ckpt-optim-fully-reshardable, until",
+    ),
+    (
+        {**SPLIT, "dist_ckpt_optim_fully_reshardable": True},
+        f"{OVERRIDE} table --use-distributed-optimizer",
+        "anew begins the table of copy 1 as the embedding\n",
+    ),
+    *(
+        ({"phd_copy_embedding": "vector", "phd_copies": copies}, more, DROPS.format(copies, ours))
+        for copies, more, ours in [
+            (2, "", "none with 2"),
+            (2, f"{OVERRIDE} none", "none with 2"),
+            (2, f"{OVERRIDE} table", "table with 2"),
+            (3, f"{OVERRIDE} vector", "vector with 2"),
+            (2, f"{OVERRIDE} none --phd-copies 1", "none with 1"),
+        ]
+    ),
+]
+
+
+def test_copy_embeddings_are_compared(world, flags, run):
+    """What was learned is not dropped; what is missing joins where it can; before anything is touched."""
+    before = contents(run)
+    (said,) = world.run(
+        stored_answers, [*flags, "--run-dir", str(run)], [(trained, more) for trained, more, _ in EMBEDDINGS]
+    )
+    for answer, (trained, more, part) in zip(said, EMBEDDINGS, strict=True):
+        assert part in answer, (trained, more, answer)
+        assert ("refused" in answer) == ("anew begins" not in answer)
+    assert contents(run) == before
+
+
 def with_stored_backends(flags: list[str], checkpoint: Path, backends: list[str]) -> list[tuple]:
     """What start-up says, and the K that an export finds, where the checkpoint names a backend."""
     from unittest.mock import patch

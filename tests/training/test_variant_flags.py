@@ -10,6 +10,7 @@ from tests.training.test_arguments import FLAGS, parse, refused_at_start
 OURS = {
     *("--phd-copies", "--phd-window", "--phd-chunk", "--phd-naive", "--no-phd-prune-last-layer"),
     *("--phd-consecutive-positions", "--phd-copy-embedding"),
+    "--phd-copy-embedding-warmup-iters",
     *("--phd-attention-backend", "--attention-pattern", "--variant", "--override-phd-variant"),
     *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens", "--data-iters"),
 }

@@ -1,0 +1,236 @@
+"""A copy embedding that a checkpoint lacks, wholly or for some copies, joins its training."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.trainings import losses
+
+NONE = shlex.split("--phd-copies 2 --phd-window 5 --phd-chunk 12")
+TRAINED = 3  # iterations, before anything joins
+FULLY = "--use-distributed-optimizer --dist-ckpt-optim-fully-reshardable"
+STILL = ["--phd-copy-embedding-warmup-iters", str(10**30)]
+"""What joins is as it was loaded: 2e-3 / 1e30 is less than half a unit in the last place of every weight."""
+
+LAYOUTS = {
+    "fp32": ("", 1, ""),
+    "bf16": ("--bf16", 1, ""),
+    "DP2-distopt": (FULLY, 2, ""),
+    "bf16-DP2-distopt": (f"--bf16 {FULLY}", 2, ""),
+    "TP2": ("", 2, "--tensor-model-parallel-size 2"),
+    "bf16-TP2-SP-distopt": (f"--bf16 {FULLY}", 2, "--tensor-model-parallel-size 2 --sequence-parallel"),
+    # a stage without young parameters has an empty group
+    "bf16-PP2": ("--bf16", 2, "--pipeline-model-parallel-size 2"),
+}
+"""Flags of the checkpoint, which one rank trains, and of what goes on; the ranks and flags of that alone."""
+
+
+@pytest.fixture(scope="module")
+def flags(base_flags) -> list[str]:
+    # the gradient norm is that of old and young parameters
+    return [*base_flags, *NONE, "--clip-grad", "0", "--train-iters", "6", "--save-interval", "1"]
+
+
+@pytest.fixture(scope="module")
+def trained(world, flags, tmp_path_factory):
+    """Checkpoints without a copy embedding, each trained once."""
+    folders: dict[str, Path] = {}
+
+    def train(more: str) -> Path:
+        if more not in folders:
+            folders[more] = tmp_path_factory.mktemp("trained")
+            exits = ["--exit-interval", str(TRAINED), "--save", str(folders[more])]
+            world.pretrain([*flags, *more.split(), *exits])
+        return folders[more]
+
+    return train
+
+
+def tensors(folder: Path, iteration: int) -> dict:
+    """All of a checkpoint, by name."""
+    from phd.checkpoint.read import CheckpointTensors, read_metadata
+
+    found = CheckpointTensors(folder / f"iter_{iteration:07d}")
+    found._tensors = {
+        name: entry
+        for name, entry in read_metadata(found.folder).state_dict_metadata.items()
+        if hasattr(entry, "chunks")
+    }
+    return {name: found.read(name) for name in found._tensors}
+
+
+@pytest.mark.parametrize("embedding", ["vector", "table"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_first_pass_is_the_checkpoint_s(layout, embedding, world, flags, trained, tmp_path):
+    """Bit for bit; what was there goes on with its moments, and what joins has its source's master weights
+    and moments of its first gradient alone.
+    """
+    import torch
+
+    precision, ranks, more = LAYOUTS[layout]
+    start = trained(precision)
+    on = [*flags, *precision.split(), *more.split(), "--load", str(start), "--exit-interval", "4"]
+    runs = {}
+    for name, variant in {"none": [], embedding: ["--phd-copy-embedding", embedding, *STILL]}.items():
+        logs, save = tmp_path / "logs" / name, tmp_path / name
+        out = ["--save", str(save), "--tensorboard-dir", str(logs)]
+        said = world.pretrain([*on, *variant, "--override-phd-variant", *out], ranks)
+        runs[name] = (losses(logs)["lm loss"], tensors(save, 4), said)
+    (plain, old, _), (grown, new, said) = runs["none"], runs[embedding]
+    assert plain == grown and len(plain) == 1
+    assert f"the {embedding} of copy 1 at iteration 3 joined the training; its learning rate rises" in said
+
+    joined = {name for name in new if "copy_embedding" in name}
+    assert new.keys() - joined == old.keys()
+    state = {kind for name in joined if (kind := name.partition("copy_embedding")[0])}
+    moments = {f"optimizer.state.{moment}." for moment in ("exp_avg", "exp_avg_sq")}
+    assert moments <= state and len(state) == len(moments) + ("bf16" in layout or "distopt" in layout)
+    young = next(name for name in joined if name.startswith("copy_embedding"))
+    embedded = "embedding.word_embeddings.weight"
+    for name, tensor in old.items():
+        # the embedding has no gradient of copy 1 any more
+        if name.startswith("optimizer.state.exp_avg") and (embedding == "vector" or embedded not in name):
+            assert torch.equal(tensor, new[name]), name
+    first = tensors(start, TRAINED)
+    for kind in {"", *state} - moments:
+        if embedding == "table":
+            assert torch.equal(new[kind + young], first[kind + embedded])
+        else:
+            assert 0 < new[kind + young].abs().max() < 1e-30
+    gradient, square = (new[f"optimizer.state.{moment}.{young}"] for moment in ("exp_avg", "exp_avg_sq"))
+    assert gradient.abs().max() > 0
+    torch.testing.assert_close((gradient / 0.1) ** 2, square / 0.001, rtol=1e-4, atol=0)
+
+
+def grow(world, flags, folder: Path, save: Path, more: str, ranks: int = 1) -> str:
+    """Go on from ``folder``, with a checkpoint of each iteration in ``save``."""
+    on = [*flags, *more.split(), "--override-phd-variant", "--load", str(folder), "--save", str(save)]
+    return world.pretrain([*on, "--tensorboard-dir", str(save / "logs")], ranks)
+
+
+def births(folder: Path, iteration: int) -> list[int]:
+    from phd.checkpoint.read import read_args
+
+    return read_args(folder / f"iter_{iteration:07d}").phd_copy_births
+
+
+@pytest.mark.parametrize(
+    ("embedding", "precision", "ranks"), [("vector", "", 1), ("table", f"--bf16 {FULLY}", 2)]
+)
+def test_more_copies_start_as_those_that_are_there_in_turn(
+    embedding, precision, ranks, world, flags, tmp_path
+):
+    """Two copies become four: copy 2 starts as the original, copy 3 as copy 1."""
+    import torch
+
+    kind = f"{precision} --phd-copy-embedding {embedding}"
+    world.pretrain([*flags, *kind.split(), "--exit-interval", "3", "--save", str(tmp_path / "two")], ranks)
+    assert births(tmp_path / "two", 3) == []
+    more = f"{kind} {' '.join(STILL)} --phd-copies 4 --exit-interval 4"
+    said = grow(world, flags, tmp_path / "two", tmp_path / "four", more, ranks)
+    original = "zero" if embedding == "vector" else "the embedding"
+    assert f"anew begins the {embedding} of copy 2 as {original}, copy 3 as that of copy 1\n" in said
+    assert f"> the {embedding} of copy 2 at iteration 3, copy 3 at iteration 3 joined the training" in said
+    assert births(tmp_path / "four", 4) == [0, 3, 3]
+    two, four = tensors(tmp_path / "two", 3), tensors(tmp_path / "four", 4)
+    name = {
+        "vector": "copy_embedding.vectors.{}",
+        "table": "copy_embedding.tables.{}.word_embeddings.weight",
+    }[embedding]
+    for prefix in ("", "optimizer.state.param.") if precision else ("",):
+        first, second, third = (four[prefix + name.format(number)] for number in range(3))
+        had = two[prefix + name.format(0)]
+        assert not torch.equal(first, had) and torch.equal(third, had)
+        if embedding == "table":
+            assert torch.equal(second, two[f"{prefix}embedding.word_embeddings.weight"])
+        else:
+            assert 0 < second.abs().max() < 1e-30
+
+
+def test_a_vanilla_checkpoint_grows(world, flags, tmp_path):
+    """Into copies with tables: the first pass is that of copies without."""
+    vanilla = [*flags, "--phd-copies", "1", "--exit-interval", "2", "--save", str(tmp_path / "one")]
+    world.pretrain(vanilla)
+    for name, more in {"none": "", "table": "--phd-copy-embedding table"}.items():
+        grow(world, flags, tmp_path / "one", tmp_path / name, f"{more} --exit-interval 3")
+    plain, grown = (losses(tmp_path / name / "logs")["lm loss"] for name in ("none", "table"))
+    assert plain == grown
+    assert births(tmp_path / "table", 3) == [2]
+
+
+@pytest.mark.parametrize(("precision", "ranks"), [("", 1), (f"--bf16 {FULLY}", 2), ("--bf16", 1)])
+def test_a_resume_after_growth_equals_a_training_never_stopped(
+    precision, ranks, world, flags, trained, tmp_path
+):
+    """Also where copies have joined twice: copy 1's vector at iteration 3, copy 2's at iteration 4."""
+    import torch
+
+    short = f"{precision} --phd-copy-embedding vector --phd-copy-embedding-warmup-iters 2"
+    once = tmp_path / "once"
+    grow(world, flags, trained(precision), once, f"{short} --exit-interval 4", ranks)
+    assert births(once, 4) == [3]
+    twice = f"{short} --phd-copies 3"
+    grow(world, flags, once, tmp_path / "straight", twice, ranks)
+    grow(world, flags, once, tmp_path / "stopped", f"{twice} --exit-interval 5", ranks)
+    said = grow(world, flags, tmp_path / "stopped", tmp_path / "resumed", twice, ranks)
+    assert "> the vector of copy 1 at iteration 3, copy 2 at iteration 4 joined the training" in said
+    assert "anew begins" not in said
+    assert births(tmp_path / "resumed", 6) == [3, 4]
+    straight, resumed = (tensors(tmp_path / name, 6) for name in ("straight", "resumed"))
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_the_first_step_is_warmed_up(world, flags, trained, tmp_path):
+    """The learning rate 2e-3 over 100 iterations: Adam's first step is it, whatever the gradient."""
+    more = "--phd-copy-embedding vector --exit-interval 4"
+    grow(world, flags, trained(""), tmp_path, more)
+    step = tensors(tmp_path, 4)["copy_embedding.vectors.0"].abs()
+    assert step.max().item() == pytest.approx(2e-5, rel=1e-4)  # less by eps = 1e-8 over the gradient
+    assert step.median().item() == pytest.approx(2e-5, rel=1e-2)
+
+
+def test_weights_alone_make_all_parameters_equally_young(world, flags, trained, tmp_path):
+    first = {}
+    for name, more in {"none": "", "table": "--phd-copy-embedding table"}.items():
+        said = world.pretrain([
+            *flags, *shlex.split(f"--bf16 {more} --exit-interval 1 --override-phd-variant"),
+            *("--pretrained-checkpoint", str(trained("--bf16")), "--save", str(tmp_path / name)),
+            *("--tensorboard-dir", str(tmp_path / name / "logs")),
+        ])  # fmt: skip
+        first[name] = losses(tmp_path / name / "logs")["lm loss"]
+    assert first["none"] == first["table"]
+    assert "anew begins the table of copy 1 as the embedding" in said and "joined the training" not in said
+    assert births(tmp_path / "table", 1) == []
+    start, grown = tensors(trained("--bf16"), TRAINED), tensors(tmp_path / "table", 1)
+    weights = start["embedding.word_embeddings.weight"].float()
+    step = grown["optimizer.state.fp32_param.copy_embedding.tables.0.word_embeddings.weight"] - weights
+    # the learning rate, and what weight decay adds
+    assert 1.9e-3 < step.abs().max() < 2e-3 * (1 + 0.01 * weights.abs().max()) * 1.0001
+
+
+def settled(flags: list[str], folder: Path, **other: object) -> str:
+    """What is said where the run turns to ``folder`` only after start-up."""
+    import sys
+
+    from phd.checkpoint.growth import settle_births
+    from phd.training.arguments import parse_and_validate_args
+
+    sys.argv = ["pretrain_phd.py", *flags]
+    args = parse_and_validate_args().args
+    args.load = str(folder)
+    vars(args).update(other)
+    try:
+        settle_births(args)
+    except ValueError as error:
+        return str(error)
+    return str(args.phd_copy_births)
+
+
+def test_an_older_checkpoint_in_place_of_a_damaged_one_grows_on_purpose_alone(world, flags, trained):
+    more = [*flags, "--phd-copy-embedding", "vector"]
+    (said,) = world.run(settled, more, trained(""))
+    assert said.endswith("has no vector for copies 1: pass --override-phd-variant to start them anew")
+    (said,) = world.run(settled, [*more, "--override-phd-variant"], trained(""))
+    assert said == "[3]"
