@@ -53,9 +53,8 @@ def refuse_order(args: Namespace) -> None:
     """
     if args.data_iters is None:
         return
-    if args.train_samples is not None or args.phase_transition_iterations:
-        other = "--train-samples" if args.train_samples is not None else "--phase-transition-iterations"
-        raise ValueError(f"--data-iters does not run with {other}: leave one of them out")
+    if args.train_samples is not None:
+        raise ValueError("--data-iters does not run with --train-samples: leave one of them out")
     if args.train_iters is not None and args.data_iters < args.train_iters:
         raise ValueError(
             f"--data-iters {args.data_iters} is less than --train-iters {args.train_iters}: raise it to that "

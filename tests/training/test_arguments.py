@@ -597,8 +597,6 @@ def test_an_order_for_fewer_iterations_is_refused(world):
 
     assert said("--data-iters 4") == ""
     assert said("--data-iters 3").startswith("--data-iters 3 is less than --train-iters 4: raise it")
-    phases = "--data-iters 9 --phase-transition-iterations 2"
-    assert said(phases).startswith("--data-iters does not run with --phase-transition-iterations")
 
 
 def without(flag: str) -> list[str]:
