@@ -8,7 +8,7 @@ import torch
 from megatron.training import get_tensorboard_writer, get_wandb_writer
 
 from phd.checkpoint.choice import agree_on_checkpoint
-from phd.checkpoint.growth import settle_births
+from phd.checkpoint.growth import resolve_births
 from phd.checkpoint.saves import Saves
 from phd.config import PHDConfig
 from phd.run.files import read_json
@@ -48,7 +48,7 @@ class TrainingHooks:
     def built(self, model_chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """The model is there and its checkpoint not loaded yet. Every rank must call it."""
         agree_on_checkpoint(self.args, self._step_asked)
-        settle_births(self.args)
+        resolve_births(self.args)
         self._about = about_run(self.args, self.config, self.metrics, count_parameters(model_chunks))
         self._model_chunks = model_chunks
         return model_chunks

@@ -154,7 +154,7 @@ def test_the_learning_rate_changes_on_resume(world, base_flags, whole, layout, t
         assert losses(log)["lm loss"][0] == pytest.approx(whole(layout)[1]["lm loss"][3], rel=1e-5)
 
 
-def groups_settled(groups: list[dict], saved: list[dict], **flags: bool) -> list[dict] | str:
+def groups_resolved(groups: list[dict], saved: list[dict], **flags: bool) -> list[dict] | str:
     """What a checkpoint's groups are when they are loaded."""
     from phd.megatron.compat import resolve_rates
 
@@ -183,9 +183,9 @@ def test_groups_of_the_checkpoint_are_found_whatever_their_rates(world):
 
     saved = [make(1.0, 0.0), make(1.0, 1.0), make(5.0, 1.0), make(3.0, 1.0, is_decoupled_lr=True)]
     ours = [make(6.0, 1.0, is_decoupled_lr=True), make(9.0, 1.0), make(2.0, 1.0), make(2.0, 0.0)]
-    (settled,) = world.run(partial(groups_settled, override_opt_param_scheduler=True), ours, saved)
-    assert [group["max_lr"] for group in settled] == [2.0, 2.0, 9.0, 6.0]
-    assert [group["params"] for group in settled] == [group["params"] for group in saved]
-    assert "another schedule" in world.run(groups_settled, ours, saved)[0]
-    (answer,) = world.run(groups_settled, ours[1:], saved)
+    (resolved,) = world.run(partial(groups_resolved, override_opt_param_scheduler=True), ours, saved)
+    assert [group["max_lr"] for group in resolved] == [2.0, 2.0, 9.0, 6.0]
+    assert [group["params"] for group in resolved] == [group["params"] for group in saved]
+    assert "another schedule" in world.run(groups_resolved, ours, saved)[0]
+    (answer,) = world.run(groups_resolved, ours[1:], saved)
     assert "the checkpoint has 4 groups of parameters, this run 3 others: pass the flags" in answer
