@@ -49,13 +49,15 @@ def trained(world, flags, tmp_path_factory):
 
 def tensors(folder: Path, iteration: int) -> dict:
     """All of a checkpoint, by name."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     from phd.checkpoint.read import CheckpointTensors, read_metadata
 
     found = CheckpointTensors(folder / f"iter_{iteration:07d}")
     found._tensors = {
         name: entry
         for name, entry in read_metadata(found.folder).state_dict_metadata.items()
-        if hasattr(entry, "chunks")
+        if isinstance(entry, TensorStorageMetadata)
     }
     return {name: found.read(name) for name in found._tensors}
 

@@ -30,8 +30,10 @@ def taken(names: list[str]) -> list[tuple]:
         with patch("sys.argv", ["pretrain_phd.py", "--variant", name]):
             take_variant(args)
         assert not hasattr(args, "variant")
-        fields = ("phd_copies", "phd_window", "phd_chunk", "phd_naive", "attention_pattern")
-        fields += ("phd_copy_embedding", "phd_consecutive_positions")
+        fields = (
+            *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "attention_pattern"),
+            *("phd_copy_embedding", "phd_consecutive_positions"),
+        )
         found.append(tuple(getattr(args, field) for field in fields))
     return found
 
