@@ -35,7 +35,7 @@ from megatron.training.utils import is_first_or_last_pipeline_stage
 from phd.checkpoint import growth
 from phd.megatron import compat, young
 from phd.megatron.builder import model_config_from_args
-from phd.megatron.documents import document_params, document_starts, documents_masked
+from phd.megatron.documents import document_params, documents_masked, on_all_ranks
 from phd.megatron.loop import HookedLoop
 from phd.run.output import outlive_readers
 from phd.training.arguments import make_global, parse_and_validate_args
@@ -59,7 +59,7 @@ def get_batch(data_iterator: Any, vp_stage: int | None, micro_batch_size: int) -
     if parallel_state.get_tensor_model_parallel_rank() == 0 and (first_or_last or with_documents):
         sample = next(data_iterator)
     if with_documents:  # the attention of every stage needs to know
-        starts = document_starts(sample.get("position_ids"), (micro_batch_size, args.seq_length))
+        starts = on_all_ranks(sample.get("document_starts"), (micro_batch_size, args.seq_length))
     batch = tokens_on_this_rank(sample, vp_stage, micro_batch_size) if first_or_last else {}
     return {key: batch.get(key) for key in BATCH_KEYS} | {"document_starts": starts}
 

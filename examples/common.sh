@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by pretrain.sh and slurm/submit.sh: a size and a variant become Megatron's flags.
+# Sourced by pretrain.sh and the scripts of slurm/: a size and a variant become Megatron's flags.
 #
 #   SIZE     a file of sizes/: 151m, 550m, 1.2b (the paper's), 7b (Llama-2's), 300k (for a CPU)
 #   VARIANT  vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C, the names of the paper; a pattern of the
@@ -16,15 +16,19 @@
 #   WANDB_PROJECT    logs to W&B if set
 
 # shellcheck disable=SC2034 # read by those who source this file
-read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKENIZER, PYTHON
+find_python() { # -> ROOT, PYTHON
   ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
+  if [[ $PYTHON == */* ]]; then PYTHON=$(realpath -ms "$PYTHON"); fi # -s: an environment's is a link
+}
+
+read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKENIZER, PYTHON
+  find_python
   local size=$1 variant=$2 sizes
   sizes=$(cd "$ROOT/examples/sizes" && echo *.sh)
   [ -f "$ROOT/examples/sizes/$size.sh" ] || fail "no size $size; there are: ${sizes//.sh/}"
   # shellcheck source=/dev/null
   source "$ROOT/examples/sizes/$size.sh"
-  PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
-  if [[ $PYTHON == */* ]]; then PYTHON=$(realpath -ms "$PYTHON"); fi # -s: an environment's is a link
   variant=$(cd "$ROOT" && "$PYTHON" -m phd.commands.cli variant "$variant") || exit
   PHD_FLAGS=(--variant "$variant")
   : "${DATA_PREFIX:?the path of the data set without .bin}" "${TOKENIZER_MODEL:?the SentencePiece .model file, or a tokenizer.json}"
@@ -42,6 +46,17 @@ read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKEN
 
 finished() { # RUN -> whether it is; says how it stands
   (cd "$ROOT" && "$PYTHON" -m phd.commands.cli status "$1")
+}
+
+snapshot() { # FOLDER -> a copy of the code there, which a job runs, also when it is queued again
+  local copy
+  copy=$(mktemp -d "$(dirname "$1")/.code.XXXXXX")
+  # by name: a checkout also holds data, tokenizers and the runs themselves
+  (cd "$ROOT" && tar --exclude=__pycache__ -cf - ./*.py pyproject.toml phd data_tools examples) | tar -xf - -C "$copy"
+  if git -C "$ROOT" rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+    (cd "$ROOT" && git log -1 --format='commit %H%n%ad %s' && git status --short && git diff HEAD) >"$copy/GIT_STATE"
+  fi
+  mv "$copy" "$1"
 }
 
 fail() {

@@ -255,6 +255,41 @@ MODEL = (
         "tests/megatron/test_phd_model.py::test_original_stream_is_the_vanilla_model",
     ),
     Mutation(
+        "copies-enter-in-the-wrong-rows",
+        "phd/megatron/copy_embedding.py",
+        "return stack(copies, dim=2).flatten(1, 2)",
+        "return stack(copies, dim=1).flatten(1, 2)",
+        "tests/megatron/test_copy_embedding.py::test_starts_as_copies_that_enter_alike",
+    ),
+    Mutation(
+        "tables-that-start-elsewhere",
+        "phd/megatron/copy_embedding.py",
+        "copied.copy_(weight)",
+        "copied.normal_()",
+        "tests/megatron/test_copy_embedding.py::test_starts_as_copies_that_enter_alike",
+    ),
+    Mutation(
+        "vectors-with-gradients-of-a-slice",
+        "phd/megatron/copy_embedding.py",
+        'setattr(vector, "sequence_parallel", config.sequence_parallel)  # noqa: B010',
+        'setattr(vector, "sequence_parallel", False)  # noqa: B010',
+        "tests/megatron/test_copy_embedding.py::test_layout_equals_one_process[vector-TP2-SP]",
+    ),
+    Mutation(
+        "norms-before-the-weights-are-gathered",
+        "phd/training/copy_norms.py",
+        "if config is not None and config.overlap_param_gather:",
+        "if config is None:",
+        "tests/megatron/test_copy_embedding.py::test_layout_equals_one_process[vector-DP2-distopt]",
+    ),
+    Mutation(
+        "positions-of-copies-swapped",
+        "phd/megatron/rotary.py",
+        ".view(length, copies).T.repeat(rows // copies, 1)",
+        ".view(length, copies).T.flip(0).repeat(rows // copies, 1)",
+        "tests/megatron/test_rotary.py::test_angles_are_megatrons_bit_for_bit[rope]",
+    ),
+    Mutation(
         "model-first-copy-to-the-head",
         "phd/megatron/phd_model.py",
         "last_copy = hidden_states[:, copies - 1 :: copies].contiguous()",
@@ -291,10 +326,10 @@ MODEL = (
     ),
     Mutation(
         "documents-start-one-late",
-        "phd/megatron/documents.py",
-        "starts = (torch.arange(shape[1]) - position_ids).cuda(non_blocking=True)",
-        "starts = (torch.arange(shape[1]) - (position_ids - 1).clamp(min=0)).cuda(non_blocking=True)",
-        "tests/megatron/test_documents.py",
+        "phd/training/dataset.py",
+        "torch.arange(len(positions)) - positions}",
+        "torch.arange(len(positions)) - (positions - 1).clamp(min=0)}",
+        "tests/training/test_dataset.py::test_samples_tell_where_documents_start",
     ),
     Mutation(
         "loss-of-masked-tokens-counted",
@@ -351,6 +386,27 @@ COSTS = (
 )
 
 RUNS = (
+    Mutation(
+        "branch-order-by-its-own-length",
+        "phd/training/dataset.py",
+        "args.data_iters * args.global_batch_size if args.data_iters else num_samples[0]",
+        "num_samples[0]",
+        "tests/commands/test_branch.py",
+    ),
+    Mutation(
+        "branch-over-its-own-checkpoints",
+        "phd/run/branches.py",
+        'if not any(saves.glob("iter_*")):',
+        "if newest_checkpoint(saves) != self.trunk.iteration:",
+        "tests/run/test_branches.py",
+    ),
+    Mutation(
+        "branch-pays-for-its-trunk",
+        "phd/training/hooks.py",
+        "self._count_from(self.recorder.resume(args.iteration) or branch)",
+        "self._count_from(self.recorder.resume(args.iteration) or {})",
+        "tests/commands/test_branch.py",
+    ),
     Mutation(
         "checkpoint-torn-accepted",
         "phd/checkpoint/integrity.py",

@@ -33,13 +33,6 @@ if [ -d "$RUN/code" ]; then
     "given now; remove $RUN/code and $RUN/launch.sh to take new ones" >&2
   NNODES=$(sed -n 's/^export NNODES=//p' "$RUN/launch.sh")
 else
-  snapshot=$(mktemp -d "$RUN/.code.XXXXXX")
-  cd "$ROOT"
-  # by name: a checkout also holds data, tokenizers and the runs themselves
-  tar --exclude=__pycache__ -cf - ./*.py pyproject.toml phd data_tools examples | tar -xf - -C "$snapshot"
-  if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
-    { git log -1 --format='commit %H%n%ad %s' && git status --short && git diff HEAD; } >"$snapshot/GIT_STATE"
-  fi
   {
     echo "# What the job of $RUN runs on every node; written by submit.sh."
     for name in DATA_PREFIX TOKENIZER_MODEL SEED RUNS NNODES NPROC_PER_NODE MAX_RESTARTS SHUTDOWN_TIMEOUT WANDB_PROJECT; do
@@ -49,7 +42,7 @@ else
     printf 'export PYTHON=${PYTHON:-%q}\n' "$PYTHON"
     printf 'exec %q %s\n' "$RUN/code/examples/pretrain.sh" "$(printf '%q ' "$@")"
   } >"$RUN/launch.sh"
-  mv "$snapshot" "$RUN/code"
+  snapshot "$RUN/code"
 fi
 
 # shellcheck disable=SC2086 # the options are words

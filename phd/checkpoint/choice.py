@@ -14,7 +14,7 @@ from phd.run.files import write_text
 from phd.run.status import TRACKER
 
 
-def settle_checkpoint(args: Namespace) -> None:
+def resolve_checkpoint(args: Namespace) -> None:
     """Check what Megatron will load, every rank for itself and with the same result.
 
     Where the checkpoint of --load is not whole, as after a kill or a full disk, the newest whole one before
@@ -62,7 +62,7 @@ def agree_on_checkpoint(args: Namespace, step_asked: bool) -> None:
     ranks turn to the next whole one. Called with the process group up, before Megatron loads.
 
     Args:
-        args: after :func:`settle_checkpoint`, which may have named a step.
+        args: after :func:`resolve_checkpoint`, which may have named a step.
         step_asked: by --ckpt-step.
 
     Raises:

@@ -66,12 +66,12 @@ def weights_alone(args: Namespace, saved: Namespace) -> bool:
     return first or args.no_load_optim or saved.no_save_optim
 
 
-def settle_births(args: Namespace) -> None:
+def resolve_births(args: Namespace) -> None:
     """Set ``args.phd_copy_births``, which every checkpoint keeps: for each hidden copy the iteration at which
     its embedding joined the training, 0 with the model; empty where all did. Tell it, on rank 0.
 
     Args:
-        args: when it is settled which checkpoint is loaded.
+        args: when it is decided which checkpoint is loaded.
 
     Raises:
         ValueError: there is something to start anew, and no --override-phd-variant.

@@ -41,6 +41,10 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "memory, FLOPs and parameters of a command line, before it is queued",
         _from("phd.commands.plan"),
     ),
+    "branch": (
+        "continue a run's checkpoint as several variants, on the same batches",
+        _from("phd.commands.branch"),
+    ),
     "variant": ("check the name of a variant, for scripts", _from("phd.commands.variant")),
     "status": (
         "how far a run is, how its last start ended, and whether to start it again",

@@ -10,7 +10,9 @@ from phd.compare.arguments import refuse_differences
 from phd.compare.groups import Group, group_runs
 from phd.compare.logs import find_runs
 from phd.compare.report import latex, markdown, print_table
+from phd.compare.statistics import USUAL, Criterion
 from phd.compare.summary import as_json, summarize
+from phd.compare.worth import PARSCALE, ScalingLaw
 from phd.run.arguments import argument_name
 from phd.run.files import write_bytes
 
@@ -58,16 +60,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write PREFIX.json, .png, .html, .md and .tex (default: %(default)s)",
     )
     parser.add_argument("--seeds", action="store_true", help="list the seeds beneath their groups")
+    parser.add_argument(
+        "--alpha",
+        metavar="P",
+        type=float,
+        default=USUAL.alpha,
+        help="a difference is one at p below it; intervals have the confidence 1 - P (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--power",
+        metavar="SHARE",
+        type=float,
+        default=USUAL.power,
+        help='the chance to find a difference at --alpha, for the column "pairs" (default: %(default)s)',
+    )
+    parser.add_argument(
+        "--sizes",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="vanilla runs of three sizes or more: what a difference is worth in parameters is told by the "
+        "law that fits them, instead of ParScale's",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table, write the plots and the numbers.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`read_groups`.
+        FileNotFoundError, ValueError: see :func:`read_groups`, :class:`Criterion`, :class:`ScalingLaw`.
     """
+    criterion = Criterion(args.alpha, args.power)
     groups = read_groups(args)
-    summaries = summarize(groups)
+    law = PARSCALE
+    if args.sizes:
+        law = ScalingLaw.fit([run for folder in args.sizes for run in find_runs(folder)])
+    summaries = summarize(groups, criterion, law)
     numbers = as_json(groups, summaries)
     # A pipe has no width of its own, and rich would fold the table at 80 columns.
     console = Console()
@@ -81,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     contents = {
         "json": json.dumps(numbers, indent=1, allow_nan=False).encode() + b"\n",
-        "png": plot(groups),
+        "png": plot(groups, criterion),
         "html": page(f"Compared with {groups[0].label}", groups, summaries).encode(),
         "md": markdown(summaries).encode(),
         "tex": latex(summaries).encode(),

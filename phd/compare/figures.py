@@ -9,7 +9,7 @@ from phd.compare.curves import curve_range, difference_range, smooth, thin
 from phd.compare.groups import Group, difference_curves
 from phd.compare.logs import Curve, RunLog
 from phd.compare.panels import AXES, COLORS, Panel
-from phd.compare.statistics import band
+from phd.compare.statistics import USUAL, Criterion, band
 
 POINTS = 1000
 """A curve has as many points at most, each a mean over neighbours: a panel is not wider on a screen."""
@@ -17,12 +17,15 @@ POINTS = 1000
 type Trace = dict[str, Any]
 
 
-def figures(panels: Iterable[Panel], groups: Sequence[Group]) -> list[tuple[Panel, dict[str, Any]]]:
+def figures(
+    panels: Iterable[Panel], groups: Sequence[Group], criterion: Criterion = USUAL
+) -> list[tuple[Panel, dict[str, Any]]]:
     """Data and layout for plotly, for each panel of curves that has data.
 
     Every trace names its group's number in ``meta``.
     """
-    found = [(panel, _figure(panel, groups)) for panel in panels if panel.kind in ("lines", "difference")]
+    kinds = ("lines", "difference")
+    found = [(panel, _figure(panel, groups, criterion)) for panel in panels if panel.kind in kinds]
     return [(panel, figure) for panel, figure in found if figure is not None]
 
 
@@ -31,7 +34,7 @@ def color(number: int) -> str:
     return COLORS[number % len(COLORS)]
 
 
-def _figure(panel: Panel, groups: Sequence[Group]) -> dict[str, Any] | None:
+def _figure(panel: Panel, groups: Sequence[Group], criterion: Criterion) -> dict[str, Any] | None:
     axis: dict[str, Any] = {"title": {"text": panel.unit}}
     if panel.kind == "difference":
         differences = [difference_curves(group, groups[0]) for group in groups]
@@ -41,7 +44,7 @@ def _figure(panel: Panel, groups: Sequence[Group]) -> dict[str, Any] | None:
         data = [
             trace
             for number, group in enumerate(groups[1:], start=1)
-            for trace in _differences(group, differences[number], number)
+            for trace in _differences(group, differences[number], number, criterion)
         ]
         axis["range"] = difference_range(curves)
         axis["zeroline"] = True
@@ -92,10 +95,10 @@ def _hours(run: RunLog) -> Curve:
     return {tokens: seconds / 3600 for tokens, seconds in run.seconds.items()}
 
 
-def _differences(group: Group, curves: Mapping[int, Curve], number: int) -> list[Trace]:
-    """A line for each pair, and of several the mean with its 95% band."""
+def _differences(group: Group, curves: Mapping[int, Curve], number: int, criterion: Criterion) -> list[Trace]:
+    """A line for each pair, and of several the mean with the band of its intervals."""
     traces = []
-    points = band(list(curves.values()))
+    points = band(list(curves.values()), criterion)
     several = len(curves) > 1 and bool(points)
     if several:
         tokens = list(points)

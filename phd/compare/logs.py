@@ -102,13 +102,13 @@ class RunLog(RunInfo):
 
     @property
     def progress(self) -> float:
-        """The part of the training that is done, 0 to 1."""
-        return self.iteration / self.train_iters
+        """The part of the training that is done, 0 to 1; a branch's begins where its trunk ends."""
+        return (self.iteration - self.first_iteration) / (self.train_iters - self.first_iteration)
 
     @property
     def final_train_loss(self) -> float:
-        """Mean over the last tenth of training: one batch alone is too noisy to compare."""
-        start = 0.9 * self.tokens
+        """Mean over the last tenth of training, of a branch of its own: one batch is too noisy to compare."""
+        start = self.first_tokens + 0.9 * (self.tokens - self.first_tokens)
         return fmean(loss for tokens, loss in self.train_loss.items() if tokens > start)
 
     @property

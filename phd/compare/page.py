@@ -11,7 +11,7 @@ from phd.compare.figures import POINTS, color, figures
 from phd.compare.groups import Group
 from phd.compare.panels import expand
 from phd.compare.paper import NOTE
-from phd.compare.report import CAPTION, COLUMNS, rows
+from phd.compare.report import COLUMNS, caption, rows
 from phd.compare.summary import Summary
 from phd.compare.template import SCRIPT, STYLE
 
@@ -27,7 +27,8 @@ def page(title: str, groups: Sequence[Group], summaries: Sequence[Summary]) -> s
         groups: the first one is the baseline.
         summaries: of the same groups, by :func:`phd.compare.summary.summarize`.
     """
-    drawn = figures(expand(run for group in groups for run in group.runs), groups)
+    panels = expand(run for group in groups for run in group.runs)
+    drawn = figures(panels, groups, summaries[0].criterion)
     # In a script "<" could end it, whatever the quotes around.
     data = json.dumps([figure for _, figure in drawn], allow_nan=False).replace("<", r"\u003c")
     sections = [
@@ -57,7 +58,7 @@ def page(title: str, groups: Sequence[Group], summaries: Sequence[Summary]) -> s
 {_results(summaries)}
 </div>
 <details><summary>How to read this</summary>
-<p>{escape(CAPTION)}</p>
+<p>{escape(caption(summaries))}</p>
 <p>{escape(NOTE)}</p>
 <p>A click on a name below hides that group in every panel, a double click all others; dragging in a panel
 zooms and a double click there shows all. Curves have {POINTS:,} points at most, means over neighbouring

@@ -9,14 +9,15 @@ from matplotlib.figure import Figure
 from phd.compare.curves import difference_range, loss_range
 from phd.compare.groups import Group, difference_curves
 from phd.compare.logs import RunLog
-from phd.compare.statistics import band
+from phd.compare.statistics import USUAL, Criterion, band
 
 
-def plot(groups: Sequence[Group]) -> bytes:
+def plot(groups: Sequence[Group], criterion: Criterion = USUAL) -> bytes:
     """A PNG with three panels; the first of ``groups`` is the baseline.
 
     Losses (training faint, validation as points) against tokens and against FLOPs, and the validation loss
-    less the baseline's, paired by seed: a thin line each, and of several pairs the mean with its 95% band.
+    less the baseline's, paired by seed: a thin line each, and of several pairs the mean with the band of its
+    intervals.
     """
     figure = Figure(figsize=(17, 4.8), layout="constrained")
     by_tokens, by_flops, difference = figure.subplots(1, 3)
@@ -28,7 +29,7 @@ def plot(groups: Sequence[Group]) -> bytes:
             _draw_losses(by_tokens, run, {tokens: tokens for tokens in run.flops}, color, label)
             _draw_losses(by_flops, run, run.flops, color, None)
         if group is not groups[0]:
-            _draw_difference(difference, group, groups[0], color)
+            _draw_difference(difference, group, groups[0], color, criterion)
     by_tokens.set(xlabel="original tokens seen", ylabel="loss (nats per token)")
     by_flops.set(xlabel="training FLOPs")
     difference.set(xlabel="original tokens seen", ylabel=f"validation loss less that of {groups[0].label}")
@@ -70,13 +71,13 @@ def _draw_losses(
         )
 
 
-def _draw_difference(axes: Axes, group: Group, baseline: Group, color: str) -> None:
+def _draw_difference(axes: Axes, group: Group, baseline: Group, color: str, criterion: Criterion) -> None:
     curves = list(difference_curves(group, baseline).values())
     several = len(curves) > 1
     for curve in curves:
         style = {"alpha": 0.6} if several else {"marker": "o", "markersize": 3}
         axes.plot(list(curve), list(curve.values()), color=color, linewidth=0.8, **style)
-    points = band(curves)
+    points = band(curves, criterion)
     if several and points:
         low, high = ([getattr(point, end) for point in points.values()] for end in ("low", "high"))
         mean = [point.mean for point in points.values()]

@@ -12,13 +12,27 @@ from phd.compare.statistics import Mean, PairedDifference
 from phd.compare.summary import Summary
 
 MISSING = "-"
-CAPTION = (
-    "Losses in nats per token, means over seeds with 95% t-intervals: training loss over the last tenth of "
-    "training, validation loss of the last validation. Differences are paired by seed, negative is better; "
-    "p of the two-sided paired t-test; pairs: seeds that such a difference with such a spread needs for 80% "
-    "power at p < 0.05. Tokens and FLOPs to the baseline's final validation loss are multiples of the "
-    "baseline's."
-)
+
+
+def caption(summaries: Sequence[Summary]) -> str:
+    """How to read the table."""
+    criterion = summaries[0].criterion
+    text = (
+        f"Losses in nats per token, means over seeds with {100 * (1 - criterion.alpha):g}% t-intervals: "
+        "training loss over the last tenth of training, validation loss of the last validation. Differences "
+        "are paired by seed, negative is better; p of the two-sided paired t-test; pairs: seeds that such a "
+        f"difference with such a spread needs for a power of {100 * criterion.power:g}% at p < "
+        f"{criterion.alpha:g}. Tokens and FLOPs to the baseline's final validation loss are multiples of the "
+        "baseline's."
+    )
+    laws = [summary.worth.law for summary in summaries if summary.worth is not None]
+    if laws:
+        text += (
+            " Worth: the factor of parameters by which a vanilla model would change its loss as much, by "
+            f"{laws[0]}; beside it the training FLOPs per token (to the baseline's) and the bytes of the KV "
+            "cache (to vanilla's)."
+        )
+    return text
 
 
 def _label(summary: Summary, baseline: Summary) -> str:
@@ -63,6 +77,14 @@ def _needed(summary: Summary, baseline: Summary) -> str:
     )
 
 
+def _worth(summary: Summary, baseline: Summary) -> str:
+    worth = summary.worth
+    if worth is None or worth.parameters is None:
+        return MISSING
+    cache = "" if worth.kv_cache is None else f", {worth.kv_cache:.2f}x KV"
+    return f"{worth.parameters:.2f}x for {worth.flops:.2f}x FLOPs{cache}"
+
+
 def _reach(of: str) -> Callable[[Summary, Summary], str]:
     def cell(summary: Summary, baseline: Summary) -> str:
         if summary.validation_loss is None or baseline.validation_loss is None:
@@ -90,6 +112,7 @@ COLUMNS: dict[str, Callable[[Summary, Summary], str]] = {
     "difference": lambda summary, _: _difference(summary.validation_difference, len(summary.seeds)),
     "p": _p,
     "pairs": _needed,
+    "worth in parameters": _worth,
     "tokens to baseline": _reach("tokens_ratio"),
     "FLOPs to baseline": _reach("flops_ratio"),
     "training FLOPs": lambda summary, _: f"{summary.training_flops:.3g}",
@@ -104,7 +127,7 @@ COLUMNS: dict[str, Callable[[Summary, Summary], str]] = {
 
 TERMINAL = [
     *("run", "seeds", "tokens", "training loss", "validation loss", "difference", "p", "pairs"),
-    *("tokens to baseline", "FLOPs to baseline", "training FLOPs", "tokens/s"),
+    *("worth in parameters", "tokens to baseline", "FLOPs to baseline", "training FLOPs", "tokens/s"),
 ]
 # The form of the paper's Table 1, with the paper's own row beside ours.
 PAPER_FORM = [
@@ -126,7 +149,7 @@ def print_table(
     Args:
         runs: the "runs" of :func:`phd.compare.summary.as_json`, to be listed beneath their groups.
     """
-    table = Table(caption=CAPTION, caption_justify="left")
+    table = Table(caption=caption(summaries), caption_justify="left")
     for name in TERMINAL:
         table.add_column(name, justify="left" if name == "run" else "right")
     for summary, row in zip(summaries, rows(summaries, TERMINAL), strict=True):
@@ -159,7 +182,7 @@ def markdown(summaries: Sequence[Summary]) -> str:
     lines = [columns, ["---", *("---:" for _ in columns[1:])], *rows(summaries, columns)]
     # A bar ends a cell, even where Markdown would show it as code.
     table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-    return f"{table}\n\n{CAPTION}\n{NOTE}\n"
+    return f"{table}\n\n{caption(summaries)}\n{NOTE}\n"
 
 
 SPECIAL = {
@@ -187,7 +210,7 @@ def latex(summaries: Sequence[Summary]) -> str:
         *(_latex_row(row) for row in rows(summaries, PAPER_FORM)),
         r"\bottomrule",
         r"\end{tabular}",
-        rf"\caption{{{_escape(CAPTION)} {_escape(NOTE)}}}",
+        rf"\caption{{{_escape(caption(summaries))} {_escape(NOTE)}}}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"

@@ -9,14 +9,32 @@ from scipy import special  # scipy.stats has the same functions, and takes secon
 
 from phd.compare.logs import Curve
 
-CONFIDENCE = 0.95
-SIGNIFICANCE = 0.05
-POWER = 0.8
+
+@dataclass(frozen=True)
+class Criterion:
+    """What counts as a difference, decided before the runs are looked at.
+
+    Raises:
+        ValueError: a number is not between 0 and 1.
+    """
+
+    alpha: float = 0.05
+    """A difference is one at p below it; intervals have the confidence 1 - alpha."""
+    power: float = 0.8
+    """The chance, asked of the number of pairs, to find a difference that is there."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "power"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be between 0 and 1, got {getattr(self, name)}")
+
+
+USUAL = Criterion()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A mean over seeds with its 95% t-confidence interval; the bounds are None for a single seed."""
+    """A mean over seeds with its t-confidence interval; the bounds are None for a single seed."""
 
     mean: float
     low: float | None
@@ -37,30 +55,30 @@ class PairedDifference(Mean):
     standard_deviation: float | None
     """Of the paired differences."""
     pairs_needed: int | None
-    """Pairs for a power of 80% at p < 0.05, if the effect and its deviation are as measured."""
+    """Pairs for the criterion's power at its alpha, if the effect and its deviation are as measured."""
 
 
-def mean_interval(values: Sequence[float]) -> Mean | None:
+def mean_interval(values: Sequence[float], criterion: Criterion = USUAL) -> Mean | None:
     """The mean of one value per seed; None where there is none, or one that is not finite."""
     if not values or not all(map(math.isfinite, values)):
         return None
     mean, n = fmean(values), len(values)
     if n == 1:
         return Mean(mean=mean, low=None, high=None, n=1)
-    half = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, 1 - criterion.alpha / 2)) * stdev(values) / math.sqrt(n)
     return Mean(mean=mean, low=mean - half, high=mean + half, n=n)
 
 
-def paired_difference(differences: Sequence[float]) -> PairedDifference | None:
+def paired_difference(differences: Sequence[float], criterion: Criterion = USUAL) -> PairedDifference | None:
     """The statistics of one difference per seed; None where there is none, or one that is not finite."""
-    interval = mean_interval(differences)
+    interval = mean_interval(differences, criterion)
     if interval is None:
         return None
     p = deviation = needed = None
     if interval.n > 1:
         deviation = stdev(differences)
         p = _p_value(interval.mean, deviation, interval.n)
-        needed = pairs_needed(interval.mean, deviation)
+        needed = pairs_needed(interval.mean, deviation, criterion)
     return PairedDifference(
         mean=interval.mean,
         low=interval.low,
@@ -78,40 +96,52 @@ def _p_value(mean: float, deviation: float, n: int) -> float:
     return float(2 * special.stdtr(n - 1, -abs(mean) / deviation * math.sqrt(n)))
 
 
-def power(effect: float, pairs: int) -> float:
-    """The chance that a two-sided paired t-test finds p < 0.05.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, each corrected for there being several (Holm 1979): below alpha in so many
+    tests that the chance of one false finding among all stays below alpha.
+    """
+    ascending = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(ascending):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def power(effect: float, pairs: int, alpha: float = USUAL.alpha) -> float:
+    """The chance that a two-sided paired t-test finds p < alpha.
 
     Args:
         effect: mean of the differences over their standard deviation.
         pairs: at least 2.
     """
     shift = abs(effect) * math.sqrt(pairs)
-    critical = float(special.stdtrit(pairs - 1, 1 - SIGNIFICANCE / 2))
+    critical = float(special.stdtrit(pairs - 1, 1 - alpha / 2))
     found = 1 - float(special.nctdtr(pairs - 1, shift, critical))
     # The wrong sign is as good as impossible from there on, and scipy may answer nan.
     return found if shift > 3 else found + float(special.nctdtr(pairs - 1, shift, -critical))
 
 
-def pairs_needed(mean: float, deviation: float) -> int | None:
-    """The smallest number of pairs, at least 2, that gives ``power`` of 80%; None for no effect at all."""
+def pairs_needed(mean: float, deviation: float, criterion: Criterion = USUAL) -> int | None:
+    """The smallest number of pairs, at least 2, that gives the criterion's power; None for no effect."""
     if mean == 0:
         return None
     effect = abs(mean) / deviation if deviation else math.inf
-    if effect > 20:  # two pairs are enough from 11.6 on
+    if math.isinf(effect):
         return 2
     # The normal approximation is always a little below.
-    quantiles = float(special.ndtri(1 - SIGNIFICANCE / 2) + special.ndtri(POWER))
+    quantiles = float(special.ndtri(1 - criterion.alpha / 2) + special.ndtri(criterion.power))
     pairs = max(2, math.ceil((quantiles / effect) ** 2))
     # Beyond some thousands it is exact to a pair or two, and the noncentral t is slow and loses digits.
-    while pairs < 5000 and power(effect, pairs) < POWER:
+    while pairs < 5000 and power(effect, pairs, criterion.alpha) < criterion.power:
         pairs += 1
     return pairs
 
 
-def band(curves: Sequence[Curve]) -> dict[int, Mean]:
+def band(curves: Sequence[Curve], criterion: Criterion = USUAL) -> dict[int, Mean]:
     """Mean and interval over ``curves``, one of each seed, by tokens, where all of them have a point."""
     points = {
-        tokens: mean_interval([curve[tokens] for curve in curves])
+        tokens: mean_interval([curve[tokens] for curve in curves], criterion)
         for tokens in (curves[0] if curves else {})
         if all(tokens in curve for curve in curves)
     }

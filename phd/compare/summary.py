@@ -11,7 +11,8 @@ from phd.compare.curves import first_reach, value_at
 from phd.compare.groups import Group, final_differences
 from phd.compare.logs import RunLog
 from phd.compare.paper import paper_losses
-from phd.compare.statistics import Mean, PairedDifference, mean_interval, paired_difference
+from phd.compare.statistics import USUAL, Criterion, Mean, PairedDifference, mean_interval, paired_difference
+from phd.compare.worth import PARSCALE, ScalingLaw, kv_cache_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,20 @@ class Reach:
     tokens_ratio: float
     """To the baseline's at its last validation; below 1: with less."""
     flops_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worth:
+    """What a difference of the validation loss is worth, and what it costs."""
+
+    parameters: float | None
+    """Factor of parameters that would bring a vanilla model as far; None where no size would."""
+    law: str
+    """By which law."""
+    flops: float
+    """Training FLOPs per token, to the baseline's."""
+    kv_cache: float | None
+    """Bytes of the KV cache, to vanilla's; None where the run does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +57,30 @@ class Summary:
     train_difference: PairedDifference | None
     validation_difference: PairedDifference | None
     reach: Reach | None
+    worth: Worth | None
+    criterion: Criterion
+    """Of the intervals and the differences."""
     tokens: int
     training_flops: float
     parameters: int
     tokens_per_second: float | None
 
 
-def summarize(groups: Sequence[Group]) -> list[Summary]:
-    """One summary for each group; the first group is the baseline."""
+def summarize(
+    groups: Sequence[Group], criterion: Criterion = USUAL, law: ScalingLaw = PARSCALE
+) -> list[Summary]:
+    """One summary for each group; the first group is the baseline.
+
+    Args:
+        criterion: of intervals, p-values and the pairs that a difference needs.
+        law: by which a difference of losses is worth parameters.
+    """
     baseline = groups[0]
-    return [_summarize(group, baseline) for group in groups]
+    return [_summarize(group, baseline, criterion, law) for group in groups]
 
 
-def _summarize(group: Group, baseline: Group) -> Summary:
+def _summarize(group: Group, baseline: Group, criterion: Criterion, law: ScalingLaw) -> Summary:
+    difference = _difference(group, baseline, "validation", criterion)
     rates = [run.tokens_per_second for run in group.runs if run.tokens_per_second is not None]
     return Summary(
         label=group.label,
@@ -62,11 +88,13 @@ def _summarize(group: Group, baseline: Group) -> Summary:
         is_baseline=group is baseline,
         seeds=tuple(run.seed for run in group.runs),
         progress={run.seed: run.progress for run in group.runs if not run.finished},
-        train_loss=mean_interval([run.final_train_loss for run in group.trained]),
-        validation_loss=_final_validation(group),
-        train_difference=_difference(group, baseline, "train"),
-        validation_difference=_difference(group, baseline, "validation"),
+        train_loss=mean_interval([run.final_train_loss for run in group.trained], criterion),
+        validation_loss=_final_validation(group, criterion),
+        train_difference=_difference(group, baseline, "train", criterion),
+        validation_difference=difference,
         reach=_reach(group, baseline),
+        worth=None if difference is None else _worth(group, baseline, difference, law),
+        criterion=criterion,
         tokens=group.trained[0].tokens,
         training_flops=group.trained[0].training_flops,
         parameters=group.runs[0].parameters,
@@ -74,15 +102,25 @@ def _summarize(group: Group, baseline: Group) -> Summary:
     )
 
 
-def _final_validation(group: Group) -> Mean | None:
+def _final_validation(group: Group, criterion: Criterion = USUAL) -> Mean | None:
     losses = (run.final_validation_loss for run in group.validated)
-    return mean_interval([loss for loss in losses if loss is not None])
+    return mean_interval([loss for loss in losses if loss is not None], criterion)
 
 
-def _difference(group: Group, baseline: Group, of: str) -> PairedDifference | None:
+def _difference(group: Group, baseline: Group, of: str, criterion: Criterion) -> PairedDifference | None:
     if group is baseline:
         return None
-    return paired_difference(list(final_differences(group, baseline, of).values()))
+    return paired_difference(list(final_differences(group, baseline, of).values()), criterion)
+
+
+def _worth(group: Group, baseline: Group, difference: PairedDifference, law: ScalingLaw) -> Worth:
+    run, vanilla = group.runs[0], baseline.runs[0]
+    return Worth(
+        parameters=law.parameters_factor(difference.mean, vanilla.parameters),
+        law=law.about,
+        flops=run.flops_per_token / vanilla.flops_per_token,
+        kv_cache=kv_cache_ratio(run),
+    )
 
 
 def _reach(group: Group, baseline: Group) -> Reach | None:

@@ -222,14 +222,14 @@ def _take_rates() -> None:
     )
     for kind in kinds:
         if not hasattr(kind.load_state_dict, "__wrapped__"):
-            kind.load_state_dict = _with_rates_settled(kind.load_state_dict)
+            kind.load_state_dict = _with_rates_resolved(kind.load_state_dict)
 
 
-def _with_rates_settled(load: Callable[..., None]) -> Callable[..., None]:
+def _with_rates_resolved(load: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(load)
     def load_state_dict(self: Any, state: dict[str, Any]) -> None:
         saved = state.get("optimizer", state)["param_groups"]
-        settle_rates(self.param_groups, saved, get_args())
+        resolve_rates(self.param_groups, saved, get_args())
         load(self, state)
 
     return load_state_dict
@@ -247,7 +247,7 @@ def in_order(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(groups, key=lambda group: (_kind(group), *(group.get(rate) or 0.0 for rate in RATES)))
 
 
-def settle_rates(groups: list[dict[str, Any]], saved: list[dict[str, Any]], args: Any) -> None:
+def resolve_rates(groups: list[dict[str, Any]], saved: list[dict[str, Any]], args: Any) -> None:
     """Give groups of an optimizer and those of a checkpoint the same RATES: the new ones with
     --override-opt-param-scheduler, the old ones with --use-checkpoint-opt-param-scheduler.
 

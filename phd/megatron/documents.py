@@ -1,4 +1,4 @@
-"""Packed documents: where each starts, on its way from the batch to the attention of every layer.
+"""Packed documents: where each starts, on its way from the sample to the attention of every layer.
 
 Megatron's own way (thd) puts all samples into one row, and its SelfAttention drops the batch axis for it: the
 copies are batch rows. So the batch keeps its shape; only our core attention is told where documents start.
@@ -21,17 +21,16 @@ def documents_masked(args: Namespace) -> bool:
     return args.reset_attention_mask or args.dataloader_inter_document_masking
 
 
-def document_starts(position_ids: Tensor | None, shape: tuple[int, int]) -> Tensor:
-    """Position at which each position's document starts, on every rank of the tensor-parallel group.
+def on_all_ranks(starts: Tensor | None, shape: tuple[int, int]) -> Tensor:
+    """Where each position's document starts, [b, s] on the device of every rank of the tensor-parallel group.
 
     Args:
-        position_ids: [b, s] of the whole sequence, counted from 0 in each document; read on the group's
-            first rank only.
+        starts: [b, s] of the whole sequence, as the data set gives it; read on the group's first rank only.
         shape: (b, s).
     """
     if parallel_state.get_tensor_model_parallel_rank() == 0:
-        assert position_ids is not None
-        starts = (torch.arange(shape[1]) - position_ids).cuda(non_blocking=True)
+        assert starts is not None
+        starts = starts.cuda(non_blocking=True)
     else:
         starts = torch.empty(shape, dtype=torch.int64, device="cuda")
     if parallel_state.get_tensor_model_parallel_world_size() > 1:

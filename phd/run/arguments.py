@@ -138,6 +138,7 @@ CONTENTS = {
     "tokenizer_model": "tokenizer_sha256",
     "data_args_path": "data_args",
     "per_split_data_args_path": "per_split_data_args",
+    "trunk": "trunk_sha256",
 }
 """A path, and what is recorded of the file's content: where both are known, that alone counts."""
 

@@ -13,6 +13,8 @@ from phd.run.starts import arguments_by_iteration, with_start
 
 RUN_FILE = "phd_run.json"
 METRICS_FILE = "metrics.jsonl"
+BRANCH_FILE = "branch.json"
+"""The trunk of a branch (phd/run/branches.py), in its folder and as ``branch`` in its RUN_FILE."""
 
 TRAIN_LOSS = "lm loss"
 VALIDATION_LOSS = "lm loss validation"
@@ -22,6 +24,7 @@ LEARNING_RATE = "learning-rate"
 THROUGHPUT = "phd/tokens-per-second"
 TFLOPS = "phd/tflops-per-device"
 MFU = "phd/mfu"
+COPY_EMBEDDING_NORM = "phd/copy-embedding-norm"  # of copy 1: phd/copy-embedding-norm-1
 
 type Line = dict[str, Any]
 """A line of metrics.jsonl: FIELDS and ``time``; numbers by their names, None where one was not finite; after
@@ -50,7 +53,13 @@ class RunInfo:
     record them.
     """
     starts: tuple[tuple[int, Arguments], ...]
-    """(iteration that it went on from, arguments) of every start, the first one first."""
+    """(iteration that it went on from, arguments) of every start, the first one first. Those of a branch hold
+    its ``trunk`` too, and the digest of the checkpoint.
+    """
+    first_iteration: int = 0
+    """Of a branch: the last one of its trunk."""
+    first_tokens: int = 0
+    """Of a branch: tokens that its trunk had seen."""
 
 
 def write_run_info(folder: Path, about: Mapping[str, Any], iteration: int) -> None:
@@ -77,6 +86,13 @@ def read_run_info(run_file: Path) -> RunInfo:
         train_iters = about["train_iters"]
         if arguments and train_iters is None:  # --train-samples, and Megatron has not counted yet
             train_iters = arguments["train_samples"] // about["global_batch_size"]
+        branch = about.get("branch") or {}
+        of_branch = {}
+        if branch:
+            of_branch = {
+                "trunk": f"{branch['trunk']} at iteration {branch['iteration']}",
+                "trunk_sha256": branch["checkpoint_sha256"],
+            }
         return RunInfo(
             name=_variant_name(about["name"], arguments),
             copies=int(about["copies"]),
@@ -86,8 +102,15 @@ def read_run_info(run_file: Path) -> RunInfo:
             train_iters=int(train_iters),
             parameters=int(about["parameters"]),
             flops_per_token=float(about["flops_per_token"]),
-            arguments=arguments,
-            starts=tuple(arguments_by_iteration(about)),
+            arguments=None if arguments is None else arguments | of_branch,
+            starts=tuple((first, {**its, **of_branch}) for first, its in arguments_by_iteration(about)),
+            first_iteration=int(branch.get("iteration", 0)),
+            first_tokens=int(
+                branch.get(
+                    "tokens",
+                    branch.get("iteration", 0) * int(about["global_batch_size"]) * int(about["seq_length"]),
+                )
+            ),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{run_file} is not what pretrain_phd.py writes ({error!r})") from error

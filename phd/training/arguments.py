@@ -18,12 +18,13 @@ from megatron.training.global_vars import get_tokenizer, set_global_variables
 from megatron.training.training import get_megatron_ddp_config, get_megatron_optimizer_config
 from megatron.training.utils import print_rank_0
 
-from phd.checkpoint.choice import checkpoint_source, mend_tracker, settle_checkpoint
+from phd.checkpoint.choice import checkpoint_source, mend_tracker, resolve_checkpoint
 from phd.config import PHDConfig
 from phd.megatron import compat, cpu
 from phd.megatron.transformer_config import PHDTransformerConfig
 from phd.run.config import RunConfig
 from phd.run.wandb import name_run
+from phd.training.dataset import OrderConfig, refuse_order
 from phd.training.ending import OnlyHere
 from phd.training.flags import Flags, one_line_errors
 from phd.training.guard import RunGuard
@@ -36,7 +37,7 @@ from phd.training.resume import (
     compare_with_checkpoint,
     record_contents,
 )
-from phd.training.run_folder import refuse_mixing, run_folder, settle_run_folder
+from phd.training.run_folder import refuse_mixing, resolve_run_folder, run_folder
 from phd.training.samples import refuse_samples
 from phd.training.sizes import (
     padding_line,
@@ -77,6 +78,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     add_variant_flags(parser)
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
+    ArgumentGroupFactory(OrderConfig).build_group(parser, title="order of the data")
     parser.set_defaults(
         exit_signal_handler=True,
         # Nothing reads it: causal attention, ours and Megatron's, makes its own, and documents come as
@@ -144,10 +146,10 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     refuse_values(args, flags)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
-    settle_run_folder(args)
+    resolve_run_folder(args)
     refuse_mixing(args)
     step_asked = args.ckpt_step is not None
-    settle_checkpoint(args)
+    resolve_checkpoint(args)
     if args.use_checkpoint_args:
         source = checkpoint_source(args)
         if getattr(args, source):
@@ -174,6 +176,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     with in_our_words(args, flags):
         validate_args(args)
     refuse_schedule(args)
+    refuse_order(args)
     record_contents(args)
     compare_with_checkpoint(args, config, step_asked)
     _refuse_configs(args, flags, to_train)

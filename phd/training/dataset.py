@@ -9,6 +9,7 @@ import resource
 import struct
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, Moc
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from phd.megatron.documents import documents_masked
 from phd.run.files import read_json, write_json
 from phd.training.run_folder import run_folder
 
@@ -28,6 +30,36 @@ INDEX_HEADER = struct.Struct("<9sQBQQ")  # of an .idx: magic, version, code of t
 
 SIZES_FILE = "data.json"
 """In a run's own index cache: the bytes of the data that it was made for."""
+
+
+@dataclass(kw_only=True)
+class OrderConfig:
+    """In which order the training samples come, beside --seed."""
+
+    data_iters: int | None = None
+    """Order the training samples as a run of so many iterations would, of which this one trains the first
+    --train-iters. How often Megatron goes through the data, and so its order, follows from the number of
+    iterations: runs of several lengths see the same batches with one --data-iters."""
+
+
+def refuse_order(args: Namespace) -> None:
+    """Check --data-iters.
+
+    Args:
+        args: Megatron's, validated.
+
+    Raises:
+        ValueError: names the flags.
+    """
+    if args.data_iters is None:
+        return
+    if args.train_samples is not None:
+        raise ValueError("--data-iters does not run with --train-samples: leave one of them out")
+    if args.train_iters is not None and args.data_iters < args.train_iters:
+        raise ValueError(
+            f"--data-iters {args.data_iters} is less than --train-iters {args.train_iters}: raise it to that "
+            "or more, or leave it out"
+        )
 
 
 def build_datasets(
@@ -70,7 +102,8 @@ def build_datasets(
         fast_cache_load=args.dataloader_fast_cache_load,
         defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
     )
-    wanted = [0, *num_samples[1:]] if args.skip_train else list(num_samples)
+    train = args.data_iters * args.global_batch_size if args.data_iters else num_samples[0]
+    wanted = [0 if args.skip_train else train, *num_samples[1:]]
     if not args.mock_data:
         if config.mock:  # then Megatron would make it without being asked
             raise ValueError("there is no data: pass --data-path, of what `phd data` made, or --mock-data")
@@ -89,6 +122,9 @@ def build_datasets(
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     kind = MockGPTDataset if args.mock_data else GPTDataset
+    if documents_masked(args):
+        # of the same name: Megatron names the index caches after the class
+        kind = type(kind.__name__, (_DocumentStarts, kind), {})
     try:
         return tuple(_WantedSplits(kind, wanted, is_built_on_rank, config).build())
     except (ValueError, EOFError, OSError, pickle.UnpicklingError) as error:  # numpy's, which name no file
@@ -98,6 +134,18 @@ def build_datasets(
                 "that writes it, or delete the file, and it is built again"
             ) from error
         raise
+
+
+class _DocumentStarts(GPTDataset):
+    """Adds to each sample ``document_starts`` [s], int64: the position at which each position's document
+    starts. Made here, of position ids that count from 0 in each document: whoever gives a token another
+    position for its rotary embedding does so later.
+    """
+
+    def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
+        sample = super().__getitem__(idx)
+        positions = sample["position_ids"]
+        return sample | {"document_starts": torch.arange(len(positions)) - positions}
 
 
 class _WantedSplits(BlendedMegatronDatasetBuilder):

@@ -1,6 +1,6 @@
 """Hooks of the training loop: record, rates, texts that the model continues, checkpoints that stay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,15 @@ import torch
 from megatron.training import get_tensorboard_writer, get_wandb_writer
 
 from phd.checkpoint.choice import agree_on_checkpoint
-from phd.checkpoint.growth import settle_births
+from phd.checkpoint.growth import resolve_births
 from phd.checkpoint.saves import Saves
 from phd.config import PHDConfig
-from phd.run.record import MFU, TFLOPS, THROUGHPUT, Line, write_run_info
+from phd.run.files import read_json
+from phd.run.record import BRANCH_FILE, MFU, TFLOPS, THROUGHPUT, write_run_info
 from phd.run.recorder import Recorder
 from phd.run.status import RunStatus
 from phd.training.arguments import Start
+from phd.training.copy_norms import copy_embedding_norms
 from phd.training.metrics import RunMetrics, about_run, count_parameters
 from phd.training.run_folder import run_folder
 from phd.training.samples import continue_prompts
@@ -34,6 +36,7 @@ class TrainingHooks:
         self._folder = run_folder(args)
         self._step_asked = start.step_asked
         self._about: dict[str, Any] = {}
+        self._model_chunks: list[torch.nn.Module] = []
         self._begun = False
         self._loaded_samples: int | None = None
         # Samples, tokens and FLOPs before this start, where they are not today's lengths and costs.
@@ -45,8 +48,9 @@ class TrainingHooks:
     def built(self, model_chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """The model is there and its checkpoint not loaded yet. Every rank must call it."""
         agree_on_checkpoint(self.args, self._step_asked)
-        settle_births(self.args)
+        resolve_births(self.args)
         self._about = about_run(self.args, self.config, self.metrics, count_parameters(model_chunks))
+        self._model_chunks = model_chunks
         return model_chunks
 
     def loaded(self) -> None:
@@ -68,7 +72,9 @@ class TrainingHooks:
         if self._folder and args.rank == 0:
             RunStatus(self._folder, Path(args.save or self._folder)).counted(args.train_iters)
         if self._folder and self.recorder is not None:
-            self._count_from(self.recorder.resume(args.iteration))
+            branch = read_json(self._folder / BRANCH_FILE)
+            self._count_from(self.recorder.resume(args.iteration) or branch)
+            about |= {"branch": branch} if branch else {}
             write_run_info(self._folder, about, args.iteration)
         if self._wandb is not None:
             del about["arguments"]  # Megatron has told W&B
@@ -77,10 +83,12 @@ class TrainingHooks:
                 self._wandb.define_metric(axis)
             self._wandb.define_metric("*", step_metric="tokens")
 
-    def _count_from(self, last: Line | None) -> None:
-        """Go on from the last line of the record where it was trained at another length or cost."""
+    def _count_from(self, last: Mapping[str, Any]) -> None:
+        """Go on from the last line of the record, or from a branch's trunk, where that was trained at another
+        length or cost.
+        """
         samples = self._loaded_samples
-        if last is None or samples is None or last["iteration"] != self.args.iteration:
+        if samples is None or "tokens" not in last or last["iteration"] != self.args.iteration:
             return
         if (last["tokens"], last["flops"]) != self._count(samples):
             self._before = samples, last["tokens"], last["flops"]
@@ -92,10 +100,13 @@ class TrainingHooks:
         return tokens_before + tokens, flops_before + tokens * self.metrics.flops_per_token
 
     def log(self, iteration: int, seconds_per_iteration: float) -> str:
-        """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line."""
+        """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line; what has
+        become of copy embeddings for the record. Every rank must call it.
+        """
         rates = self.metrics.rates(seconds_per_iteration)
+        norms = copy_embedding_norms(self.config, self._model_chunks)
         if self.recorder is not None:
-            for name, value in rates.items():
+            for name, value in (rates | norms).items():
                 self.recorder.add_scalar(name, value, iteration)
         text = f" tokens/s: {rates[THROUGHPUT]:.0f} | PHD TFLOP/s/device: {rates[TFLOPS]:.4g} |"
         return text + (f" MFU: {100 * rates[MFU]:.1f}% |" if MFU in rates else "")

@@ -23,7 +23,7 @@ def run_folder(args: Namespace) -> Path | None:
     return Path(folder) if folder else None
 
 
-def settle_run_folder(args: Namespace) -> None:
+def resolve_run_folder(args: Namespace) -> None:
     """Fill in the parts of --run-dir that were not given as flags.
 
     Raises:

@@ -49,13 +49,15 @@ def trained(world, flags, tmp_path_factory):
 
 def tensors(folder: Path, iteration: int) -> dict:
     """All of a checkpoint, by name."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     from phd.checkpoint.read import CheckpointTensors, read_metadata
 
     found = CheckpointTensors(folder / f"iter_{iteration:07d}")
     found._tensors = {
         name: entry
         for name, entry in read_metadata(found.folder).state_dict_metadata.items()
-        if hasattr(entry, "chunks")
+        if isinstance(entry, TensorStorageMetadata)
     }
     return {name: found.read(name) for name in found._tensors}
 
@@ -209,11 +211,11 @@ def test_weights_alone_make_all_parameters_equally_young(world, flags, trained, 
     assert 1.9e-3 < step.abs().max() < 2e-3 * (1 + 0.01 * weights.abs().max()) * 1.0001
 
 
-def settled(flags: list[str], folder: Path, **other: object) -> str:
+def resolved(flags: list[str], folder: Path, **other: object) -> str:
     """What is said where the run turns to ``folder`` only after start-up."""
     import sys
 
-    from phd.checkpoint.growth import settle_births
+    from phd.checkpoint.growth import resolve_births
     from phd.training.arguments import parse_and_validate_args
 
     sys.argv = ["pretrain_phd.py", *flags]
@@ -221,7 +223,7 @@ def settled(flags: list[str], folder: Path, **other: object) -> str:
     args.load = str(folder)
     vars(args).update(other)
     try:
-        settle_births(args)
+        resolve_births(args)
     except ValueError as error:
         return str(error)
     return str(args.phd_copy_births)
@@ -229,7 +231,7 @@ def settled(flags: list[str], folder: Path, **other: object) -> str:
 
 def test_an_older_checkpoint_in_place_of_a_damaged_one_grows_on_purpose_alone(world, flags, trained):
     more = [*flags, "--phd-copy-embedding", "vector"]
-    (said,) = world.run(settled, more, trained(""))
+    (said,) = world.run(resolved, more, trained(""))
     assert said.endswith("has no vector for copies 1: pass --override-phd-variant to start them anew")
-    (said,) = world.run(settled, [*more, "--override-phd-variant"], trained(""))
+    (said,) = world.run(resolved, [*more, "--override-phd-variant"], trained(""))
     assert said == "[3]"

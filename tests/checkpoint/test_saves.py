@@ -12,10 +12,18 @@ import pytest
 
 from tests.checkpoint.conftest import LAYOUTS, PHD, SCHEDULE, first_half
 from tests.training.test_arguments import refused_at_start
-from tests.trainings import VARIANTS, losses, scalars
+from tests.trainings import losses, scalars
 from tests.world import run_pretrain
 
-CASES = [("single", "vanilla"), *((layout, "PHD-CSWA-3-5-12") for layout in LAYOUTS)]
+CASES = [
+    ("single", "vanilla"),
+    *((layout, "PHD-CSWA-3-5-12") for layout in LAYOUTS),
+    *(
+        (layout, f"PHD-CSWA-3-5-12+{embedding}")
+        for layout in ("single", "DP2-distopt")
+        for embedding in ("vector", "table")
+    ),
+]
 
 
 def tensors(folder: Path) -> dict:
@@ -42,7 +50,7 @@ def test_resume_equals_never_stopped(train, whole, layout, variant, tmp_path):
 
     folder, uninterrupted = whole(layout, variant)
     copy = first_half(folder, tmp_path / "ckpt")
-    after = train(layout, copy, variant=VARIANTS[variant])
+    after = train(layout, copy, variant=variant)
     for tag, values in uninterrupted.items():
         assert len(values) == 6
         assert after[tag] == values[3:]
@@ -85,22 +93,25 @@ def write_slowly(*args: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trained", "layout", "flags"),
+    ("trained", "layout", "flags", "embedding"),
     [
-        ("TP2", "single", ""),
-        ("TP2", "PP2", ""),
-        ("DP2-distopt", "single", "--use-distributed-optimizer"),
+        ("TP2", "single", "", ""),
+        ("TP2", "PP2", "", ""),
+        ("TP2", "PP2", "", "+table"),
+        ("DP2-distopt", "single", "--use-distributed-optimizer", ""),
         # as examples/pretrain.sh saves
-        ("DP2-reshardable", "TP2", "--use-distributed-optimizer"),
-        ("DP2-reshardable", "PP2", "--use-distributed-optimizer"),
+        ("DP2-reshardable", "TP2", "--use-distributed-optimizer", ""),
+        ("DP2-reshardable", "TP2", "--use-distributed-optimizer", "+vector"),
+        ("DP2-reshardable", "PP2", "--use-distributed-optimizer", ""),
     ],
 )
-def test_resume_on_another_layout(train, whole, trained, layout, flags, tmp_path):
+def test_resume_on_another_layout(train, whole, trained, layout, flags, embedding, tmp_path):
     """What follows equals the continuation on the layout that saved; also where the state of the optimizer
     was saved by two ranks and one goes on with it.
     """
-    folder, same = whole(trained)
-    other = train(layout, first_half(folder, tmp_path / "ckpt"), *flags.split())
+    variant = f"PHD-CSWA-3-5-12{embedding}"
+    folder, same = whole(trained, variant)
+    other = train(layout, first_half(folder, tmp_path / "ckpt"), *flags.split(), variant=variant)
     for tag, values in same.items():
         assert len(values) == 6
         assert other[tag] == pytest.approx(values[3:], rel=1e-5)
@@ -143,15 +154,15 @@ def test_the_learning_rate_changes_on_resume(world, base_flags, whole, layout, t
         assert losses(log)["lm loss"][0] == pytest.approx(whole(layout)[1]["lm loss"][3], rel=1e-5)
 
 
-def groups_settled(groups: list[dict], saved: list[dict], **flags: bool) -> list[dict] | str:
+def groups_resolved(groups: list[dict], saved: list[dict], **flags: bool) -> list[dict] | str:
     """What a checkpoint's groups are when they are loaded."""
-    from phd.megatron.compat import settle_rates
+    from phd.megatron.compat import resolve_rates
 
     args = Namespace(
         **{"override_opt_param_scheduler": False, "use_checkpoint_opt_param_scheduler": False} | flags
     )
     try:
-        settle_rates(groups, saved, args)
+        resolve_rates(groups, saved, args)
     except ValueError as error:
         return str(error)
     return saved
@@ -172,9 +183,9 @@ def test_groups_of_the_checkpoint_are_found_whatever_their_rates(world):
 
     saved = [make(1.0, 0.0), make(1.0, 1.0), make(5.0, 1.0), make(3.0, 1.0, is_decoupled_lr=True)]
     ours = [make(6.0, 1.0, is_decoupled_lr=True), make(9.0, 1.0), make(2.0, 1.0), make(2.0, 0.0)]
-    (settled,) = world.run(partial(groups_settled, override_opt_param_scheduler=True), ours, saved)
-    assert [group["max_lr"] for group in settled] == [2.0, 2.0, 9.0, 6.0]
-    assert [group["params"] for group in settled] == [group["params"] for group in saved]
-    assert "another schedule" in world.run(groups_settled, ours, saved)[0]
-    (answer,) = world.run(groups_settled, ours[1:], saved)
+    (resolved,) = world.run(partial(groups_resolved, override_opt_param_scheduler=True), ours, saved)
+    assert [group["max_lr"] for group in resolved] == [2.0, 2.0, 9.0, 6.0]
+    assert [group["params"] for group in resolved] == [group["params"] for group in saved]
+    assert "another schedule" in world.run(groups_resolved, ours, saved)[0]
+    (answer,) = world.run(groups_resolved, ours[1:], saved)
     assert "the checkpoint has 4 groups of parameters, this run 3 others: pass the flags" in answer

@@ -37,6 +37,34 @@ def test_last_run_is_checked_too(make_run):
         refuse_differences(runs)
 
 
+def branch(trunk: str = "vanilla-seed1", digest: str = "ab12", iteration: int = 10) -> dict:
+    """What a run of 20 iterations says that goes on from ``iteration`` of a trunk."""
+    return {"trunk": trunk, "checkpoint_sha256": digest, "iteration": iteration, "tokens": 8 * iteration}
+
+
+def test_branches_of_one_trunk_are_compared(make_run):
+    """Wherever it lies, and whatever it is called now."""
+    moved = branch("moved/trunk")
+    refuse_differences(read(make_run("v", branch=branch()), make_run("p", branch=moved, **PHD)))
+
+
+def test_branches_of_several_trunks_are_not(make_run):
+    """Nor those of several lengths, nor a branch and a run that is none."""
+    (run,) = read(make_run("v", branch=branch()))
+    (other,) = read(make_run("p", branch=branch(digest="cd34"), **PHD))
+    with pytest.raises(ValueError, match="with --trunk-sha256 ab12 and .*p with cd34; .*--vary trunk-sha256"):
+        refuse_differences([run, other])
+    refuse_differences([run, other], ["trunk_sha256"])
+    (alone,) = read(make_run("alone"))
+    with pytest.raises(
+        ValueError, match="with --trunk vanilla-seed1 at iteration 10 and .*alone with absent"
+    ):
+        refuse_differences([run, alone])
+    (longer,) = read(make_run("longer", branch=branch(), train_iters=30))
+    with pytest.raises(ValueError, match="v was trained with --train-iters 20 and .*longer with 30; "):
+        refuse_differences([run, longer])
+
+
 @pytest.mark.parametrize(
     "name",
     [

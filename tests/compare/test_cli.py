@@ -24,6 +24,21 @@ def test_compare_writes_everything(make_run, tmp_path, capsys):
     assert len(list(output.parent.iterdir())) == 5
 
 
+def test_criterion_and_sizes(make_run, tmp_path, capsys):
+    runs = make_run("v"), make_run("p", shift=-0.25, **PHD)
+    sizes = [make_run(f"size{n}", shift=4 * n**-0.5, parameters=1000 * n) for n in (1, 2, 4, 8)]
+    flags = ("--alpha", 0.01, "--power", 0.9, "--sizes", *sizes, "--output", tmp_path / "out")
+    assert compare(*runs, *flags) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "99% t-intervals" in text and "power of 90% at p < 0.01" in text
+    assert "a law fitted to vanilla runs of 4 sizes" in text
+    worth = json.loads((tmp_path / "out.json").read_text())["groups"][1]["worth"]
+    # The law is 4 sqrt(1000 / N) above its floor: 0.25 less at 1000 parameters is 3.75 of 4.
+    assert worth["parameters"] == pytest.approx((4 / 3.75) ** 2, rel=1e-3)
+    assert compare(*runs, "--alpha", 2) == 2
+    assert "--alpha must be between 0 and 1, got 2.0" in capsys.readouterr().err
+
+
 def test_folder_named_twice_is_one_run(make_run, tmp_path):
     run = make_run("v")
     assert compare(run, f"{run}/", run.parent, "--output", tmp_path / "out") == 0

@@ -19,6 +19,17 @@ def train(iteration: int, loss: float | None = 3.0, **more: Any) -> str:
     return record("train", iteration, **{"lm loss": loss, **more})
 
 
+def test_a_branch_counts_from_its_trunk(make_run):
+    """Its progress, and the last tenth whose losses are its final one."""
+    origin = {"trunk": "t", "checkpoint_sha256": "ab", "iteration": 10}
+    for folder, more in (("known", {"tokens": 80}), ("unknown", {})):  # the trunk's record may be lost
+        (run,) = find_runs(make_run(folder, iterations=20, train_iters=20, branch=origin | more))
+        assert run.progress == 1 and run.first_tokens == 80
+        assert run.final_train_loss == pytest.approx(3.0)  # of iteration 20 alone
+    (run,) = find_runs(make_run("half", iterations=15, train_iters=20, branch=origin))
+    assert run.progress == 0.5
+
+
 def test_run_is_read_by_tokens(make_run):
     (run,) = find_runs(make_run("run"))
     assert list(run.train_loss) == [8 * iteration for iteration in range(1, 21)]

@@ -11,6 +11,8 @@ from phd.compare.report import PAPER_FORM, latex, markdown, print_table
 from phd.compare.summary import as_json, summarize
 from tests.compare.conftest import PHD
 
+WORTH = "1.13x for 2.00x FLOPs"  # ParScale's law at 1000 parameters
+
 
 def read(*folders):
     return group_runs([run for folder in folders for run in find_runs(folder)])
@@ -30,7 +32,7 @@ def groups(make_run):
 def printed(groups, seeds):
     summaries = summarize(groups)
     text = io.StringIO()
-    print_table(summaries, Console(file=text, width=220), as_json(groups, summaries)["runs"] if seeds else ())
+    print_table(summaries, Console(file=text, width=260), as_json(groups, summaries)["runs"] if seeds else ())
     return text.getvalue()
 
 
@@ -44,7 +46,7 @@ def test_terminal_table_is_by_group(groups):
     # t(0.975, 1) = 12.7062 on losses 0.01 apart, and on differences 0.012 apart.
     assert cells(row, "\u2502") == [
         *(PHD["name"], "2", "160", "2.7950 \u00b10.0635", "2.9950 \u00b10.0635", "-0.2560 \u00b10.0762"),
-        *("0.015", "2", "0.87x", "1.74x", "1.92e+06", "22"),
+        *("0.015", "2", WORTH, "0.87x", "1.74x", "1.92e+06", "22"),
     ]
     assert "my_{own}|variant (at 60%)" in text
     assert "seed 1" not in text
@@ -54,7 +56,7 @@ def test_seeds_are_listed_beneath(groups):
     lines = printed(groups, seeds=True).splitlines()
     index = next(number for number, line in enumerate(lines) if PHD["name"] in line)
     row = cells(lines[index + 1], "\u2502")
-    assert row == ["seed 1", "", "160", "2.8000", "3.0000", "-0.2500", "", "", "", "", "1.92e+06", "22"]
+    assert row == ["seed 1", "", "160", "2.8000", "3.0000", "-0.2500", *[""] * 5, "1.92e+06", "22"]
     assert cells(lines[index + 2], "\u2502")[0] == "seed 2"
 
 

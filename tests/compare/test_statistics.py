@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from phd.compare.statistics import band, mean_interval, paired_difference, pairs_needed, power
+from phd.compare.statistics import (
+    Criterion,
+    band,
+    holm,
+    mean_interval,
+    paired_difference,
+    pairs_needed,
+    power,
+)
 
 DIFFERENCES = [-0.031, -0.012, -0.025, -0.04]
 
@@ -38,6 +46,26 @@ def test_paired_difference_is_scipy_s_t_test():
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
     assert found.standard_deviation == pytest.approx(np.std(DIFFERENCES, ddof=1))
     assert found.n == 4
+
+
+def test_another_criterion():
+    strict = Criterion(alpha=0.01, power=0.9)
+    found = paired_difference(DIFFERENCES, strict)
+    interval = stats.ttest_1samp(DIFFERENCES, 0.0).confidence_interval(0.99)
+    assert found is not None and (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    # The normal approximation with its correction: ((2.5758 + 1.2816) / 0.5)^2 + 2.5758^2 / 2 = 62.8.
+    assert pairs_needed(0.5, 1.0, strict) == 63
+    for effect in (0.3, 1.0, 3.0, 30.0):
+        pairs = pairs_needed(effect, 1.0, strict)
+        assert power(effect, pairs, 0.01) >= 0.9
+        assert pairs == 2 or power(effect, pairs - 1, 0.01) < 0.9
+    with pytest.raises(ValueError, match="--alpha must be between 0 and 1, got 0"):
+        Criterion(alpha=0)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_one_pair_has_a_difference_alone():

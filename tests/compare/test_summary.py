@@ -78,6 +78,7 @@ def test_json_has_all_numbers(two_seeds):
     assert set(phd["validation_difference"]) == {
         *("mean", "low", "high", "n", "p", "standard_deviation", "pairs_needed")
     }
+    assert phd["worth"]["flops"] == 2 and vanilla["worth"] is None
     assert phd["paper"] == [{"size": "1.2B", "loss": 2.576, "difference": -0.025}]
     assert [(run["label"], run["seed"]) for run in content["runs"]] == [
         ("vanilla", 1),

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from phd.run.record import METRICS_FILE, read_lines
 from phd.run.status import RunStatus
 from tests.examples.conftest import TINY, accepted, run_folder
+from tests.run.test_branches import make_trunk
 from tests.world import ROOT
 from tools.ports import held_ports
 
@@ -367,6 +369,56 @@ def test_a_run_keeps_its_snapshot(queue, tmp_path):
     assert "is there already: its own snapshot of code and command continues it" in again.stderr
     assert (run / "code" / "probe").exists()
     assert "--lr 1e-4" in (run / "launch.sh").read_text()
+
+
+def test_branches_are_queued_as_one_array(queue, tmp_path):
+    """A task for each that is not finished, with the snapshot's code; each task finds its own."""
+    trunk = make_trunk(tmp_path / "trunk")
+    output = tmp_path / "family"
+    command = [str(ROOT / "examples/slurm/branch.sh"), str(trunk), "--variants", "vanilla", "PHD-2"]
+    command += ["--iterations", "5", "--orders", "1", "2"]
+
+    def submit() -> subprocess.CompletedProcess[str]:
+        (tmp_path / "queue").unlink(missing_ok=True)
+        more = {"OUTPUT": str(output), "NNODES": "2", "TRAIN_SBATCH": "--exclusive"}
+        return subprocess.run(command, env=queue | more, cwd=ROOT, capture_output=True, text=True)
+
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.write_text(f"#!/bin/bash\ncat {tmp_path}/queued\n")
+    squeue.chmod(0o755)
+    (tmp_path / "queued").touch()
+    done = submit()
+    assert done.returncode == 0, done.stderr
+    assert f"of 4 branches, then job 4: {output}/comparison.html" in done.stdout
+    array, comparison = re.findall(
+        r"--parsable .*?(?=\n--parsable|\Z)", (tmp_path / "queue").read_text(), re.S
+    )
+    assert "--array=0-3 --nodes=2 --ntasks-per-node=1 --requeue" in array and " --exclusive --wrap=" in array
+    assert "--dependency=afterany:3 " in comparison and f"compare {output} --output" in comparison
+    launch = (output / "PHD-2-order1" / "launch.sh").read_text()
+    assert f"exec {output}/code/examples/torchrun.sh {output}/code/pretrain_phd.py --num-layers 4" in launch
+
+    job = output / "code" / "examples" / "slurm" / "job.sh"
+    job.write_text('(cd "$1/code" && ls pretrain_phd.py && basename "$1")')
+    names = ["vanilla-order1", "PHD-2-order1", "vanilla-order2", "PHD-2-order2"]
+    for task, name in enumerate(names):
+        script = array.partition("--wrap=")[2]
+        environment = queue | {"SLURM_ARRAY_TASK_ID": str(task)}
+        said = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True)
+        assert said.stdout == f"pretrain_phd.py\n{name}\n", said.stderr
+
+    (tmp_path / "queued").write_text("3\n")
+    again = submit()
+    assert again.returncode == 2 and "is queued already, as job 3" in again.stderr
+    (tmp_path / "queued").write_text("")
+    for name in names[:3]:
+        status = RunStatus(output / name, output / name / "checkpoints")
+        status.started(55, "pretrain_phd.py")
+        status.ended("finished")
+    done = submit()
+    assert done.returncode == 0 and "of 1 branches" in done.stdout
+    assert done.stderr.count("finished already") == 3
+    assert "PHD-2-order2 \n" in (tmp_path / "queue").read_text()
 
 
 def test_a_job_that_misses_its_start_is_queued_again_twice(queue, tmp_path):

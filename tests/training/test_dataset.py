@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.trainings import write_documents
-from tests.world import RankFailed
+from tests.trainings import END_OF_DOCUMENT, write_documents
+from tests.world import RankFailed, megatron_globals
 
 
 def limits_of_open_files(soft: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -79,3 +79,68 @@ def test_what_is_asked_for_does_not_rename_the_caches(world, base_flags, few):
     for less in ("--eval-iters 0", "--skip-train"):
         world.pretrain([*flags, *less.split()])
         assert {file.name for file in cache.iterdir()} == built
+    world.pretrain([*flags, "--dataloader-inter-document-masking"])
+    assert {file.name for file in cache.iterdir()} == built
+
+
+def samples_of(cases: dict[str, list[str]]) -> dict[str, list]:
+    """For each case a list of its data sets, each [(tokens, document_starts or None), ...] of 16 samples."""
+    import sys
+
+    import phd.megatron  # noqa: F401 (before Megatron)
+
+    # isort: split
+    from megatron.training import get_tokenizer
+    from megatron.training.training import get_train_valid_test_num_samples
+
+    from phd.training.arguments import parse_for_tool
+    from phd.training.dataset import build_datasets
+
+    found = {}
+    for name, flags in cases.items():
+        sys.argv = ["pretrain_phd.py", *flags]
+        with megatron_globals():
+            args = parse_for_tool()
+            splits = build_datasets(args, get_tokenizer(), get_train_valid_test_num_samples(), lambda: True)
+            found[name] = [
+                [
+                    (sample["tokens"].tolist(), starts if starts is None else starts.tolist())
+                    for sample in (dataset[number] for number in range(min(16, len(dataset))))
+                    for starts in (sample.get("document_starts"),)
+                ]
+                for split in splits
+                for dataset in (split if isinstance(split, list) else [split])
+                if dataset is not None
+            ]
+    return found
+
+
+def test_samples_tell_where_documents_start(world, base_flags, packed_data, tmp_path):
+    """By their last tokens and by their lengths; in a blend, in mock data and in each of several validation
+    sets; and not where nothing asks for it.
+    """
+    at = base_flags.index("--data-path")
+    common = [*base_flags[:at], *base_flags[at + 4 :], "--data-cache-path", str(tmp_path / "cache")]
+    prefix = packed_data[packed_data.index("--data-path") + 1]
+    split, lengths = ["--split", "80,10,10"], "--dataloader-inter-document-masking"
+    several = ["--train-data-path", prefix, "--valid-data-path", prefix, prefix, "--full-validation"]
+    several += ["--multiple-validation-sets", "--eval-micro-batch-size", "1", "--eval-global-batch-size", "1"]
+    cases = {
+        "last tokens": ["--data-path", prefix, *split, "--reset-attention-mask"],
+        "lengths": ["--data-path", prefix, *split, lengths],
+        "blend": ["--data-path", "1", prefix, "3", prefix, *split, lengths],
+        "mock": ["--mock-data", *split, "--reset-attention-mask"],
+        "several": [*several, lengths],
+        "one document": ["--data-path", prefix, *split, "--reset-position-ids"],
+    }
+    (found,) = world.run(samples_of, {name: [*common, *flags] for name, flags in cases.items()})
+    assert all(starts is None for dataset in found.pop("one document") for _, starts in dataset)
+    assert {name: len(datasets) for name, datasets in found.items()} == dict.fromkeys(found, 3)
+    for name, datasets in found.items():
+        for dataset in datasets:
+            for tokens, starts in dataset:
+                expected = [0]
+                for position, before in enumerate(tokens[:-1], start=1):
+                    expected.append(position if before == END_OF_DOCUMENT else expected[-1])
+                assert starts == expected, name
+        assert any(max(starts) for dataset in datasets for _, starts in dataset), name

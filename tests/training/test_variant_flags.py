@@ -12,7 +12,7 @@ OURS = {
     *("--phd-consecutive-positions", "--phd-copy-embedding"),
     "--phd-copy-embedding-warmup-iters",
     *("--phd-attention-backend", "--attention-pattern", "--variant", "--override-phd-variant"),
-    *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens"),
+    *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens", "--data-iters"),
 }
 STOPPED = {
     *("--attention-pattern-block", "--attention-pattern-sink-blocks", "--attention-pattern-local-blocks"),
@@ -30,8 +30,10 @@ def taken(names: list[str]) -> list[tuple]:
         with patch("sys.argv", ["pretrain_phd.py", "--variant", name]):
             take_variant(args)
         assert not hasattr(args, "variant")
-        fields = ("phd_copies", "phd_window", "phd_chunk", "phd_naive", "attention_pattern")
-        fields += ("phd_copy_embedding", "phd_consecutive_positions")
+        fields = (
+            *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "attention_pattern"),
+            *("phd_copy_embedding", "phd_consecutive_positions"),
+        )
         found.append(tuple(getattr(args, field) for field in fields))
     return found
 

@@ -1,0 +1,1 @@
+"""`make branch`: does thinking longer help? The study that docs/evidence.md plans and reports."""

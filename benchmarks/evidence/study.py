@@ -1,0 +1,175 @@
+"""The study as values, fixed before any result: sizes, arms, lengths, orders, and the rules that decide.
+
+docs/evidence.md gives the reasons in words. A number that is changed after a branch has started makes a new
+study.
+"""
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from phd.compare.statistics import Criterion, pairs_needed
+from phd.rules.costs import Shape, dense_products
+from phd.rules.variant import Variant
+
+CRITERION = Criterion(alpha=0.01, power=0.9)
+CLAIM = 0.005
+"""The smallest difference worth a claim, in nats a token: the field's bar for a record."""
+FIRST_ORDERS = (1, 2, 3)
+MOST_ORDERS = 12
+
+VANILLA = "vanilla"
+PHD = "PHD-CSWA-2-16-32"
+BOTH_SIZES_ARMS = (
+    *(VANILLA, PHD, f"{PHD}+vector", f"{PHD}+table"),
+    *("PHD-CSWA-3-16-32", "PHD-CSWA-3-16-32+vector", "PHD-CSWA-3-16-32+table"),
+    "naive-2-consecutive+table",
+)
+FEW_ARMS = (VANILLA, PHD, f"{PHD}+table")
+PRIMARY = f"{PHD}+table"
+
+SHARES = (0.1, 0.3)
+"""Branch lengths, of the trunk's iterations."""
+
+VOCABULARY, LENGTH = 512, 256
+TOKENS_PER_ITERATION = 16 * LENGTH
+
+COMMON = f"""
+    --group-query-attention --seq-length {LENGTH} --max-position-embeddings {LENGTH}
+    --swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear
+    --attention-dropout 0 --hidden-dropout 0 --init-method-std 0.02
+    --micro-batch-size 16 --global-batch-size 16
+    --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0
+    --eval-interval 1000000 --eval-iters 64 --log-interval 10 --split 98,2,0
+"""
+
+
+LONGER = "vanilla-longer"
+"""The arm of a vanilla branch that is given the FLOPs of PHD's: more iterations of more text."""
+AGAIN = "vanilla-again"
+"""The noise floor: vanilla on the same batches, in micro-batches of half the size: other orders of sums."""
+
+PLANNED = "2026-12-02 00:00:00"
+"""No branch starts before: the plan is committed by then."""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """One call of `phd branch`: an arm of a length, with every order."""
+
+    arm: str
+    share: float
+    variant: str
+    iterations: int
+    flags: tuple[str, ...] = ()
+    """Of pretrain_phd.py, beside the trunk's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """A vanilla model trained at a constant rate, of which branches are made."""
+
+    name: str
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    groups: int
+    parameters: int
+    """With the vocabulary of 512."""
+    tokens_per_parameter: int
+    lr: float
+    """Chosen on vanilla alone."""
+    arms: tuple[str, ...]
+    seed: int = 1
+
+    @property
+    def iterations(self) -> int:
+        """A whole number of hundreds: the last one is saved."""
+        tokens = self.parameters * self.tokens_per_parameter
+        return math.ceil(tokens / TOKENS_PER_ITERATION / 100) * 100
+
+    @property
+    def branches(self) -> list[Branches]:
+        """The shorter first; of each length the primary comparison first."""
+        primary = (VANILLA, PRIMARY)
+        found = []
+        for share in SHARES:
+            iterations = round(share * self.iterations)
+            arms = [*primary, *(arm for arm in self.arms if arm not in primary)]
+            found += [Branches(arm, share, arm, iterations) for arm in arms]
+            longer = round(iterations * self.flops_ratio(PHD))
+            found.append(Branches(LONGER, share, VANILLA, longer))
+            found.append(Branches(AGAIN, share, VANILLA, iterations, ("--micro-batch-size", "8")))
+        return found
+
+    @property
+    def longest(self) -> int:
+        """Iterations of the longest branch: the text of all is ordered for it."""
+        return max(branches.iterations for branches in self.branches)
+
+    def flops_ratio(self, arm: str) -> float:
+        """Training FLOPs per token, to vanilla's."""
+        shape = Shape(
+            hidden_size=self.hidden,
+            num_attention_heads=self.heads,
+            num_query_groups=self.groups,
+            kv_channels=self.hidden // self.heads,
+            vocab_size=VOCABULARY,
+            mlp_products=[dense_products(self.hidden, self.ffn, True)] * self.layers,
+        )
+        ours, vanilla = (
+            Variant.parse(name).flops_per_token(shape, LENGTH, prune_last_layer=name != VANILLA)
+            for name in (arm, VANILLA)
+        )
+        return ours / vanilla
+
+    def flags(self, tokenizer: str, data: str) -> list[str]:
+        """Of pretrain_phd.py, less the run's folder."""
+        return shlex.split(f"""
+            --num-layers {self.layers} --hidden-size {self.hidden} --ffn-hidden-size {self.ffn}
+            --num-attention-heads {self.heads} --num-query-groups {self.groups} {COMMON}
+            --tokenizer-type SentencePieceTokenizer --tokenizer-model {tokenizer} --data-path {data}
+            --make-vocab-size-divisible-by 64 --variant {VANILLA} --seed {self.seed}
+            --lr {self.lr} --lr-decay-style constant --lr-warmup-iters 100
+            --train-iters {self.iterations} --save-interval 500 --keep-last-checkpoints 1
+        """)
+
+
+TRUNKS = (
+    Trunk(
+        name="0.05M", layers=3, hidden=32, ffn=88, heads=2, groups=1, parameters=51_168,
+        tokens_per_parameter=100, lr=6e-3, arms=BOTH_SIZES_ARMS,
+    ),
+    Trunk(
+        name="0.2M", layers=4, hidden=64, ffn=176, heads=4, groups=2, parameters=217_664,
+        tokens_per_parameter=100, lr=4e-3, arms=BOTH_SIZES_ARMS,
+    ),
+    # another start and another order of the trunk's text: what is found at this size is not one trunk's
+    Trunk(
+        name="0.05M-second", layers=3, hidden=32, ffn=88, heads=2, groups=1, parameters=51_168,
+        tokens_per_parameter=100, lr=6e-3, arms=FEW_ARMS, seed=2,
+    ),
+    Trunk(
+        name="0.5M", layers=4, hidden=96, ffn=264, heads=4, groups=2, parameters=464_736,
+        tokens_per_parameter=100, lr=3e-3, arms=FEW_ARMS,
+    ),
+    Trunk(
+        name="1M", layers=5, hidden=128, ffn=352, heads=4, groups=2, parameters=988_544,
+        tokens_per_parameter=30, lr=2.5e-3, arms=FEW_ARMS,
+    ),
+)  # fmt: skip
+
+
+def orders_needed(differences: Sequence[float]) -> int:
+    """Orders of a trunk's branches, by the spread of the primary difference over FIRST_ORDERS: those that
+    find a third of CLAIM with the criterion's power, between 3 and MOST_ORDERS.
+
+    Args:
+        differences: of the primary arm to vanilla, one for each of FIRST_ORDERS; their mean is not looked at.
+    """
+    mean = sum(differences) / len(differences)
+    spread = math.sqrt(sum((each - mean) ** 2 for each in differences) / (len(differences) - 1))
+    needed = pairs_needed(CLAIM / 3, spread, CRITERION) or MOST_ORDERS
+    return min(max(needed, len(FIRST_ORDERS)), MOST_ORDERS)
