@@ -464,13 +464,6 @@ RUNS = (
         "tests/checkpoint/test_growth.py::test_the_first_pass_is_the_checkpoint_s[fp32-table]",
     ),
     Mutation(
-        "growth-empty-groups-lose-their-place",
-        "phd/checkpoint/growth.py",
-        "(not empty or place[-1:] == (MASTERS,))",
-        "not empty",
-        "tests/checkpoint/test_growth.py::test_the_first_pass_is_the_checkpoint_s[bf16-PP2-table]",
-    ),
-    Mutation(
         "growth-copies-not-in-turn",
         "phd/checkpoint/growth.py",
         "{copy: copy % known for copy",

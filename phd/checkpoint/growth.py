@@ -127,6 +127,7 @@ class _Graft:
 
     Nothing is left in its place, as Megatron loses the indices of what it does not load. It also loses that
     of a group without parameters, which young ones are on all pipeline stages but the first: cut out as well.
+    That matters where tensors are not loaded in place: --ckpt-fully-parallel-load.
     """
 
     def __init__(self, wanted: dict[str, Any], args: Namespace, born: dict[int, int]) -> None:
