@@ -9,6 +9,7 @@ from megatron.training.argument_utils import core_transformer_config_from_args, 
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from phd.megatron.compat import become
+from phd.megatron.copy_embedding import add_copy_embedding
 from phd.megatron.documents import documents_masked
 from phd.megatron.layer_specs import phd_layer_spec
 from phd.megatron.phd_model import PHDModel
@@ -31,6 +32,8 @@ class PHDModelBuilder(GPTModelBuilder):
         model = super().build_model(*args, **kwargs)
         if model.config.phd_copies > 1:
             become(model, PHDModel)
+            if model.pre_process and model.config.phd_copy_embedding != "none":
+                add_copy_embedding(model)
         return model
 
 

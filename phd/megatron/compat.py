@@ -51,8 +51,8 @@ def initialize_megatron() -> None:
 def become(model: GPTModel, model_class: type[GPTModel]) -> None:
     """Turn a built GPTModel into ``model_class``.
 
-    GPTModelBuilder.build_model names GPTModel in the middle of 70 lines; a subclass that adds methods but no
-    state needs no constructor of its own.
+    GPTModelBuilder.build_model names GPTModel in the middle of 70 lines; a subclass that adds methods needs
+    no constructor of its own, and the builder hangs onto it what state it has.
     """
     model.__class__ = model_class
 

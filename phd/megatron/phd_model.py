@@ -9,16 +9,20 @@ from torch import Tensor
 class PHDModel(GPTModel):
     """GPTModel whose decoder runs on K copies of each token (K = ``config.phd_copies``).
 
-    No new parameters: names and shapes of the weights are the vanilla model's. Shapes: s sequence length
-    (divided by tensor-parallel size under sequence parallelism), b micro batch size, h hidden size.
+    Names and shapes of the weights are the vanilla model's; ``copy_embedding`` comes on top where copies have
+    one (``config.phd_copy_embedding``). Shapes: s sequence length (divided by tensor-parallel size under
+    sequence parallelism), b micro batch size, h hidden size.
     """
 
-    def _preprocess(self, *args: Any, **kwargs: Any) -> tuple:
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor, **kwargs: Any) -> tuple:
         """Embed, then repeat every sample K times; row = sample * K + copy."""
-        decoder_input, *rest = super()._preprocess(*args, **kwargs)
+        decoder_input, *rest = super()._preprocess(input_ids, position_ids, **kwargs)
         if decoder_input is not None:
             # [s, b, h] -> [s, b*K, h]
-            decoder_input = decoder_input.repeat_interleave(self.config.phd_copies, dim=1)
+            if self.config.phd_copy_embedding == "none":
+                decoder_input = decoder_input.repeat_interleave(self.config.phd_copies, dim=1)
+            else:
+                decoder_input = self.copy_embedding(decoder_input, input_ids, position_ids)
         return (decoder_input, *rest)
 
     def _postprocess(
