@@ -99,7 +99,7 @@ def llama_logits(model, ids: torch.Tensor) -> torch.Tensor:
     copy = copy.repeat(length)
     mask = rule.sees(position[:, None], copy[:, None], position, copy)
     own = [model.model.embed_tokens(ids)] * copies.count
-    for index, vector in enumerate(embedding.vectors):
+    for index, vector in enumerate(embedding.vectors.parameters()):
         own[index + 1] = own[0] + vector
     for index, table in enumerate(embedding.tables):
         own[index + 1] = table(ids)

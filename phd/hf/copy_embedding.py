@@ -12,6 +12,19 @@ from transformers import initialization
 from phd.hf.configuration import PHDLlamaConfig
 
 
+class CopyVectors(torch.nn.Module):
+    """A vector of each hidden copy, [h]. A module that is called, since accelerate loads weights at a call."""
+
+    def __init__(self, count: int, hidden_size: int) -> None:
+        super().__init__()
+        for index in range(count):
+            self.register_parameter(str(index), torch.nn.Parameter(torch.zeros(hidden_size)))
+
+    def forward(self, originals: Tensor) -> Tensor:
+        """[b, q, 1, h] -> [b, q, K - 1, h]"""
+        return originals + torch.stack([*self.parameters()])
+
+
 class CopyTable(torch.nn.Embedding):
     """The embedding table of a hidden copy. It begins as the tokens' embedding, so it draws no numbers."""
 
@@ -26,12 +39,11 @@ class CopyEmbedding(torch.nn.Module):
 
     def __init__(self, config: PHDLlamaConfig) -> None:
         super().__init__()
-        self.copies, kind = config.copies.count, config.variant.embedding
-        hidden = range(config.copies.hidden)
-        vectors = [torch.zeros(config.hidden_size) for _ in hidden] if kind == "vector" else []
-        self.vectors = torch.nn.ParameterList(vectors)
-        size = config.vocab_size, config.hidden_size, config.pad_token_id
-        self.tables = torch.nn.ModuleList(CopyTable(*size) for _ in hidden if kind == "table")
+        self.copies, self.kind = config.copies.count, config.variant.embedding
+        hidden, shape = config.copies.hidden, (config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.vectors = CopyVectors(hidden if self.kind == "vector" else 0, config.hidden_size)
+        tables = range(hidden if self.kind == "table" else 0)
+        self.tables = torch.nn.ModuleList(CopyTable(*shape) for _ in tables)
 
     def forward(self, embeddings: Tensor, ids: Tensor | None) -> Tensor:
         """[b, q, K, h]; a view if all copies enter alike.
@@ -41,9 +53,9 @@ class CopyEmbedding(torch.nn.Module):
             ids: [b, q]; tables need them.
         """
         originals = embeddings.unsqueeze(2)
-        if self.vectors:
-            hidden = originals + torch.stack([*self.vectors])
-        elif self.tables:
+        if self.kind == "vector":
+            hidden = self.vectors(originals)
+        elif self.kind == "table":
             hidden = torch.stack([table(ids) for table in self.tables], dim=2)
         else:
             return originals.expand(-1, -1, self.copies, -1)
@@ -63,7 +75,7 @@ class ResizedTables:
         return embeddings
 
 
-def begin(module: torch.nn.Module, embedding: torch.nn.Embedding) -> bool:
+def initialize(module: torch.nn.Module, embedding: torch.nn.Embedding) -> bool:
     """Set the weights that ``module`` itself has as training begins them: all copies enter alike.
 
     Returns:
@@ -71,8 +83,8 @@ def begin(module: torch.nn.Module, embedding: torch.nn.Embedding) -> bool:
     """
     if isinstance(module, CopyTable):
         initialization.copy_(module.weight, embedding.weight)
-    elif isinstance(module, torch.nn.ParameterList):
-        for vector in module:
+    elif isinstance(module, CopyVectors):
+        for vector in module.parameters():
             initialization.zeros_(vector)
     else:
         return False

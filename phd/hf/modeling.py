@@ -30,7 +30,7 @@ from transformers.utils import can_return_tuple
 from phd.hf.attend import attend_rows
 from phd.hf.cache import PHDCache
 from phd.hf.configuration import PHDLlamaConfig
-from phd.hf.copy_embedding import CopyEmbedding, ResizedTables, begin
+from phd.hf.copy_embedding import CopyEmbedding, ResizedTables, initialize
 from phd.hf.padding import read_padding, step_padding
 from phd.hf.steps import Step
 from phd.hf.steps.blocks import BLOCK, BlocksStep
@@ -103,7 +103,7 @@ class PHDLlamaModel(ResizedTables, LlamaModel):
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        if not begin(module, self.embed_tokens):
+        if not initialize(module, self.embed_tokens):
             super()._init_weights(module)
 
     @can_return_tuple
