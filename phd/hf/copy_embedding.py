@@ -13,7 +13,7 @@ from phd.hf.configuration import PHDLlamaConfig
 
 
 class CopyVectors(torch.nn.Module):
-    """A vector of each hidden copy, [h]. A module that is called, since accelerate loads weights at a call."""
+    """A vector of each hidden copy, [h]. A module, since accelerate loads weights when one is called."""
 
     def __init__(self, count: int, hidden_size: int) -> None:
         super().__init__()
