@@ -23,6 +23,7 @@ RUNS = {
     "PHD-CSWA-3-5-12+vector": (["--variant", "PHD-CSWA-3-5-12+vector"], False),
     "PHD-SWA-2-5-inf+table": (["--variant", "PHD-SWA-2-5-inf+table"], True),
     "naive-2": (["--variant", "naive-2"], False),
+    "naive-2-consecutive+table": (["--variant", "naive-2-consecutive+table"], False),
 }
 
 
@@ -122,6 +123,13 @@ def test_same_logits_as_megatron(name, train, export, world, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     assert (type(model).__name__ == "LlamaForCausalLM") == name.startswith("vanilla")
     assert model.config.tie_word_embeddings == RUNS[name][1]
+    base = model.model
+    own = getattr(base, "copy_embedding", torch.nn.Module()).named_parameters()
+    moved = {
+        key: (x - base.embed_tokens.weight if key.startswith("tables") else x).abs().max() for key, x in own
+    }
+    assert len(moved) == (model.config.copies.hidden if "vector" in name or "table" in name else 0)
+    assert all(x > 1e-3 for x in moved.values())  # training told the copies apart
     ids = torch.randint(0, 255, (2, 40), generator=torch.Generator().manual_seed(0))
     (expected,) = world.run(megatron_logits, str(train(name)), ids.tolist())
     expected = expected[..., : model.config.vocab_size]
