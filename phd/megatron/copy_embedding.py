@@ -6,6 +6,7 @@ Hung onto a model as ``copy_embedding``. Parameters are counted by hidden copy, 
 ``vectors.0`` [h], or ``tables.0.word_embeddings.weight`` [vocabulary / tensor-parallel size, h].
 """
 
+from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import MegatronModule
@@ -13,6 +14,9 @@ from torch import Tensor, no_grad, stack
 from torch.nn import Parameter
 
 from phd.megatron.transformer_config import PHDTransformerConfig
+
+ROWS = 8192
+"""Of a table, of which a norm is taken at once."""
 
 
 class CopyVectors(MegatronModule):
@@ -29,6 +33,11 @@ class CopyVectors(MegatronModule):
     def forward(self, originals: Tensor, input_ids: Tensor, position_ids: Tensor) -> list[Tensor]:
         """``originals`` [s, b, h] -> the same for each hidden copy. Tokens and positions are not read."""
         return [originals + vector for vector in self.parameters()]
+
+    def squared_distances(self, embedding: Tensor) -> list[Tensor]:
+        """For each hidden copy; on ranks that hold what another has, zeros."""
+        share = 1 if parallel_state.get_tensor_model_parallel_rank() == 0 else 0
+        return [share * vector.float().square().sum() for vector in self.parameters()]
 
 
 class CopyTables(MegatronModule):
@@ -56,6 +65,16 @@ class CopyTables(MegatronModule):
         """``input_ids`` [b, s] -> [s, b, h] for each hidden copy. The originals' embedding is not read."""
         return [table(input_ids, position_ids) for table in self.children()]
 
+    def squared_distances(self, embedding: Tensor) -> list[Tensor]:
+        """For each hidden copy, this rank's part of the mean over the vocabulary."""
+        distances = []
+        for table in self.children():
+            weight, rows = table.word_embeddings.weight, table.word_embeddings.num_embeddings
+            # a piece at a time: no second table in fp32
+            pieces = zip(weight.split(ROWS), embedding.split(ROWS), strict=True)
+            distances.append(sum((ours.float() - its.float()).square().sum() for ours, its in pieces) / rows)
+        return distances
+
 
 class CopyEmbedding(MegatronModule):
     """Copies of a model's embedded tokens, told apart. The original is the embedding itself."""
@@ -75,10 +94,23 @@ class CopyEmbedding(MegatronModule):
             input_ids: [b, s] of the whole sequence (of this context-parallel rank).
             position_ids: the same.
         """
-        hidden = self.vectors if self.config.phd_copy_embedding == "vector" else self.tables
-        copies = [originals, *hidden(originals, input_ids, position_ids)]
+        copies = [originals, *self._hidden(originals, input_ids, position_ids)]
         # K times [s, b, h] -> [s, b, K, h] -> [s, b*K, h]
         return stack(copies, dim=2).flatten(1, 2)
+
+    @no_grad()
+    def squared_distances(self, embedding: Tensor) -> Tensor:
+        """How far from its token's embedding each hidden copy enters, squared: a vector's norm; for a table
+        the mean over the vocabulary. [K - 1], parts that are to be added up over tensor-parallel ranks.
+
+        Args:
+            embedding: weight of the model's, this rank's part.
+        """
+        return stack(self._hidden.squared_distances(embedding))
+
+    @property
+    def _hidden(self) -> CopyVectors | CopyTables:
+        return self.vectors if self.config.phd_copy_embedding == "vector" else self.tables
 
 
 def add_copy_embedding(model: GPTModel) -> None:

@@ -3,7 +3,10 @@
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
+
+from phd.megatron.rotary import consecutive_positions, rotary_angles
 
 
 class PHDModel(GPTModel):
@@ -16,14 +19,26 @@ class PHDModel(GPTModel):
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, **kwargs: Any) -> tuple:
         """Embed, then repeat every sample K times; row = sample * K + copy."""
-        decoder_input, *rest = super()._preprocess(input_ids, position_ids, **kwargs)
+        decoder_input, rotary_pos_emb, *rest = super()._preprocess(input_ids, position_ids, **kwargs)
         if decoder_input is not None:
             # [s, b, h] -> [s, b*K, h]
             if self.config.phd_copy_embedding == "none":
                 decoder_input = decoder_input.repeat_interleave(self.config.phd_copies, dim=1)
             else:
                 decoder_input = self.copy_embedding(decoder_input, input_ids, position_ids)
-        return (decoder_input, *rest)
+        if self.config.phd_consecutive_positions:
+            rotary_pos_emb = self._consecutive_angles(decoder_input, kwargs.get("packed_seq_params"))
+        return (decoder_input, rotary_pos_emb, *rest)
+
+    def _consecutive_angles(self, decoder_input: Tensor | None, packed: PackedSeqParams | None) -> Tensor:
+        """Rotary angles of every row, [s on this context-parallel rank, b*K, 1, d]."""
+        length = self.rotary_pos_emb.get_rotary_seq_len(
+            None, self.decoder, decoder_input, self.config, packed
+        )
+        rows = self.decoder.input_tensor if decoder_input is None else decoder_input
+        copies = self.config.phd_copies
+        positions = consecutive_positions(length, rows.shape[1], copies, rows.device)
+        return rotary_angles(self.rotary_pos_emb, positions, length * copies)
 
     def _postprocess(
         self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any

@@ -22,6 +22,7 @@ LEARNING_RATE = "learning-rate"
 THROUGHPUT = "phd/tokens-per-second"
 TFLOPS = "phd/tflops-per-device"
 MFU = "phd/mfu"
+COPY_EMBEDDING_NORM = "phd/copy-embedding-norm"  # of copy 1: phd/copy-embedding-norm-1
 
 type Line = dict[str, Any]
 """A line of metrics.jsonl: FIELDS and ``time``; numbers by their names, None where one was not finite; after

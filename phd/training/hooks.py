@@ -14,6 +14,7 @@ from phd.run.record import MFU, TFLOPS, THROUGHPUT, Line, write_run_info
 from phd.run.recorder import Recorder
 from phd.run.status import RunStatus
 from phd.training.arguments import Start
+from phd.training.copy_norms import copy_embedding_norms
 from phd.training.metrics import RunMetrics, about_run, count_parameters
 from phd.training.run_folder import run_folder
 from phd.training.samples import continue_prompts
@@ -33,6 +34,7 @@ class TrainingHooks:
         self._folder = run_folder(args)
         self._step_asked = start.step_asked
         self._about: dict[str, Any] = {}
+        self._model_chunks: list[torch.nn.Module] = []
         self._begun = False
         self._loaded_samples: int | None = None
         # Samples, tokens and FLOPs before this start, where they are not today's lengths and costs.
@@ -45,6 +47,7 @@ class TrainingHooks:
         """The model is there and its checkpoint not loaded yet. Every rank must call it."""
         agree_on_checkpoint(self.args, self._step_asked)
         self._about = about_run(self.args, self.config, self.metrics, count_parameters(model_chunks))
+        self._model_chunks = model_chunks
         return model_chunks
 
     def loaded(self) -> None:
@@ -90,10 +93,13 @@ class TrainingHooks:
         return tokens_before + tokens, flops_before + tokens * self.metrics.flops_per_token
 
     def log(self, iteration: int, seconds_per_iteration: float) -> str:
-        """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line."""
+        """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line; what has
+        become of copy embeddings for the record. Every rank must call it.
+        """
         rates = self.metrics.rates(seconds_per_iteration)
+        norms = copy_embedding_norms(self.config, self._model_chunks)
         if self.recorder is not None:
-            for name, value in rates.items():
+            for name, value in (rates | norms).items():
                 self.recorder.add_scalar(name, value, iteration)
         text = f" tokens/s: {rates[THROUGHPUT]:.0f} | PHD TFLOP/s/device: {rates[TFLOPS]:.4g} |"
         return text + (f" MFU: {100 * rates[MFU]:.1f}% |" if MFU in rates else "")

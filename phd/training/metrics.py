@@ -169,6 +169,8 @@ def about_run(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameter
         "window": config.phd_window,
         "chunk": config.phd_chunk,
         "naive": config.phd_naive,
+        "consecutive_positions": config.phd_consecutive_positions,
+        "copy_embedding": config.phd_copy_embedding,
         "pattern": str(LayerPattern.of(tuple(rule.keys for rule in config.layers(args.num_layers)))),
         "seed": args.seed,
         "seq_length": args.seq_length,

@@ -176,6 +176,26 @@ NEVER = (
         "use local: Megatron would capture the layers without their rotary embedding",
     ),
     Unsupported(
+        "--cuda-graph-impl transformer_engine with --phd-consecutive-positions",
+        lambda a: a.cuda_graph_impl == "transformer_engine" and a.phd_consecutive_positions,
+        "use local: Megatron would capture the layers with one rotary embedding for all copies",
+    ),
+    Unsupported(
+        "--phd-consecutive-positions without --no-rope-fusion",
+        lambda a: a.phd_consecutive_positions and a.apply_rope_fusion,
+        "pass it: the fused kernel knows one rotary embedding for all copies",
+    ),
+    Unsupported(
+        "--phd-consecutive-positions with --position-embedding-type other than rope and yarn",
+        lambda a: a.phd_consecutive_positions and a.position_embedding_type not in ("rope", "yarn"),
+        "use rope: no other has a position to turn a copy to",
+    ),
+    Unsupported(
+        "--phd-copy-embedding table with --position-embedding-type learned_absolute",
+        lambda a: a.phd_copy_embedding == "table" and a.position_embedding_type == "learned_absolute",
+        "use rope, or --phd-copy-embedding vector: a table of tokens has no table of positions beside it",
+    ),
+    Unsupported(
         "--optimizer-cpu-offload without a GPU",
         lambda a: a.optimizer_cpu_offload and cpu.needed(),
         "leave it out: the optimizer is on the CPU",

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from phd.run.status import TRACKER
-from tests.trainings import VARIANTS, losses
+from tests.trainings import VARIANTS as COPIES
+from tests.trainings import losses
 
 LAYOUTS = {
     "single": (1, ""),
@@ -22,7 +23,11 @@ LAYOUTS = {
     # each copy has its own mask, drawn in the same order after a resume
     "dropout": (1, "--hidden-dropout 0.2"),
 }
-PHD = VARIANTS["PHD-CSWA-3-5-12"]
+PHD = COPIES["PHD-CSWA-3-5-12"]
+VARIANTS = COPIES | {
+    f"PHD-CSWA-3-5-12+{embedding}": [*PHD, "--phd-copy-embedding", embedding]
+    for embedding in ("vector", "table")
+}
 SCHEDULE = ["--train-iters", "6", "--global-batch-size", "4"]
 
 
@@ -30,12 +35,14 @@ SCHEDULE = ["--train-iters", "6", "--global-batch-size", "4"]
 def train(world, base_flags):
     """train(layout, folder): six steps in all; saves into and loads from ``folder``."""
 
-    def run(layout: str, folder: Path, *more: str, variant: list[str] = PHD) -> dict[str, list[float]]:
+    def run(
+        layout: str, folder: Path, *more: str, variant: str = "PHD-CSWA-3-5-12"
+    ) -> dict[str, list[float]]:
         ranks, flags = LAYOUTS[layout]
         log = folder.parent / f"log-{len(list(folder.parent.iterdir()))}"
         paths = ["--load", str(folder), "--save", str(folder), "--tensorboard-dir", str(log)]
         schedule = [*SCHEDULE, "--save-interval", "3"]
-        world.pretrain([*base_flags, *variant, *flags.split(), *schedule, *paths, *more], ranks)
+        world.pretrain([*base_flags, *VARIANTS[variant], *flags.split(), *schedule, *paths, *more], ranks)
         return losses(log)
 
     return run
@@ -51,7 +58,7 @@ def whole(train, tmp_path_factory):
     def run(layout: str, variant: str = "PHD-CSWA-3-5-12") -> tuple[Path, dict[str, list[float]]]:
         if (layout, variant) not in done:
             folder = tmp_path_factory.mktemp("whole") / "ckpt"
-            done[layout, variant] = folder, train(layout, folder, variant=VARIANTS[variant])
+            done[layout, variant] = folder, train(layout, folder, variant=variant)
         return done[layout, variant]
 
     return run

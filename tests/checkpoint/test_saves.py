@@ -12,10 +12,18 @@ import pytest
 
 from tests.checkpoint.conftest import LAYOUTS, PHD, SCHEDULE, first_half
 from tests.training.test_arguments import refused_at_start
-from tests.trainings import VARIANTS, losses, scalars
+from tests.trainings import losses, scalars
 from tests.world import run_pretrain
 
-CASES = [("single", "vanilla"), *((layout, "PHD-CSWA-3-5-12") for layout in LAYOUTS)]
+CASES = [
+    ("single", "vanilla"),
+    *((layout, "PHD-CSWA-3-5-12") for layout in LAYOUTS),
+    *(
+        (layout, f"PHD-CSWA-3-5-12+{embedding}")
+        for layout in ("single", "DP2-distopt")
+        for embedding in ("vector", "table")
+    ),
+]
 
 
 def tensors(folder: Path) -> dict:
@@ -42,7 +50,7 @@ def test_resume_equals_never_stopped(train, whole, layout, variant, tmp_path):
 
     folder, uninterrupted = whole(layout, variant)
     copy = first_half(folder, tmp_path / "ckpt")
-    after = train(layout, copy, variant=VARIANTS[variant])
+    after = train(layout, copy, variant=variant)
     for tag, values in uninterrupted.items():
         assert len(values) == 6
         assert after[tag] == values[3:]
@@ -85,22 +93,25 @@ def write_slowly(*args: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trained", "layout", "flags"),
+    ("trained", "layout", "flags", "embedding"),
     [
-        ("TP2", "single", ""),
-        ("TP2", "PP2", ""),
-        ("DP2-distopt", "single", "--use-distributed-optimizer"),
+        ("TP2", "single", "", ""),
+        ("TP2", "PP2", "", ""),
+        ("TP2", "PP2", "", "+table"),
+        ("DP2-distopt", "single", "--use-distributed-optimizer", ""),
         # as examples/pretrain.sh saves
-        ("DP2-reshardable", "TP2", "--use-distributed-optimizer"),
-        ("DP2-reshardable", "PP2", "--use-distributed-optimizer"),
+        ("DP2-reshardable", "TP2", "--use-distributed-optimizer", ""),
+        ("DP2-reshardable", "TP2", "--use-distributed-optimizer", "+vector"),
+        ("DP2-reshardable", "PP2", "--use-distributed-optimizer", ""),
     ],
 )
-def test_resume_on_another_layout(train, whole, trained, layout, flags, tmp_path):
+def test_resume_on_another_layout(train, whole, trained, layout, flags, embedding, tmp_path):
     """What follows equals the continuation on the layout that saved; also where the state of the optimizer
     was saved by two ranks and one goes on with it.
     """
-    folder, same = whole(trained)
-    other = train(layout, first_half(folder, tmp_path / "ckpt"), *flags.split())
+    variant = f"PHD-CSWA-3-5-12{embedding}"
+    folder, same = whole(trained, variant)
+    other = train(layout, first_half(folder, tmp_path / "ckpt"), *flags.split(), variant=variant)
     for tag, values in same.items():
         assert len(values) == 6
         assert other[tag] == pytest.approx(values[3:], rel=1e-5)

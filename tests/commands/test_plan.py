@@ -34,6 +34,7 @@ CASES = {
     ),
     "CP2": (2, "--phd-copies 2 --context-parallel-size 2"),
     "PP2": (2, "--phd-copies 2 --pipeline-model-parallel-size 2"),
+    "tables": (1, "--phd-copies 2 --phd-copy-embedding table"),
     "bf16": (1, "--bf16 --seq-length 64 --micro-batch-size 1 --global-batch-size 2"),
     "PP2-interleaved": (
         2,
@@ -101,7 +102,8 @@ def test_memory_is_what_the_allocator_gave(case, world):
     stages = plan["stages"]
     measured = [peaks[stage["stage"] * ranks // len(stages)] for stage in stages]
     assert [stage["total"] for stage in stages] == [pytest.approx(peak, rel=0.1) for peak in measured]
-    assert plan["parameters"] == parameters(sum(stage["layers"] for stage in stages))
+    tables = 4096 * 192 if case == "tables" else 0
+    assert plan["parameters"] == parameters(sum(stage["layers"] for stage in stages)) + tables
 
 
 ASKED = """
@@ -147,10 +149,20 @@ def test_gpus_are_hidden_before_torch_asks_for_one():
 
 
 def test_parameters_do_not_depend_on_the_layout(world):
-    """Nor on copies, as the cases above show."""
+    """Nor on copies, as the cases above show, but for what embeds them; which costs no FLOPs."""
     layout = shlex.split("--num-layers 4 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2")
-    (plan,) = world.run(planned, [*MODEL, *layout], 4)
-    assert plan["parameters"] == parameters(4)
+    flops = set()
+    for copies, embeddings in {
+        "": 0,
+        "--phd-copies 3": 0,
+        "--phd-copies 3 --phd-copy-embedding vector": 2 * 192,
+        "--phd-copies 3 --phd-copy-embedding table": 2 * 4096 * 192,
+    }.items():
+        (plan,) = world.run(planned, [*MODEL, *layout, *copies.split()], 4)
+        assert plan["parameters"] == parameters(4) + embeddings
+        if copies:
+            flops.add(plan["flops_to_vanilla"])
+    assert len(flops) == 1
 
 
 def hybrid(flags: list[str], ranks: int) -> tuple[dict, str]:

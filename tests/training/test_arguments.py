@@ -78,6 +78,7 @@ COPIES_ONLY = {
     "--tp-comm-overlap with a pruned last layer",
     "--offload-modules core_attn with a pruned last layer",
 }
+CONSECUTIVE = {"phd_copies": 2, "phd_naive": True, "phd_consecutive_positions": True}
 NEVER = {
     "--attention-backend local": {"attention_backend": Namespace(name="local")},
     "--heterogeneous-layers-config-path": {"heterogeneous_layers_config_path": "x.json"},
@@ -157,6 +158,20 @@ NEVER = {
     "--cuda-graph-impl transformer_engine with --position-embedding-type yarn": {
         "cuda_graph_impl": "transformer_engine",
         "position_embedding_type": "yarn",
+    },
+    "--cuda-graph-impl transformer_engine with --phd-consecutive-positions": {
+        "cuda_graph_impl": "transformer_engine",
+        **CONSECUTIVE,
+    },
+    "--phd-consecutive-positions without --no-rope-fusion": {"apply_rope_fusion": True, **CONSECUTIVE},
+    "--phd-consecutive-positions with --position-embedding-type other than rope and yarn": {
+        "position_embedding_type": "learned_absolute",
+        **CONSECUTIVE,
+    },
+    "--phd-copy-embedding table with --position-embedding-type learned_absolute": {
+        "phd_copies": 2,
+        "phd_copy_embedding": "table",
+        "position_embedding_type": "learned_absolute",
     },
     "--optimizer-cpu-offload without a GPU": {"optimizer_cpu_offload": True},
     "--cpu-offloading-num-layers without a GPU": {"cpu_offloading_num_layers": 1},
@@ -355,6 +370,14 @@ REMEDIES: dict[str, dict] = {
     "--enable-cuda-graph and --external-cuda-graph": {"enable_cuda_graph": False, "cuda_graph_impl": "local"},
     "--cuda-graph-impl with packed documents": {"cuda_graph_impl": "none"},
     "--cuda-graph-impl transformer_engine with --position-embedding-type yarn": {"cuda_graph_impl": "local"},
+    "--cuda-graph-impl transformer_engine with --phd-consecutive-positions": {"cuda_graph_impl": "local"},
+    "--phd-consecutive-positions without --no-rope-fusion": {"apply_rope_fusion": False},
+    "--phd-consecutive-positions with --position-embedding-type other than rope and yarn": {
+        "position_embedding_type": "rope"
+    },
+    "--phd-copy-embedding table with --position-embedding-type learned_absolute": {
+        "phd_copy_embedding": "vector"
+    },
     "--fp8-format without --transformer-impl transformer_engine on a GPU": {"fp8": None, "bf16": True},
     "--attention-backend local": {"attention_backend": Namespace(name="auto")},
 }
