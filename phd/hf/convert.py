@@ -159,6 +159,8 @@ def megatron_flags(config: LlamaConfig) -> list[str]:
         flags.append("--untie-embeddings-and-output-weights")
     if isinstance(config, PHDLlamaConfig):
         flags += ["--variant", config.phd_variant]
+        if config.copies.consecutive:
+            flags.append("--no-rope-fusion")  # the fused kernel has one position for all copies
     return [str(flag) for flag in flags]
 
 

@@ -168,7 +168,7 @@ def test_same_files_from_any_layout(name, train, export, world, base_flags, tmp_
     "name",
     [
         *("vanilla, tied", "PHD-CSWA-3-5-12", "longgen"),
-        *("PHD-CSWA-3-5-12+vector", "PHD-SWA-2-5-inf+table", "naive-2"),
+        *("PHD-CSWA-3-5-12+vector", "PHD-SWA-2-5-inf+table", "naive-2-consecutive+table"),
     ],
 )
 def test_there_and_back(name, train, export, phd, tmp_path):

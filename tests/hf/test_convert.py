@@ -97,7 +97,9 @@ def test_there_and_back():
         assert torch.equal(back, weights[f"model.layers.1.{theirs}.weight"])
 
 
-@pytest.mark.parametrize("name", ["PHD-CSWA-3-5-12+vector", "PHD-3+table+1sink.4.1.2-1full", "naive-2+table"])
+@pytest.mark.parametrize(
+    "name", ["PHD-CSWA-3-5-12+vector", "PHD-3+table+1sink.4.1.2-1full", "naive-2-consecutive+table"]
+)
 def test_copy_embedding_there_and_back(name):
     """A tensor for each hidden copy by Megatron's name; tables lose the padding of the vocabulary."""
     variant, generator = Variant.parse(name), torch.Generator().manual_seed(1)
@@ -130,6 +132,7 @@ def test_copy_embedding_there_and_back(name):
         tensors[name] = tensor
     flags = megatron_flags(config)
     assert flags[flags.index("--variant") + 1] == str(variant)
+    assert ("--no-rope-fusion" in flags) == variant.copies.consecutive
 
 
 def test_configuration_of_vanilla_and_phd():
