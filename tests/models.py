@@ -47,6 +47,7 @@ def make_model() -> Callable:
                 models[key] = PHDLlamaForCausalLM(config).eval()
             with torch.no_grad():  # text of its own has no padding in it
                 models[key].lm_head.weight[0] = 0
+            tell_copies_apart(models[key])
         return models[key]
 
     return make
@@ -74,6 +75,41 @@ def tiny_folder(make_model, tmp_path_factory):
     make_model("PHD-CSWA-3-5-12").save_pretrained(path)
     load_tokenizer(path / "t.model").save_pretrained(path)
     return path
+
+
+def tell_copies_apart(model) -> None:
+    """Random weights in place of those with which all copies enter alike."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.model.copy_embedding.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+
+
+def llama_logits(model, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of all positions by transformers' Llama, on one sequence of all copies under the rule's mask."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rule, embedding = model.config.rules[0], model.model.copy_embedding
+    copies, length = rule.copies, ids.shape[1]
+    settings = {name: x for name, x in model.config.to_dict().items() if not name.startswith("phd_")}
+    llama = LlamaForCausalLM(LlamaConfig(**settings | {"model_type": "llama"})).to(model.dtype).eval()
+    found = llama.load_state_dict(model.state_dict(), strict=False)
+    assert not found.missing_keys
+    position, copy = torch.arange(length).repeat_interleave(copies.count), torch.arange(copies.count)
+    copy = copy.repeat(length)
+    mask = rule.sees(position[:, None], copy[:, None], position, copy)
+    own = [model.model.embed_tokens(ids)] * copies.count
+    for index, vector in enumerate(embedding.vectors.parameters()):
+        own[index + 1] = own[0] + vector
+    for index, table in enumerate(embedding.tables):
+        own[index + 1] = table(ids)
+    with torch.no_grad():
+        return llama(
+            inputs_embeds=torch.stack(own, dim=2).flatten(1, 2),
+            attention_mask=mask.expand(len(ids), 1, -1, -1),
+            position_ids=(copies.count * position + copy if copies.consecutive else position)[None],
+            use_cache=False,
+        ).logits[:, copies.hidden :: copies.count]
 
 
 def reference_logits(model, ids: torch.Tensor) -> torch.Tensor:

@@ -114,14 +114,19 @@ def model_card(
     phd = variant.copies.count > 1
     remote = ", trust_remote_code=True" if needs_code(config) else ""
     rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-    about = (
-        f"""A PHD-Transformer (arXiv 2504.14992), {facts["variant"]}: every token passes through the model
-{variant.copies.count} times in one forward pass, only the first copy stays in the KV cache, and the last
-predicts the next token. The weights have a Llama model's names and shapes.
+    about = "A Llama model, the vanilla baseline of a PHD-Transformer (arXiv 2504.14992).\n"
+    if phd:
+        kind, cached = "PHD-Transformer", "only the first copy stays"
+        if variant.copies.cached:
+            kind, cached = "baseline of a PHD-Transformer", "all of them stay"
+        own = {
+            "vector": " Hidden copies enter with a learned vector each.",
+            "table": " Hidden copies enter by embedding tables of their own.",
+        }.get(variant.embedding, "")
+        about = f"""A {kind} (arXiv 2504.14992), {facts["variant"]}: every token passes through the model
+{variant.copies.count} times in one forward pass, {cached} in the KV cache, and the last copy
+predicts the next token.{own} The weights of the layers have a Llama model's names and shapes.
 """
-        if phd
-        else "A Llama model, the vanilla baseline of a PHD-Transformer (arXiv 2504.14992).\n"
-    )
     if variant.pattern.sparse:
         about += f"""
 A LongGen hybrid (arXiv 2410.01485): sparse layers see and cache some blocks of tokens alone, by layers

@@ -30,7 +30,7 @@ def run(args: Namespace) -> int:
         flags = import_folder(args.folder.resolve(), temporary, output)
     print(f"{args.output}: written. Train it with its own shape and tokenizer, and flags of your choice:")
     print(f"pretrain_phd.py --run-dir RUN --pretrained-checkpoint {args.output} \\\n  {shlex.join(flags)}")
-    if "--phd-copies" not in flags:
+    if "--variant" not in flags:
         print("with --phd-copies K --override-phd-variant as well, it becomes a PHD-Transformer")
     return 0
 

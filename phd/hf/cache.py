@@ -1,6 +1,6 @@
 """The KV cache of a PHD-Transformer: the original tokens' keys and values, which are a vanilla model's, and
 those of the hidden copies that the next position still sees. Sparse layers evict the originals that no later
-position sees.
+position sees. Naive repetition has every copy cached.
 
 A *slot* is a place in the batch's tensors and in the cache, a *position* counts a sample's own tokens: with
 left padding a sample's position is its slot less its padding.
@@ -20,6 +20,7 @@ from phd.hf.configuration import PHDLlamaConfig
 from phd.hf.padding import UNPADDED, Padding
 from phd.hf.retained import Retained, first_recoverable_slot, gather, gather_index, retained_for, slots_of
 from phd.rules.keys import Blocks
+from phd.rules.rule import AttentionRule
 
 
 class PHDDynamicLayer(DynamicLayer):
@@ -138,6 +139,24 @@ class PHDSparseLayer(PHDDynamicLayer):
         self._forget()
 
 
+class PHDNaiveLayer(PHDDynamicLayer):
+    """Every copy of every slot, in order: [b, g, t*K, d]. None of them is hidden from later slots."""
+
+    def __init__(self, copies: int) -> None:
+        super().__init__(0)
+        self.copies = copies
+
+    def get_seq_length(self) -> int:
+        return super().get_seq_length() // self.copies
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Of a mask for ``query_length`` rows: it counts copies."""
+        return super().get_seq_length() + query_length, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove * self.copies)
+
+
 class PHDStaticLayer(StaticLayer):
     """Originals in a buffer of ``max_cache_len`` slots; hidden copies in a ring of W - 1, [b, g, (W-1)*H, d]:
     those of slot c lie at c mod (W - 1).
@@ -206,7 +225,8 @@ class PHDCache(Cache):
         offloading: hold the originals of layers that are not at work in host memory.
 
     Raises:
-        ValueError: ``max_cache_len`` for a model with sparse layers, whose originals have no fixed places.
+        ValueError: ``max_cache_len`` for a model with sparse layers, whose originals have no fixed places, or
+            of naive repetition.
     """
 
     def __init__(
@@ -215,12 +235,12 @@ class PHDCache(Cache):
         rules, self.width = config.rules, config.copies.hidden
         self.phd_layers: list[PHDDynamicLayer] | list[PHDStaticLayer]
         if max_cache_len is None:
-            self.phd_layers = [
-                PHDSparseLayer(cast(Blocks, rule.keys), self.width)
-                if rule.sparse
-                else PHDDynamicLayer(self.width)
-                for rule in rules
-            ]
+            self.phd_layers = [_growing(rule) for rule in rules]
+        elif config.copies.cached:
+            raise ValueError(
+                "a static cache: naive repetition takes a growing one alone: leave out max_cache_len, or "
+                "cache_implementation"
+            )
         elif any(rule.sparse for rule in rules):
             raise ValueError(
                 "a static cache: a model with sparse layers takes a growing one alone: leave out "
@@ -233,6 +253,13 @@ class PHDCache(Cache):
         super().__init__(layers=[*self.phd_layers], offloading=offloading)
         self.input_ids: Tensor | None = None
         """[b, t]; None while there is nothing in the cache, or if some of it came as embeddings"""
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Of masks: the keys before a step's, of which naive repetition has K a slot."""
+        layer = self.phd_layers[layer_idx]
+        if isinstance(layer, PHDNaiveLayer):
+            return layer.get_mask_sizes(0)[0]
+        return super().get_query_offset(layer_idx)
 
     @property
     def is_static(self) -> bool:
@@ -306,6 +333,7 @@ class PHDCache(Cache):
     def drop_hidden(self) -> None:
         """Retain the originals alone, a vanilla model's cache: what to store of a prompt for later. Those of
         sparse layers may be too few to bring the hidden copies back: the next step then raises ValueError.
+        Naive repetition has nothing to drop: later slots see every copy.
         """
         self._drop_hidden(self.hidden_slots())
 
@@ -334,3 +362,11 @@ class PHDCache(Cache):
     def _map_ids(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.input_ids is not None:
             self.input_ids = function(self.input_ids)
+
+
+def _growing(rule: AttentionRule) -> PHDDynamicLayer:
+    if rule.copies.cached:
+        return PHDNaiveLayer(rule.copies.count)
+    if rule.sparse:
+        return PHDSparseLayer(cast(Blocks, rule.keys), rule.copies.hidden)
+    return PHDDynamicLayer(rule.copies.hidden)

@@ -31,7 +31,7 @@ except ImportError:
 @strict
 class PHDLlamaConfig(LlamaConfig):
     """LlamaConfig plus what makes a model a PHD-Transformer (arXiv 2504.14992) or a LongGen hybrid (arXiv
-    2410.01485); the weights are Llama's.
+    2410.01485); the weights are Llama's, and those of a copy embedding.
 
     Args:
         phd_variant: name of the variant, as in ``phd.rules.variant``: "PHD-CSWA-2-16-32". Instead of it the
@@ -90,8 +90,6 @@ class PHDLlamaConfig(LlamaConfig):
             raise ValueError(f"phd_variant: {error}") from error
         if any(rule.keys.trained_only for rule in rules):
             raise ValueError(f"phd_variant: {variant} has layers of training alone, which are full elsewhere")
-        if variant.copies.cached:
-            raise ValueError(f"phd_variant: {variant} is a baseline of training: it has no cache of its own")
         if self.attention_dropout and variant != Variant():
             raise ValueError(
                 f"attention_dropout must be 0 with phd_variant {variant}, got {self.attention_dropout}"

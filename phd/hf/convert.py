@@ -29,6 +29,7 @@ _PLAIN = {
 }
 _QKV, _QKV_NAMES = "self_attention.linear_qkv.weight", [f"self_attn.{x}_proj.weight" for x in "qkv"]
 _FC1, _FC1_NAMES = "mlp.linear_fc1.weight", ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
+_VECTOR, _TABLE = "copy_embedding.vectors.{}", "copy_embedding.tables.{}.word_embeddings.weight"
 _EMBEDDING, _NORM, _OUTPUT = (
     "embedding.word_embeddings.weight",
     "decoder.final_layernorm.weight",
@@ -60,10 +61,6 @@ _NOT_LLAMA: tuple[tuple[str, Callable[[Namespace], bool]], ...] = (
     ("--window-size", lambda a: a.window_size is not None),
     ("--softmax-type other than vanilla", lambda a: a.softmax_type != "vanilla"),
     ("--attention-output-gate", lambda a: a.attention_output_gate),
-    (
-        "--phd-naive (a baseline of training: it has no cache of its own)",
-        lambda a: getattr(a, "phd_naive", False),
-    ),
 )
 """What neither Llama nor PHDLlama has: flag, and whether arguments ask for it."""
 
@@ -162,11 +159,24 @@ def megatron_flags(config: LlamaConfig) -> list[str]:
         flags.append("--untie-embeddings-and-output-weights")
     if isinstance(config, PHDLlamaConfig):
         flags += ["--variant", config.phd_variant]
+        if config.copies.consecutive:
+            flags.append("--no-rope-fusion")  # the fused kernel has one position for all copies
     return [str(flag) for flag in flags]
 
 
+def _copy_embedding(config: LlamaConfig) -> dict[str, str]:
+    """Names of the copy embedding's tensors: Megatron's -> ours."""
+    if not isinstance(config, PHDLlamaConfig) or config.variant.embedding == "none":
+        return {}
+    hidden = range(config.copies.hidden)
+    if config.variant.embedding == "vector":
+        return {_VECTOR.format(index): f"model.copy_embedding.vectors.{index}" for index in hidden}
+    return {_TABLE.format(index): f"model.copy_embedding.tables.{index}.weight" for index in hidden}
+
+
 def hf_weights(read: Read, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
-    """Llama's tensors by name, a layer's after another's, read from a checkpoint of Megatron as they come.
+    """Llama's tensors and a copy embedding's by name, a layer's after another's, read from a checkpoint of
+    Megatron as they come.
 
     Raises:
         ValueError: a tensor is missing or of another shape than the configuration tells.
@@ -174,6 +184,12 @@ def hf_weights(read: Read, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
     # Megatron pads the vocabulary to a multiple of --make-vocab-size-divisible-by times TP.
     embedding = read(_EMBEDDING, None)[: config.vocab_size]
     yield "model.embed_tokens.weight", _shaped(embedding, _EMBEDDING, config.vocab_size, config.hidden_size)
+    shapes = expected_shapes(config)
+    for ours, theirs in _copy_embedding(config).items():
+        weight, shape = read(ours, None), shapes[theirs]
+        if len(shape) == 2:  # a table, padded likewise
+            weight = weight[: config.vocab_size]
+        yield theirs, _shaped(weight, ours, *shape)
     for layer in range(config.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         for ours, theirs in {**_NORMS, **_PLAIN}.items():
@@ -191,7 +207,7 @@ def hf_weights(read: Read, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
 
 
 def megatron_weight(name: str, get: Callable[[str], Tensor], config: LlamaConfig, rows: int) -> Tensor:
-    """The tensor of a parameter of a Megatron GPT on one process, from Llama's.
+    """The tensor of a parameter of a Megatron GPT on one process, from Llama's and a copy embedding's.
 
     Args:
         name: as ``model.named_parameters()`` gives it.
@@ -201,11 +217,13 @@ def megatron_weight(name: str, get: Callable[[str], Tensor], config: LlamaConfig
     Raises:
         ValueError: a parameter that no Llama has.
     """
-    if name in (_EMBEDDING, _OUTPUT):
-        weight = get("model.embed_tokens.weight" if name == _EMBEDDING else "lm_head.weight")
-        return torch.cat([weight, weight.new_zeros(rows - len(weight), weight.shape[1])])
-    if name == _NORM:
-        return get("model.norm.weight")
+    whole = {
+        **{_EMBEDDING: "model.embed_tokens.weight", _OUTPUT: "lm_head.weight", _NORM: "model.norm.weight"},
+        **_copy_embedding(config),
+    }
+    if name in whole:
+        weight = get(whole[name])
+        return torch.cat([weight, weight.new_zeros(rows - len(weight), *weight.shape[1:])])
     layer, _, rest = name.removeprefix(LAYERS).partition(".")
     prefix = f"model.layers.{layer}."
     if rest == _QKV:
@@ -260,7 +278,7 @@ def check_names(found: Mapping[str, tuple[int, ...]], config: LlamaConfig) -> No
 
 
 def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a Llama model."""
+    """Name -> shape of every tensor of a Llama model, and of a copy embedding."""
     heads, groups, dim = _heads(config)
     hidden, ffn, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     layer = {
@@ -275,6 +293,8 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "mlp.down_proj.weight": (hidden, ffn),
     }
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
+    for name in _copy_embedding(config).values():
+        shapes[name] = (vocab, hidden) if ".tables." in name else (hidden,)
     for index in range(config.num_hidden_layers):
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (hidden,)

@@ -1,4 +1,5 @@
 """PHD-Transformer for transformers: Llama's weights and layers, K copies of every token, a vanilla KV cache.
+Naive repetition too, whose cache holds every copy.
 
 A forward pass chooses a step of ``phd.hf.steps``, which lays out the tokens' copies as rows, attends on every
 layer and finds the last copies again; everything between is Llama's.
@@ -29,10 +30,12 @@ from transformers.utils import can_return_tuple
 from phd.hf.attend import attend_rows
 from phd.hf.cache import PHDCache
 from phd.hf.configuration import PHDLlamaConfig
+from phd.hf.copy_embedding import CopyEmbedding, ResizedTables, initialize
 from phd.hf.padding import read_padding, step_padding
 from phd.hf.steps import Step
 from phd.hf.steps.blocks import BLOCK, BlocksStep
 from phd.hf.steps.llama import LlamaStep
+from phd.hf.steps.naive import NaiveStep
 from phd.hf.steps.rows import RowsStep, layouts_of
 from phd.hf.steps.static import StaticStep
 from phd.rules.rule import AttentionRule
@@ -77,12 +80,12 @@ class PHDLlamaDecoderLayer(LlamaDecoderLayer):
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
-class PHDLlamaModel(LlamaModel):
+class PHDLlamaModel(ResizedTables, LlamaModel):
     """Llama's stack on originals and hidden copies; returns the last copy's states."""
 
     config_class = PHDLlamaConfig
     config: PHDLlamaConfig
-    _no_split_modules = ["PHDLlamaDecoderLayer"]
+    _no_split_modules = ["PHDLlamaDecoderLayer", "CopyEmbedding"]
 
     def __init__(self, config: PHDLlamaConfig) -> None:
         super(LlamaModel, self).__init__(config)
@@ -95,8 +98,13 @@ class PHDLlamaModel(LlamaModel):
         )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.copy_embedding = CopyEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        if not initialize(module, self.embed_tokens):
+            super()._init_weights(module)
 
     @can_return_tuple
     def forward(
@@ -118,12 +126,19 @@ class PHDLlamaModel(LlamaModel):
         Raises:
             ValueError: a mask or positions that are not those of one run of tokens in each row, padded on the
                 left or right; a cache that is not a PHDCache; hidden states, attentions or attention to later
-                tokens are asked for, here or by the configuration; a rollback of what came as embeddings.
+                tokens are asked for, here or by the configuration; a rollback of what came as embeddings;
+                embeddings where hidden copies have tables.
         """
         _refuse(kwargs, self.config)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass input_ids or inputs_embeds, one of them")
+        if input_ids is None and self.copy_embedding.tables:
+            raise ValueError(
+                f"inputs_embeds: hidden copies of {self.config.phd_variant} enter by tables of token ids: "
+                "pass input_ids"
+            )
         embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        ids = input_ids
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if self.gradient_checkpointing and self.training:
@@ -138,8 +153,13 @@ class PHDLlamaModel(LlamaModel):
         step = self._step(embeddings, attention_mask, position_ids, cache, asked)
         if step.recomputed:
             assert cache is not None
-            embeddings = torch.cat([self.embed_tokens(cache.last_ids(step.recomputed)), embeddings], dim=1)
-        states, positions = step.embed(embeddings)
+            before = cache.last_ids(step.recomputed)
+            embeddings = torch.cat([self.embed_tokens(before), embeddings], dim=1)
+            ids = None if input_ids is None else torch.cat([before, input_ids], dim=1)
+        first = embeddings.shape[1] - step.hidden_slots
+        copies = self.copy_embedding(embeddings[:, first:], None if ids is None else ids[:, first:])
+        # accelerate may have put it on another device
+        states, positions = step.embed(embeddings, copies.to(embeddings.device))
         if cache is not None:
             cache.append_ids(input_ids)
         rotary = self.rotary_emb(states, position_ids=positions)
@@ -187,6 +207,8 @@ class PHDLlamaModel(LlamaModel):
             padding = step_padding(attention_mask, position_ids, slots)
             return StaticStep(rules[0], cache, slots, padding, dtype, fused)
         padding = read_padding(attention_mask, position_ids, past, count, device)
+        if self.copies.cached:
+            return NaiveStep(config, embeddings, padding, cache, past)
         flash = past == 0 and self._takes_flash(device, dtype)
         # copies as rows of the batch serve better than blocks: long sequences, or gradients
         long = count > BLOCK or torch.is_grad_enabled()
@@ -260,12 +282,12 @@ def _from_the_first(slots: Tensor, count: int) -> Tensor:
     return torch.where(slots < 0, slots + count, slots)
 
 
-class PHDLlamaForCausalLM(LlamaForCausalLM):
+class PHDLlamaForCausalLM(ResizedTables, LlamaForCausalLM):
     """PHD-Transformer with its language-modeling head."""
 
     config_class = PHDLlamaConfig
     config: PHDLlamaConfig
-    _no_split_modules = ["PHDLlamaDecoderLayer"]
+    _no_split_modules = ["PHDLlamaDecoderLayer", "CopyEmbedding"]
 
     def __init__(self, config: PHDLlamaConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)

@@ -20,6 +20,10 @@ RUNS = {
     "PHD-CSWA-3-5-12": (["--phd-copies", "3", "--phd-window", "5", "--phd-chunk", "12"], False),
     "longgen": (PATTERN.split(), False),
     "PHD-SWA+longgen": ([*SWA, *PATTERN.split()], False),
+    "PHD-CSWA-3-5-12+vector": (["--variant", "PHD-CSWA-3-5-12+vector"], False),
+    "PHD-SWA-2-5-inf+table": (["--variant", "PHD-SWA-2-5-inf+table"], True),
+    "naive-2": (["--variant", "naive-2"], False),
+    "naive-2-consecutive+table": (["--variant", "naive-2-consecutive+table"], False),
 }
 
 
@@ -118,7 +122,14 @@ def test_same_logits_as_megatron(name, train, export, world, tmp_path):
     export(train(name), tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     assert (type(model).__name__ == "LlamaForCausalLM") == name.startswith("vanilla")
-    assert model.config.tie_word_embeddings == name.endswith(("tied", "inf"))
+    assert model.config.tie_word_embeddings == RUNS[name][1]
+    base = model.model
+    own = getattr(base, "copy_embedding", torch.nn.Module()).named_parameters()
+    moved = {
+        key: (x - base.embed_tokens.weight if key.startswith("tables") else x).abs().max() for key, x in own
+    }
+    assert len(moved) == (model.config.copies.hidden if "vector" in name or "table" in name else 0)
+    assert all(x > 1e-3 for x in moved.values())  # training told the copies apart
     ids = torch.randint(0, 255, (2, 40), generator=torch.Generator().manual_seed(0))
     (expected,) = world.run(megatron_logits, str(train(name)), ids.tolist())
     expected = expected[..., : model.config.vocab_size]
@@ -132,11 +143,14 @@ def test_same_logits_as_megatron(name, train, export, world, tmp_path):
             output = model(step, past_key_values=output.past_key_values)
 
 
-def test_same_files_from_any_layout(train, export, world, base_flags, tmp_path):
+@pytest.mark.parametrize("name", ["PHD-CSWA-3-5-12", "PHD-CSWA-3-5-12+vector", "PHD-SWA-2-5-inf+table"])
+def test_same_files_from_any_layout(name, train, export, world, base_flags, tmp_path):
     """A checkpoint, saved again by four ranks on TP 2 x PP 2."""
-    first = train("PHD-CSWA-3-5-12")
+    first = train(name)
     again = tmp_path / "again"
-    flags = [*base_flags, *RUNS["PHD-CSWA-3-5-12"][0], "--load", str(first), "--save", str(again)]
+    variant, tied = RUNS[name]
+    flags = [x for x in base_flags if not (tied and x == "--untie-embeddings-and-output-weights")]
+    flags += [*variant, "--load", str(first), "--save", str(again)]
     # One step with a learning rate of zero and no decay leaves the weights as they are.
     flags += ["--finetune", "--train-iters", "1", "--save-interval", "1", "--lr", "0", "--weight-decay", "0"]
     layout = ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]
@@ -150,7 +164,13 @@ def test_same_files_from_any_layout(train, export, world, base_flags, tmp_path):
     assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize("name", ["vanilla, tied", "PHD-CSWA-3-5-12", "longgen"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vanilla, tied", "PHD-CSWA-3-5-12", "longgen"),
+        *("PHD-CSWA-3-5-12+vector", "PHD-SWA-2-5-inf+table", "naive-2-consecutive+table"),
+    ],
+)
 def test_there_and_back(name, train, export, phd, tmp_path):
     """Hugging Face -> Megatron -> Hugging Face, bit for bit."""
     export(train(name), tmp_path / "first")
@@ -205,7 +225,12 @@ def test_what_lies_beside_the_weights(train, export, tmp_path):
     assert "PHD-CSWA-3-5-12" in card
     assert "trust_remote_code=True" in card
     assert (tmp_path / "model" / "modeling_phd.py").is_file()
+    assert "only the first copy stays in the KV cache" in card
     assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["do_sample"] is True
+    export(train("naive-2"), tmp_path / "naive")
+    assert "all of them stay in the KV cache" in (tmp_path / "naive" / "README.md").read_text()
+    export(train("PHD-SWA-2-5-inf+table"), tmp_path / "table")
+    assert "by embedding tables of their own" in (tmp_path / "table" / "README.md").read_text()
     export(train("vanilla"), tmp_path / "vanilla")
     assert "llama.cpp" in (tmp_path / "vanilla" / "README.md").read_text()
     assert json.loads((tmp_path / "vanilla" / "config.json").read_text())["rope_theta"] == 10000

@@ -31,7 +31,9 @@ def expected(model, context, continuation):
     return float(chosen.sum()), scores.argmax(-1).tolist() == continuation
 
 
-@pytest.mark.parametrize("variant", ["vanilla", "PHD-2", "PHD-SWA-3-3-inf", "PHD-CSWA-3-5-12"])
+@pytest.mark.parametrize(
+    "variant", ["vanilla", "PHD-2", "PHD-SWA-3-3-inf", "PHD-CSWA-3-5-12+vector", "naive-2-consecutive+table"]
+)
 def test_same_as_whole_sequences(variant, make_model, tokenizer, monkeypatch):
     """Contexts of many lengths in one batch, choices of unequal lengths, greedy ones among them."""
     from transformers import LlamaForCausalLM

@@ -10,7 +10,7 @@ import torch
 from phd.attention.kernels import triton_rows
 from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
 from phd.hf.modeling import PHDLlamaModel
-from tests.models import SHAPE, VOCABULARY, reference_logits
+from tests.models import SHAPE, VOCABULARY, reference_logits, tell_copies_apart
 
 PROMPT, END = 22, 25
 """Columns; the steps cross the chunk's border at 24."""
@@ -18,7 +18,9 @@ PROMPT, END = 22, 25
 
 def model_of(variant: str) -> Any:
     torch.manual_seed(1)
-    return PHDLlamaForCausalLM(PHDLlamaConfig(**SHAPE | {"num_hidden_layers": 2}, phd_variant=variant)).eval()
+    model = PHDLlamaForCausalLM(PHDLlamaConfig(**SHAPE | {"num_hidden_layers": 2}, phd_variant=variant))
+    tell_copies_apart(model)
+    return model.eval()
 
 
 class Counted:

@@ -10,9 +10,7 @@ from copy import deepcopy
 import torch
 from transformers import AutoModelForCausalLM
 
-from phd.hf import PHDLlamaConfig, PHDLlamaForCausalLM
 from phd.hf.code import AUTO_MAP, carried, write_code
-from tests.models import SHAPE
 
 ALONE = """
 import sys
@@ -32,18 +30,17 @@ HYBRID = "1sink.4.1.2-1full-1block-sparse.4.3.1"
 
 
 def test_loads_without_phd(make_model, ids, tmp_path):
-    """Copies of tokens, and sparse layers."""
-    hybrid = PHDLlamaForCausalLM(PHDLlamaConfig(**SHAPE, phd_variant=HYBRID)).eval()
-    for name, model in (("copies", deepcopy(make_model("PHD-CSWA-3-5-12"))), ("hybrid", hybrid)):
-        model.save_pretrained(tmp_path / name)
+    """Copies of tokens, sparse layers, naive repetition; copies with a vector or a table each."""
+    variants = {"copies": "PHD-CSWA-3-5-12+vector", "hybrid": HYBRID, "naive": "naive-2-consecutive+table"}
+    for name, variant in variants.items():
+        deepcopy(make_model(variant)).save_pretrained(tmp_path / name)
     torch.save(ids[:, :20], tmp_path / "ids.pt")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", ALONE, "copies", "hybrid"]
+    command = [sys.executable, "-c", ALONE, *variants]
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
-    for name in ("copies", "hybrid"):  # transformers itself copies what it loaded
+    for name in variants:  # transformers itself copies what it loaded
         assert {file.stem for file in (tmp_path / f"{name}-again").glob("*.py")} >= set(carried().values())
     # and by the installed package, which needs no trust
-    variants = {"copies": "PHD-CSWA-3-5-12", "hybrid": HYBRID}
     for name, variant in variants.items():
         logits, generated = torch.load(tmp_path / f"{name}.pt")
         here = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()

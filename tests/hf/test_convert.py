@@ -97,6 +97,44 @@ def test_there_and_back():
         assert torch.equal(back, weights[f"model.layers.1.{theirs}.weight"])
 
 
+@pytest.mark.parametrize(
+    "name", ["PHD-CSWA-3-5-12+vector", "PHD-3+table+1sink.4.1.2-1full", "naive-2-consecutive+table"]
+)
+def test_copy_embedding_there_and_back(name):
+    """A tensor for each hidden copy by Megatron's name; tables lose the padding of the vocabulary."""
+    variant, generator = Variant.parse(name), torch.Generator().manual_seed(1)
+    config = hf_config(args(), 20, torch.float32, variant)
+    assert isinstance(config, PHDLlamaConfig) and config.phd_variant == name
+    tensors = checkpoint()
+    hidden = range(variant.copies.hidden)
+    spelling, shape = "copy_embedding.tables.{}.word_embeddings.weight", (24, 12)
+    if variant.embedding == "vector":
+        spelling, shape = "copy_embedding.vectors.{}", (12,)
+    own = {spelling.format(index): torch.randn(shape, generator=generator) for index in hidden}
+    tensors |= own
+
+    def read(name, layer):
+        return tensors[name] if layer is None else tensors[name][layer]
+
+    weights = dict(hf_weights(read, config))
+    assert {name: tuple(x.shape) for name, x in weights.items()} == expected_shapes(config)
+    check_names({name: tuple(x.shape) for name, x in weights.items()}, config)
+    assert len([name for name in weights if "copy_embedding" in name]) == len(own)
+    for name, tensor in own.items():
+        back = megatron_weight(name, weights.__getitem__, config, len(tensor))
+        assert torch.equal(back[:20], tensor[:20])
+        assert back.shape == tensor.shape and not back[20:].any()
+        with pytest.raises(ValueError, match=f"{name}: a Llama model has no such weight"):
+            megatron_weight(name, weights.__getitem__, CONFIG, len(tensor))
+        tensors[name] = torch.zeros(7, 7)
+        with pytest.raises(ValueError, match=rf"the tensor {name} is \[7, 7\]"):
+            dict(hf_weights(read, config))
+        tensors[name] = tensor
+    flags = megatron_flags(config)
+    assert flags[flags.index("--variant") + 1] == str(variant)
+    assert ("--no-rope-fusion" in flags) == variant.copies.consecutive
+
+
 def test_configuration_of_vanilla_and_phd():
     vanilla = hf_config(args(), 20, torch.bfloat16, Variant())
     assert type(vanilla) is LlamaConfig
@@ -122,7 +160,6 @@ def test_configuration_of_vanilla_and_phd():
         ({"layernorm_zero_centered_gamma": True}, "--apply-layernorm-1p"),
         ({"rotary_percent": 0.5}, "--rotary-percent"),
         ({"num_experts": 8}, "--num-experts"),
-        ({"phd_naive": True, "phd_copies": 2}, "--phd-naive"),
     ],
 )
 def test_what_llama_has_not(changes, flag):

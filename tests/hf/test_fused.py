@@ -15,14 +15,16 @@ pytest.importorskip("triton")
 
 def test_logits():
     """Of a prompt with padding, and of steps after its static cache."""
-    result = interpreted("tests.hf.fused_cases", "PHD-CSWA-3-5-12", "brief", timeout=500)
+    result = interpreted("tests.hf.fused_cases", "PHD-CSWA-3-5-12+vector", "brief", timeout=500)
     assert result["launches"] >= 2 * 3  # layers, steps
     assert len(result["errors"]) == 2
     assert {name: error for name, error in result["errors"].items() if not error < 2e-5} == {}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["vanilla", "PHD-2", "PHD-SWA-2-5-inf", "PHD-CSWA-3-5-12"])
+@pytest.mark.parametrize(
+    "variant", ["vanilla", "PHD-2", "PHD-SWA-2-5-inf", "PHD-CSWA-3-5-12", "PHD-CSWA-3-5-12+table"]
+)
 def test_logits_and_text(variant):
     """In all the ways, growing and static caches; and the text that comes without the kernel."""
     result = interpreted("tests.hf.fused_cases", variant, timeout=500)

@@ -11,6 +11,7 @@ from tests.models import VARIANTS, reference_logits
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
+TOLD_APART = ("PHD-CSWA-3-5-12+vector", "PHD-SWA-2-5-inf+table")
 
 
 def prompt_and_steps(model, tokens):
@@ -27,7 +28,7 @@ def prompt_and_steps(model, tokens):
         }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *TOLD_APART, "naive-2-consecutive+table"])
 def test_prompt_and_steps(variant, make_model, ids):
     model = make_model(variant, name="gpu").to(DEVICE, torch.float32)
     tokens = ids.to(DEVICE)
@@ -74,7 +75,7 @@ def graphed_steps(model, tokens, prompt: int) -> torch.Tensor:
     return torch.cat(found, dim=1)
 
 
-@pytest.mark.parametrize("variant", ["vanilla", *VARIANTS])
+@pytest.mark.parametrize("variant", ["vanilla", *VARIANTS, *TOLD_APART])
 def test_a_graphed_step(variant, make_model, ids):
     model = make_model(variant, name="gpu").to(DEVICE, torch.float32)
     tokens = ids.to(DEVICE)

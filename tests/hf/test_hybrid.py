@@ -388,7 +388,8 @@ def test_configuration_there_and_back(tmp_path):
     [
         ({"phd_variant": "PHD-2", "phd_copies": 3}, "phd_variant PHD-2 says what phd_copies says"),
         ({"phd_variant": "PHD-0"}, "phd_variant: 'PHD-0' names no variant: copies must be at least 1"),
-        ({"phd_variant": "naive-2"}, "naive-2 is a baseline of training: it has no cache of its own"),
+        ({"phd_variant": "naive-2+sink"}, "names no variant: naive repetition has full layers alone"),
+        ({"phd_variant": "vanilla+table"}, "names no variant: a copy embedding is of hidden copies"),
         ({"phd_variant": "PHD-2+2sink"}, "the attention pattern 2sink has 2 layers, the model 3"),
     ],
 )

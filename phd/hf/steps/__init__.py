@@ -1,6 +1,6 @@
-"""The ways to compute a forward pass, a class each: Llama's own, copies as batch rows, blocks after a growing
-cache, one step after a static cache. They differ in where the copies of the tokens lie and in the attention;
-all linear layers are single products over the rows.
+"""The ways to compute a forward pass, a class each: Llama's own, that on repeated tokens, copies as batch
+rows, blocks after a growing cache, one step after a static cache. They differ in where the copies of the
+tokens lie and in the attention; all linear layers are single products over the rows.
 """
 
 from abc import ABC, abstractmethod
@@ -25,6 +25,8 @@ class Step(ABC):
 
     recomputed: int = 0
     """slots before the new ones whose hidden copies run again"""
+    hidden_slots: int = 0
+    """the last slots, those that run again included, whose hidden copies run"""
 
     def __init__(self) -> None:
         self.layouts: dict[AttentionRule, Layout] = {}
@@ -32,11 +34,12 @@ class Step(ABC):
         self._moved: dict[torch.device, Step] = {}
 
     @abstractmethod
-    def embed(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, embeddings: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
         """Lay out the copies.
 
         Args:
             embeddings: [b, q, h] of the new slots, after those of the ``recomputed`` ones.
+            copies: [b, ``hidden_slots``, K, h], what the copies of the last slots enter the first layer as.
 
         Returns:
             states and their positions, the new slots' originals first.

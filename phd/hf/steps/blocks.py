@@ -75,7 +75,7 @@ class BlocksStep(Step):
         """the last slots whose hidden keys the next step may see"""
         self.first, self.cached = self._first_hidden(cache, first_asked)
         """first slot whose hidden copies run (``end``: none); slots before it whose hidden keys are cached"""
-        self.recomputed = max(0, past - self.first)
+        self.recomputed, self.hidden_slots = max(0, past - self.first), self.end - self.first
         if cache is not None:
             cache.check_reach(min(self.first, past))
         self.decodes = self.first == past == self.end - 1
@@ -99,20 +99,18 @@ class BlocksStep(Step):
                 return self.past, needed
         return first, 0
 
-    def embed(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, embeddings: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
         """[b, q + r*H, h]; [b, K, h] in decoding."""
         slots = torch.arange(min(self.first, self.past), self.end, device=embeddings.device)
         positions = self.padding.positions(slots)
-        count, hidden = self.end - self.past, self.end - self.first
+        count, hidden = self.end - self.past, self.hidden_slots
         if self.decodes:
-            return embeddings.expand(-1, self.copies.count, -1), positions
+            return copies[:, 0], positions
         if not hidden:  # K = 1
             return embeddings, positions
-        states, positions = (
-            torch.cat([x[:, -count:], x[:, -hidden:].repeat_interleave(self.copies.hidden, 1)], 1)
-            for x in (embeddings, positions)
-        )
-        return states, positions
+        states = torch.cat([embeddings[:, -count:], copies[:, :, 1:].flatten(1, 2)], dim=1)
+        of_hidden = positions[:, -hidden:].repeat_interleave(self.copies.hidden, dim=1)
+        return states, torch.cat([positions[:, -count:], of_hidden], dim=1)
 
     def last_copies(self, states: Tensor) -> Tensor:
         if not self.copies.hidden:

@@ -39,7 +39,7 @@ class LlamaStep(Step):
             position_ids=positions,
         )
 
-    def embed(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, embeddings: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
         return embeddings, self.positions
 
     def attend(

@@ -27,16 +27,17 @@ class RowsStep(Step):
     ) -> None:
         super().__init__()
         self.copies, self.count, self.padding = rules[0].copies.count, count, padding
+        self.hidden_slots = count
         self.rules = rules
         self.layouts = layouts_of(self.rules, count, padding, device)
         self.retained = count - band_start(rules[0].copies, count, padding)
         """the last slots whose hidden keys the next step may see"""
 
-    def embed(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, embeddings: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
         positions = self.padding.positions(torch.arange(self.count, device=embeddings.device))
         if len(positions) > 1:
             positions = positions.repeat_interleave(self.copies, dim=0)
-        return embeddings.repeat_interleave(self.copies, dim=0), positions
+        return copies.transpose(1, 2).flatten(0, 1), positions
 
     def attend(
         self,

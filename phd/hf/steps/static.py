@@ -38,7 +38,7 @@ class StaticStep(Step):
     ) -> None:
         super().__init__()
         self.rule, self.slot, self.padding, self.fused = rule, slot, padding, fused
-        self.end = slot + 1
+        self.end, self.hidden_slots = slot + 1, 1
         if not fused:
             layer = cache.phd_layers[0]
             assert isinstance(layer, PHDStaticLayer)
@@ -66,8 +66,8 @@ class StaticStep(Step):
         key = torch.cat([slot, hidden]), key_copies
         return rule_mask(self.rule, query, key, self.padding, dtype)
 
-    def embed(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        return embeddings.expand(-1, self.rule.copies.count, -1), self.padding.positions(self.slot)
+    def embed(self, embeddings: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
+        return copies[:, 0], self.padding.positions(self.slot)
 
     def attend(
         self,
