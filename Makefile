@@ -11,7 +11,7 @@ PYTEST ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo longgen test test-slow test-all gpu-check slurm-test lint docker-check clean
+.PHONY: help setup demo longgen probes test test-slow test-all gpu-check slurm-test lint docker-check clean
 
 help:
 	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 5.5 GB on disk:'
@@ -20,6 +20,8 @@ help:
 	@echo '                   DEMO=full make demo: more variants and seeds. Interrupt and run again at will.'
 	@echo 'make longgen       pretrain a small model at 256 tokens, extend it to 4096 with full attention and as'
 	@echo '                   LongGen hybrids, and let each look for a needle: tables and heat maps'
+	@echo 'make probes        parity, Match3 and hops: what copies should and should not help with, six models and'
+	@echo '                   five seeds each, as a table; resumable (an hour on 2 cores)'
 	@echo 'make test          the CPU test suite, in two processes and random order'
 	@echo 'make test-all      everything that runs without a GPU: also random kills, whole stories, all of SLURM'
 	@echo 'make gpu-check     on a machine with a GPU: its tests, kernels and training steps in under 9 minutes,'
@@ -50,6 +52,9 @@ demo: $(READY)
 
 longgen: $(READY)
 	$(PY) -m examples.longgen.run
+
+probes: $(READY)
+	$(PY) benchmarks/probes.py
 
 test: $(READY)
 	$(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST)

@@ -1,4 +1,4 @@
-"""What a few seeds can say: t-intervals, the paired t-test, how many pairs an effect needs."""
+"""What a few seeds can say: t-intervals, the paired t-test, Holm's method, how many pairs an effect needs."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ POWER = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A mean over seeds with its 95% t-confidence interval; the bounds are None for a single seed."""
+    """A mean over seeds with its t-confidence interval; the bounds are None for a single seed."""
 
     mean: float
     low: float | None
@@ -40,20 +40,22 @@ class PairedDifference(Mean):
     """Pairs for a power of 80% at p < 0.05, if the effect and its deviation are as measured."""
 
 
-def mean_interval(values: Sequence[float]) -> Mean | None:
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean | None:
     """The mean of one value per seed; None where there is none, or one that is not finite."""
     if not values or not all(map(math.isfinite, values)):
         return None
     mean, n = fmean(values), len(values)
     if n == 1:
         return Mean(mean=mean, low=None, high=None, n=1)
-    half = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * stdev(values) / math.sqrt(n)
     return Mean(mean=mean, low=mean - half, high=mean + half, n=n)
 
 
-def paired_difference(differences: Sequence[float]) -> PairedDifference | None:
+def paired_difference(
+    differences: Sequence[float], confidence: float = CONFIDENCE
+) -> PairedDifference | None:
     """The statistics of one difference per seed; None where there is none, or one that is not finite."""
-    interval = mean_interval(differences)
+    interval = mean_interval(differences, confidence)
     if interval is None:
         return None
     p = deviation = needed = None
@@ -76,6 +78,17 @@ def _p_value(mean: float, deviation: float, n: int) -> float:
     if deviation == 0:
         return 0.0 if mean else 1.0
     return float(2 * special.stdtr(n - 1, -abs(mean) / deviation * math.sqrt(n)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p-value adjusted for all of them by Holm's method: whoever rejects those of at most alpha rejects
+    a true hypothesis with a chance of at most alpha, however the tests depend on each other.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def power(effect: float, pairs: int) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from phd.compare.statistics import band, mean_interval, paired_difference, pairs_needed, power
+from phd.compare.statistics import band, holm, mean_interval, paired_difference, pairs_needed, power
 
 DIFFERENCES = [-0.031, -0.012, -0.025, -0.04]
 
@@ -15,6 +15,14 @@ def test_interval_is_student_s():
     assert found is not None and found.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert (found.mean, found.n) == (2.0, 3)
     assert found.low == pytest.approx(2 - found.half_width)
+
+
+def test_the_confidence_is_asked_for():
+    # t(0.995, 2) = 9.924843
+    found = mean_interval([1.0, 2.0, 3.0], 0.99)
+    assert found is not None and found.half_width == pytest.approx(9.924843 / math.sqrt(3), rel=1e-6)
+    difference = paired_difference([1.0, 2.0, 3.0], 0.99)
+    assert difference is not None and difference.half_width == pytest.approx(found.half_width)
 
 
 def test_one_seed_has_no_interval():
@@ -45,6 +53,14 @@ def test_one_pair_has_a_difference_alone():
     assert found is not None
     assert (found.mean, found.n) == (-0.5, 1)
     assert found.low is found.p is found.standard_deviation is found.pairs_needed is None
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.02, 0.03, 0.5 times 4, 3, 2, 1, none below the one before it and none above 1
+    assert holm([0.5, 0.03, 0.01, 0.02]) == pytest.approx([0.5, 0.06, 0.04, 0.06])
+    assert holm([0.4, 0.6]) == pytest.approx([0.8, 0.8])
+    assert holm([0.7, 0.9]) == [1, 1]
+    assert holm([0.03]) == [0.03] and holm([]) == []
 
 
 @pytest.mark.parametrize(("values", "p", "needed"), [([0.5, 0.5], 0.0, 2), ([0.0, 0.0], 1.0, None)])
