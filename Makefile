@@ -21,7 +21,7 @@ help:
 	@echo 'make longgen       pretrain a small model at 256 tokens, extend it to 4096 with full attention and as'
 	@echo '                   LongGen hybrids, and let each look for a needle: tables and heat maps'
 	@echo 'make probes        parity, Match3 and hops: what copies should and should not help with, six models and'
-	@echo '                   five seeds each, as a table; resumable (an hour on 2 cores)'
+	@echo '                   five seeds each, as a table; resumable, less than an hour on 2 cores'
 	@echo 'make test          the CPU test suite, in two processes and random order'
 	@echo 'make test-all      everything that runs without a GPU: also random kills, whole stories, all of SLURM'
 	@echo 'make gpu-check     on a machine with a GPU: its tests, kernels and training steps in under 9 minutes,'

@@ -74,7 +74,7 @@ def _cells(row: Mapping[str, Any], flops: float) -> tuple[str, ...]:
     return (
         f"{len(row['accuracies'])}",
         f"{row['parameters']:,}",
-        f"{row['flops_per_token']:.3g} ({row['flops_per_token'] / flops:.2f}x)",
+        f"{row['flops_per_token']:,.0f} ({row['flops_per_token'] / flops:.2f}x)",
         f"{row['kv_bytes']:,}",
         _interval(row["mean"], ".1f"),
         _interval(difference, "+.1f"),
