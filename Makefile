@@ -11,7 +11,7 @@ PYTEST ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo longgen branch test test-slow test-all gpu-check slurm-test lint docker-check clean
+.PHONY: help setup demo longgen branch probes test test-slow test-all gpu-check slurm-test lint docker-check clean
 
 help:
 	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 5.5 GB on disk:'
@@ -22,6 +22,8 @@ help:
 	@echo '                   LongGen hybrids, and let each look for a needle: tables and heat maps'
 	@echo 'make branch        does thinking longer help? Trains the trunks and branches that docs/evidence.md plans, for'
 	@echo '                   hours; MINUTES=95 make branch stops after so long, and the next call goes on'
+	@echo 'make probes        parity, Match3 and hops: what copies should and should not help with, six models and'
+	@echo '                   five seeds each, as a table; resumable, less than an hour on 2 cores'
 	@echo 'make test          the CPU test suite, in two processes and random order'
 	@echo 'make test-all      everything that runs without a GPU: also random kills, whole stories, all of SLURM'
 	@echo 'make gpu-check     on a machine with a GPU: its tests, kernels and training steps in under 9 minutes,'
@@ -56,6 +58,9 @@ longgen: $(READY)
 branch: $(READY)
 	$(PY) -m benchmarks.evidence.run $(if $(MINUTES),--minutes $(MINUTES))
 	$(PY) -m benchmarks.evidence.report
+
+probes: $(READY)
+	$(PY) benchmarks/probes.py
 
 test: $(READY)
 	$(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST)

@@ -10,7 +10,13 @@ from phd.compare.logs import RunLog
 from phd.rules.variant import ARGUMENTS
 from phd.run.arguments import ABSENT, Arguments, differing, flag
 
-DECLARED = frozenset({*ARGUMENTS, "phd_prune_last_layer", "phd_attention_backend", "seed"})
+DECLARED = frozenset(
+    {
+        *ARGUMENTS,
+        *("phd_prune_last_layer", "phd_attention_backend", "seed"),
+        "phd_copy_births",  # follows from the variant, and from the trunk's, which is compared
+    }
+)
 """What a comparison is about: the variant, how it is computed, and the seed."""
 
 COMPUTED = frozenset({"phd_prune_last_layer", "phd_attention_backend"})
