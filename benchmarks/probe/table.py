@@ -65,7 +65,8 @@ def markdown(report: Mapping[str, Mapping[str, Any]]) -> str:
         lines += [(arm, *_cells(row, flops)) for arm, row in task["arms"].items()]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     tests = sum("p_holm" in (row["difference"] or {}) for row in _rows(report))
-    return f"{table}\n\n{CAPTION.format(confidence=1 - CRITERION.alpha, tests=tests, significance=CRITERION.alpha)}\n"
+    alpha = CRITERION.alpha
+    return f"{table}\n\n{CAPTION.format(confidence=1 - alpha, tests=tests, significance=alpha)}\n"
 
 
 def _cells(row: Mapping[str, Any], flops: float) -> tuple[str, ...]:
