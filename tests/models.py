@@ -60,7 +60,7 @@ def ids() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def tiny_folder(make_model, tmp_path_factory):
-    """A random model of 97 tokens and a tokenizer of as many."""
+    """A random model of 97 tokens, whose copies have tables, and a tokenizer of as many."""
     import sentencepiece
 
     from phd.hf.tokenizer import load_tokenizer
@@ -72,7 +72,7 @@ def tiny_folder(make_model, tmp_path_factory):
         normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
         hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
-    make_model("PHD-CSWA-3-5-12").save_pretrained(path)
+    make_model("PHD-CSWA-3-5-12+table").save_pretrained(path)
     load_tokenizer(path / "t.model").save_pretrained(path)
     return path
 

@@ -273,14 +273,14 @@ MODEL = (
         "phd/megatron/copy_embedding.py",
         'setattr(vector, "sequence_parallel", config.sequence_parallel)  # noqa: B010',
         'setattr(vector, "sequence_parallel", False)  # noqa: B010',
-        "tests/megatron/test_copy_embedding.py::test_layout_equals_one_process[vector-TP2-SP]",
+        "tests/megatron/test_copy_embedding.py::test_layout_equals_one_process",
     ),
     Mutation(
         "norms-before-the-weights-are-gathered",
         "phd/training/copy_norms.py",
         "if config is not None and config.overlap_param_gather:",
         "if config is None:",
-        "tests/megatron/test_copy_embedding.py::test_layout_equals_one_process[vector-DP2-distopt]",
+        "tests/megatron/test_copy_embedding.py::test_layout_equals_one_process",
     ),
     Mutation(
         "positions-of-copies-swapped",

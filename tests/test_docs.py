@@ -22,7 +22,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*\w(?![\w-])")
 OTHERS = frozenset(
     {
         # sbatch, scancel, srun
-        *("--signal", "--requeue", "--gres", "--exclude", "--exclusive", "--dependency"),
+        *("--optimizer", "--signal", "--requeue", "--gres", "--exclude", "--exclusive", "--dependency"),
         # torchrun
         *("--max-restarts", "--signals-to-handle", "--shutdown-timeout", "--rdzv-id", "--local-addr"),
         # pip

@@ -12,7 +12,7 @@ from phd import loading
 def test_a_checkpoint_is_what_it_is_exported_to(dtype, make_model, tiny_folder, tmp_path, monkeypatch):
     """Rotary frequencies are in fp32 whatever the weights are."""
     exported, tokenizer = loading.load_model(tiny_folder, dtype=dtype)
-    stored = make_model("PHD-CSWA-3-5-12")
+    stored = make_model("PHD-CSWA-3-5-12+table")
     monkeypatch.setattr(loading, "open_checkpoint", lambda path: (None, Namespace(read=None), 0))
     monkeypatch.setattr(loading, "describe", lambda *arguments: (stored.config, tokenizer))
     monkeypatch.setattr("phd.hf.convert.hf_weights", lambda *arguments: stored.state_dict().items())

@@ -137,7 +137,10 @@ def slope_over_sizes(rows: Sequence[Row]) -> dict[str, Any] | None:
     means = [(math.log10(row.parameters), row.difference.mean) for row in chosen]
     return {
         name: {"slope": float(line.slope), "p": float(line.pvalue), "standard_error": float(line.stderr)}
-        for name, line in (("orders", stats.linregress(points)), ("trunks", stats.linregress(means)))
+        for name, line in (
+            ("orders", stats.linregress(*zip(*points, strict=True))),
+            ("trunks", stats.linregress(*zip(*means, strict=True))),
+        )
     }
 
 

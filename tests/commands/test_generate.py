@@ -38,7 +38,7 @@ def test_bytes_are_the_formulas(folder, make_model, capsys):
     call(folder, "--prompt", "the", "--max-new-tokens", 20, "--temperature", 0)
     count = int(capsys.readouterr().err.split(" x ")[1].split()[0])
     call(folder, "--prompt", "the", "--max-new-tokens", 20, "--temperature", 0)
-    expected = cache_bytes(make_model("PHD-CSWA-3-5-12").config, count)
+    expected = cache_bytes(make_model("PHD-CSWA-3-5-12+table").config, count)
     assert f"{expected:,} bytes of keys and values" in capsys.readouterr().err
 
 

@@ -70,9 +70,9 @@ def test_same_weights_other_layers(llama):
 
 def test_copies_stay_and_an_own_pattern_is_replaced(make_model):
     ids = torch.randint(1, VOCABULARY, (1, 40), generator=torch.Generator().manual_seed(0))
-    model = make_model("PHD-CSWA-3-5-12")
+    model = make_model("PHD-CSWA-3-5-12+vector")
     sparse = with_layers(model, (Blocks(4, 1, 2), FULL, FULL))
-    assert sparse.config.phd_variant == "PHD-CSWA-3-5-12+1sink.4.1.2-2full"
+    assert sparse.config.phd_variant == "PHD-CSWA-3-5-12+vector+1sink.4.1.2-2full"
     with torch.no_grad():
         full = model(ids).logits
         assert (sparse(ids).logits - full).abs().max() > 1e-2
