@@ -287,7 +287,7 @@ MODEL = (
         "phd/megatron/rotary.py",
         ".view(length, copies).T.repeat(rows // copies, 1)",
         ".view(length, copies).T.flip(0).repeat(rows // copies, 1)",
-        "tests/megatron/test_rotary.py::test_angles_are_megatrons_bit_for_bit[rope]",
+        "tests/megatron/test_rotary.py::test_angles_are_megatrons_bit_for_bit",
     ),
     Mutation(
         "model-first-copy-to-the-head",
@@ -461,7 +461,7 @@ RUNS = (
         "phd/checkpoint/growth.py",
         'if source is None or prefix.removesuffix(".").endswith(MOMENTS):',
         "if source is None:",
-        "tests/checkpoint/test_growth.py::test_the_first_pass_is_the_checkpoint_s[fp32-table]",
+        "tests/checkpoint/test_growth.py::test_the_first_pass_is_the_checkpoint_s",
     ),
     Mutation(
         "growth-copies-not-in-turn",

@@ -22,7 +22,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*\w(?![\w-])")
 OTHERS = frozenset(
     {
         # sbatch, scancel, srun
-        *("--optimizer", "--signal", "--requeue", "--gres", "--exclude", "--exclusive", "--dependency"),
+        *("--signal", "--requeue", "--gres", "--exclude", "--exclusive", "--dependency"),
         # torchrun
         *("--max-restarts", "--signals-to-handle", "--shutdown-timeout", "--rdzv-id", "--local-addr"),
         # pip
@@ -36,7 +36,7 @@ OTHERS = frozenset(
         *("--async-save", "--no-check-for-nan-in-loss-and-grad", "--cuda-graph-impl", "--tp-comm-overlap"),
         *("--num-workers", "--check-for-spiky-loss", "--context-parallel-size"),
         *("--dataloader-inter-document-masking", "--rotary-base", "--lr", "--lr-decay-iters", "--bf16"),
-        "--lr-decay-style",
+        *("--lr-decay-style", "--optimizer"),
         *("--hidden-size", "--num-layers", "--seq-length", "--use-checkpoint-args", "--no-load-optim"),
         *("--no-load-rng", "--no-save-optim", "--no-save-rng", "--exit-on-missing-checkpoint"),
         *("--dist-ckpt-optim-fully-reshardable", "--use-distributed-optimizer"),
