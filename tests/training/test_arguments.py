@@ -736,4 +736,4 @@ def test_nothing_but_flags_is_left_among_the_arguments(world):
     """For another file to find; but for what is to be saved with them."""
     names = sorted(assigned_arguments())
     assert {"save", "load", "eval_interval"} <= {*names}
-    assert world.run(not_flags, names) == [["tokenizer_sha256"]]
+    assert world.run(not_flags, names) == [["phd_copy_births", "tokenizer_sha256"]]
