@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     numbers = as_json(groups, summaries)
     # A pipe has no width of its own, and rich would fold the table at 80 columns.
     console = Console()
-    console = console if console.is_terminal else Console(width=200)
+    console = console if console.is_terminal else Console(width=240)
     print_table(summaries, console, numbers["runs"] if args.seeds else ())
 
     # They import matplotlib and plotly, which the table need not wait for.
