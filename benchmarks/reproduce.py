@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,22 +79,34 @@ def main() -> int:
 
 
 def write_corpus(path: Path) -> None:
-    """One file of torch's Python source a line, jsonl, whole or not at all."""
-    spec = find_spec("torch")
-    assert spec is not None
-    assert spec.origin is not None
-    package = Path(spec.origin).parent
+    """One file of torch's Python source a line."""
+    texts = source_texts("torch")
+    write_documents(path, texts)
+    print(f"{path}: {len(texts)} files of torch {version('torch')}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def source_texts(*packages: str) -> list[str]:
+    """The Python source of installed packages, each text once, in the order of their digests."""
     texts = {}
-    for file in package.rglob("*.py"):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if len(text) >= MINIMUM_CHARACTERS:
-            texts[hashlib.sha256(text.encode()).hexdigest()] = text
+    for name in packages:
+        spec = find_spec(name)
+        assert spec is not None and spec.origin is not None, name
+        for file in Path(spec.origin).parent.rglob("*.py"):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if len(text) >= MINIMUM_CHARACTERS:
+                texts[hashlib.sha256(text.encode()).hexdigest()] = text
+    return [text for _, text in sorted(texts.items())]
+
+
+def write_documents(path: Path, texts: Iterable[str]) -> None:
+    """One document a line, jsonl, whole or not at all."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as lines:
-        for _, text in sorted(texts.items()):
+        for text in texts:
             lines.write(json.dumps({"text": text}) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
     temporary.replace(path)
-    print(f"{path}: {len(texts)} files of torch {version('torch')}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def run(command: list, environment: dict[str, str] | None = None) -> None:

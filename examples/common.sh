@@ -3,7 +3,8 @@
 #
 #   SIZE     a file of sizes/: 151m, 550m, 1.2b (the paper's), 7b (Llama-2's), 300k (for a CPU)
 #   VARIANT  vanilla, naive-K, PHD-K, PHD-SWA-K-W-inf or PHD-CSWA-K-W-C, the names of the paper; a pattern of the
-#            layers, as longgen-sink; or both, as PHD-CSWA-2-16-32+longgen-sink
+#            layers, as longgen-sink; or both, as PHD-CSWA-2-16-32+longgen-sink; with +vector or +table behind the
+#            copies their embedding
 #
 # All variants of a size differ by these flags and the name alone. Needs in the environment:
 #   DATA_PREFIX      the data set without .bin, from `phd data tokenize`; or a blend's .txt, from `phd data blend`

@@ -19,13 +19,14 @@ from benchmarks.evidence.study import (
     CRITERION,
     LONGER,
     MOST_ORDERS,
+    PHD,
     PRIMARY,
     SHARES,
     TRUNKS,
     VANILLA,
     Trunk,
 )
-from phd.compare.paper import REPORTED
+from phd.compare.paper import paper_losses
 from phd.compare.statistics import PairedDifference, holm, paired_difference
 from phd.run.files import write_json, write_text
 
@@ -126,9 +127,10 @@ def _row(kept: Path, trunk: Trunk, share: float, arm: str) -> Row | None:
 
 
 def slope_over_sizes(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """The second primary hypothesis: the primary arm's difference against log10 of the parameters, a line by
-    least squares through every order's of every trunk, at the longer length. Beside it the line through the
-    trunks' means, which does not count the orders of one trunk as independent. None with one size.
+    """The second primary hypothesis: how the primary arm's difference changes with log10 of the parameters,
+    at the longer length. A least-squares line through the differences of all orders of all trunks; beside it
+    a line through one mean for each trunk, as the orders of a trunk are not independent. None with fewer than
+    three sizes.
     """
     chosen = [row for row in rows if row.arm == PRIMARY and row.share == max(SHARES)]
     if len({row.parameters for row in chosen}) < 3:
@@ -192,9 +194,10 @@ def draw(rows: Sequence[Row]) -> Figure:
             linestyle="none",
             label=arm,
         )
-    paper = REPORTED["1.2B"]
-    gain = paper["vanilla"].loss - paper["PHD-CSWA-2-16-32"].loss
-    axes.plot([1.2e9], [gain], marker="*", color="black", linestyle="none", label="paper: PHD-CSWA-2-16-32")
+    (paper,) = paper_losses(PHD)
+    assert paper.size == "1.2B" and paper.difference is not None
+    gain = -paper.difference
+    axes.plot([1.2e9], [gain], marker="*", color="black", linestyle="none", label=f"paper: {PHD}")
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xscale="log", xlabel="parameters", ylabel="validation loss gained over vanilla, nats a token")
     axes.legend(fontsize=7)

@@ -7,7 +7,7 @@ study.
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from phd.compare.statistics import Criterion, pairs_needed
 from phd.rules.costs import Shape, dense_products
@@ -80,7 +80,7 @@ class Trunk:
     """With the vocabulary of 512."""
     tokens_per_parameter: int
     lr: float
-    """Chosen on vanilla alone."""
+    """To be chosen on vanilla alone, before the trunks are trained."""
     arms: tuple[str, ...]
     seed: int = 1
 
@@ -137,20 +137,18 @@ class Trunk:
         """)
 
 
+SMALLEST = Trunk(
+    name="0.05M", layers=3, hidden=32, ffn=88, heads=2, groups=1, parameters=51_168,
+    tokens_per_parameter=100, lr=6e-3, arms=BOTH_SIZES_ARMS,
+)  # fmt: skip
 TRUNKS = (
-    Trunk(
-        name="0.05M", layers=3, hidden=32, ffn=88, heads=2, groups=1, parameters=51_168,
-        tokens_per_parameter=100, lr=6e-3, arms=BOTH_SIZES_ARMS,
-    ),
+    SMALLEST,
     Trunk(
         name="0.2M", layers=4, hidden=64, ffn=176, heads=4, groups=2, parameters=217_664,
         tokens_per_parameter=100, lr=4e-3, arms=BOTH_SIZES_ARMS,
     ),
-    # another start and another order of the trunk's text: what is found at this size is not one trunk's
-    Trunk(
-        name="0.05M-second", layers=3, hidden=32, ffn=88, heads=2, groups=1, parameters=51_168,
-        tokens_per_parameter=100, lr=6e-3, arms=FEW_ARMS, seed=2,
-    ),
+    # another start and another order of the trunk's text: tells what the first trunk alone has done
+    replace(SMALLEST, name="0.05M-second", arms=FEW_ARMS, seed=2),
     Trunk(
         name="0.5M", layers=4, hidden=96, ffn=264, heads=4, groups=2, parameters=464_736,
         tokens_per_parameter=100, lr=3e-3, arms=FEW_ARMS,

@@ -34,10 +34,8 @@ def summarize(cells: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         for arm, model in ARMS.items():
             found = accuracies.get((name, arm), {})
             paired = [found[seed] - baseline[seed] for seed in found if seed in baseline and arm != BASELINE]
-            mean, difference = (
-                mean_interval([*found.values()], CRITERION),
-                paired_difference(paired, CRITERION),
-            )
+            mean = mean_interval([*found.values()], CRITERION)
+            difference = paired_difference(paired, CRITERION)
             arms[arm] = {
                 **model.costs(probe.task),
                 "accuracies": found,

@@ -15,9 +15,14 @@ from phd.rules.costs import Shape
 from phd.rules.pattern import LayerPattern
 from phd.rules.rule import AttentionRule
 
-ARGUMENTS = (
+NAMED = (
     *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "phd_consecutive_positions"),
     *("phd_copy_embedding", "attention_pattern"),
+)
+"""The arguments of a run that the name of its variant says, by Megatron's names."""
+
+ARGUMENTS = (
+    *NAMED,
     # of runs before a kind's numbers were written into the pattern
     *("attention_pattern_block", "attention_pattern_sink_blocks", "attention_pattern_local_blocks"),
     *("attention_pattern_stride", "attention_pattern_stride_local_blocks"),

@@ -183,12 +183,12 @@ NEVER = (
     Unsupported(
         "--phd-consecutive-positions without --no-rope-fusion",
         lambda a: a.phd_consecutive_positions and a.apply_rope_fusion,
-        "pass it: the fused kernel knows one rotary embedding for all copies",
+        "pass --no-rope-fusion: the fused kernel knows one rotary embedding for all copies",
     ),
     Unsupported(
         "--phd-consecutive-positions with --position-embedding-type other than rope and yarn",
         lambda a: a.phd_consecutive_positions and a.position_embedding_type not in ("rope", "yarn"),
-        "use rope: no other has a position to turn a copy to",
+        "use rope: no other kind rotates a copy by its position",
     ),
     Unsupported(
         "--phd-copy-embedding table with --position-embedding-type learned_absolute",

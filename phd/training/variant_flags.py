@@ -4,13 +4,9 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from phd.old_flags import add_old_pattern_flags
-from phd.rules.variant import Variant
+from phd.rules.variant import NAMED, Variant
 from phd.run.arguments import flag
 
-_SAID_BY_A_NAME = (
-    *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "phd_consecutive_positions"),
-    *("phd_copy_embedding", "attention_pattern"),
-)
 _OLD = ("block", "sink_blocks", "local_blocks", "stride", "stride_local_blocks")
 
 
@@ -40,7 +36,7 @@ def take_variant(args: Namespace) -> None:
     if name is None:
         return
     given = {word.partition("=")[0] for word in sys.argv[1:]}
-    if beside := [flag(argument) for argument in _SAID_BY_A_NAME if flag(argument) in given]:
+    if beside := [flag(argument) for argument in NAMED if flag(argument) in given]:
         raise ValueError(f"--variant {name} says what {', '.join(beside)} says: leave one out")
     try:
         variant = Variant.parse(name)

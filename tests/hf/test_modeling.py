@@ -8,7 +8,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
-from tests.models import SHAPE, VARIANTS, assert_close, left_padded, reference_logits
+from tests.models import (
+    SHAPE,
+    VARIANTS,
+    assert_close,
+    assert_close_in_half_precision,
+    left_padded,
+    reference_logits,
+)
 
 HYBRID = "1sink.4.1.2-1full-1block-sparse.4.3.1"
 
@@ -193,12 +200,7 @@ def test_refused(make_model, ids, settings, message):
 def test_half_precision(make_model, ids, dtype):
     """Prompt, steps and dense rule agree as far as rounding lets them."""
     model = deepcopy(make_model("PHD-CSWA-3-5-12", initializer_range=0.1)).to(dtype)
-    expected = reference_logits(model, ids)
-    with torch.no_grad():
-        output = model(ids[:, :17], logits_to_keep=1)
-        for position in range(17, 27):
-            torch.testing.assert_close(output.logits[:, 0], expected[:, position - 1], rtol=0.1, atol=0.1)
-            output = model(ids[:, position : position + 1], past_key_values=output.past_key_values)
+    assert_close_in_half_precision(model, ids)
 
 
 @pytest.mark.parametrize("variant", ["vanilla", "PHD-CSWA-3-5-12"])
