@@ -54,7 +54,9 @@ snapshot() { # FOLDER -> a copy of the code there, which a job runs, also when i
   copy=$(mktemp -d "$(dirname "$1")/.code.XXXXXX")
   # by name: a checkout also holds data, tokenizers and the runs themselves
   (cd "$ROOT" && tar --exclude=__pycache__ -cf - ./*.py pyproject.toml phd data_tools examples) | tar -xf - -C "$copy"
-  if git -C "$ROOT" rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+  if [ -f "$ROOT/GIT_STATE" ]; then # a copy of a copy
+    cp "$ROOT/GIT_STATE" "$copy"
+  elif git -C "$ROOT" rev-parse --is-inside-work-tree >/dev/null 2>&1; then
     (cd "$ROOT" && git log -1 --format='commit %H%n%ad %s' && git status --short && git diff HEAD) >"$copy/GIT_STATE"
   fi
   mv "$copy" "$1"

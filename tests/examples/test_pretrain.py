@@ -421,6 +421,34 @@ def test_branches_are_queued_as_one_array(queue, tmp_path):
     assert "PHD-2-order2 \n" in (tmp_path / "queue").read_text()
 
 
+def test_a_trunk_and_its_branches_are_queued_by_one_line(queue, tmp_path):
+    """The branches by a job that waits for the trunk; it queues an array for each length."""
+    words = {"ORDERS": "1 2", "SHARES": "10 30", "VARIANTS": "vanilla PHD-2", "BRANCH_DATA_PREFIX": "other"}
+    command = [str(ROOT / "examples/slurm/evidence.sh"), "300k"]
+    done = subprocess.run(command, env=queue | words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "trunk 1, then job " in done.stdout
+    training, _, waiting = (tmp_path / "queue").read_text().partition("\n")
+    assert "vanilla-seed1" in training and "--dependency=afterok:1 " in waiting
+
+    run = run_folder(tmp_path / "runs", "vanilla")
+    assert "--lr-decay-style constant" in (run / "launch.sh").read_text()
+    make_trunk(run)
+    script = waiting.partition("--wrap=")[2].rsplit("\n", 1)[0]
+    said = subprocess.run(["sh", "-c", script], env=queue, cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    lengths = {}
+    for share in (10, 30):
+        output = tmp_path / "runs" / f"branches-{share}"
+        assert re.search(rf"array \d+ of 4 branches, then job \d+: {output}/comparison.html", said.stdout)
+        launch = (output / "PHD-2-order2" / "launch.sh").read_text()
+        assert f"--data-path {ROOT / 'other'}" in launch
+        lengths[share] = re.findall(r"--(?:train|data)-iters \d+", launch)
+        assert (output / "code" / "GIT_STATE").read_text() == (run / "code" / "GIT_STATE").read_text()
+    # from the trunk's iteration 50, a tenth and three tenths of its 250
+    assert lengths == {10: ["--train-iters 75", "--data-iters 125"], 30: ["--train-iters 125"]}
+
+
 def test_a_job_that_misses_its_start_is_queued_again_twice(queue, tmp_path):
     """With stand-ins of SLURM's commands: a later start whose ranks never meet, thrice; then a new job."""
     for name, line in {
