@@ -14,16 +14,15 @@ from scipy import stats
 
 from benchmarks.evidence.run import KEPT, ROOT, record_name, validation_loss
 from benchmarks.evidence.study import (
-    AGAIN,
     CLAIM,
     CRITERION,
-    LONGER,
+    LONG,
     MOST_ORDERS,
     PHD,
     PRIMARY,
-    SHARES,
     TRUNKS,
     VANILLA,
+    Branches,
     Trunk,
 )
 from phd.compare.paper import paper_losses
@@ -55,7 +54,7 @@ class Row:
 
     @property
     def primary(self) -> bool:
-        return self.arm == PRIMARY and self.trunk == LARGEST.name and self.share == max(SHARES)
+        return self.arm == PRIMARY and self.trunk == LARGEST.name and self.share == LONG
 
     @property
     def verdict(self) -> str:
@@ -92,9 +91,8 @@ def read_rows(kept: Path) -> list[Row]:
     rows = [
         row
         for trunk in TRUNKS
-        for share in SHARES
-        for arm in (*trunk.arms, LONGER, AGAIN)
-        if arm != VANILLA and (row := _row(kept, trunk, share, arm)) is not None
+        for branches in trunk.branches
+        if branches.arm != VANILLA and (row := _row(kept, trunk, branches)) is not None
     ]
     tested = [row for row in rows if row.difference.p is not None and not row.primary]
     corrected = dict(
@@ -103,24 +101,24 @@ def read_rows(kept: Path) -> list[Row]:
     return [dataclasses.replace(row, p_corrected=corrected.get(id(row))) for row in rows]
 
 
-def _row(kept: Path, trunk: Trunk, share: float, arm: str) -> Row | None:
-    branches = {each.arm: each for each in trunk.branches if each.share == share}
+def _row(kept: Path, trunk: Trunk, branches: Branches) -> Row | None:
+    vanilla_branches = trunk.vanilla(branches.share)
     differences = {}
     for order in range(1, MOST_ORDERS + 1):
-        pair = [kept / "runs" / record_name(trunk, branches[name], order) for name in (arm, VANILLA)]
+        pair = [kept / "runs" / record_name(trunk, each, order) for each in (branches, vanilla_branches)]
         if all(folder.exists() for folder in pair):
             ours, vanilla = map(validation_loss, pair)
             differences[order] = ours - vanilla
     difference = paired_difference(list(differences.values()), CRITERION)
     if difference is None:
         return None
-    length = branches[arm].iterations / branches[VANILLA].iterations
+    length = branches.iterations / vanilla_branches.iterations
     return Row(
         trunk=trunk.name,
         parameters=trunk.parameters,
-        share=share,
-        arm=arm,
-        flops_ratio=length * trunk.flops_ratio(branches[arm].variant),
+        share=branches.share,
+        arm=branches.arm,
+        flops_ratio=length * trunk.flops_ratio(branches.variant),
         difference=difference,
         differences=differences,
     )
@@ -132,7 +130,7 @@ def slope_over_sizes(rows: Sequence[Row]) -> dict[str, Any] | None:
     a line through one mean for each trunk, as the orders of a trunk are not independent. None with fewer than
     three sizes.
     """
-    chosen = [row for row in rows if row.arm == PRIMARY and row.share == max(SHARES)]
+    chosen = [row for row in rows if row.arm == PRIMARY and row.share == LONG]
     if len({row.parameters for row in chosen}) < 3:
         return None
     points = [(math.log10(row.parameters), value) for row in chosen for value in row.differences.values()]
@@ -182,9 +180,9 @@ def draw(rows: Sequence[Row]) -> Figure:
     """Gain against parameters at the longer length, with intervals, and the paper's at 1.2B."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    arms = dict.fromkeys(row.arm for row in rows if row.share == max(SHARES))
+    arms = dict.fromkeys(row.arm for row in rows if row.share == LONG)
     for number, arm in enumerate(arms):
-        chosen = [row for row in rows if row.arm == arm and row.share == max(SHARES)]
+        chosen = [row for row in rows if row.arm == arm and row.share == LONG]
         axes.errorbar(
             [row.parameters * 1.03**number for row in chosen],
             [-row.difference.mean for row in chosen],

@@ -22,7 +22,17 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.evidence.data import write_corpora
-from benchmarks.evidence.study import FIRST_ORDERS, TRUNKS, VOCABULARY, Branches, Trunk, orders_needed
+from benchmarks.evidence.study import (
+    FIRST_ORDERS,
+    LONG,
+    PRIMARY,
+    TRUNKS,
+    VANILLA,
+    VOCABULARY,
+    Branches,
+    Trunk,
+    orders_needed,
+)
 from benchmarks.reproduce import copy_text
 from phd.compare.logs import find_runs
 from phd.run.files import read_json, write_json
@@ -96,7 +106,7 @@ class Study:
             return
         flags = trunk.flags(str(WORK / "tokenizer.model"), str(WORK / "trunk-text"))
         command = ["examples/torchrun.sh", "pretrain_phd.py", *flags, "--run-dir", str(folder)]
-        if not self._train(command, folder):
+        if not self.train(command, folder):
             return
         keep(folder, kept)
         last = f"iter_{newest_checkpoint(folder / 'checkpoints'):07d}"
@@ -123,11 +133,11 @@ class Study:
             *("--iterations", str(branches.iterations), "--longest", str(trunk.longest)),
             *("--output", str(output), "--flags", "--data-path", str(WORK / "branch-text"), *branches.flags),
         ]
-        if self._train(command, folder):
+        if self.train(command, folder):
             keep(folder, KEPT / "runs" / record_name(trunk, branches, order))
             shutil.rmtree(folder / "checkpoints")
 
-    def _train(self, command: Sequence[str], folder: Path) -> bool:
+    def train(self, command: Sequence[str], folder: Path) -> bool:
         """Train on one core; what it prints goes to a file beside the folder. False where time was up first.
 
         Raises:
@@ -163,7 +173,7 @@ def record_name(trunk: Trunk, branches: Branches, order: int) -> str:
 
 def more_orders(trunk: Trunk) -> list[int]:
     """Orders beyond the first ones, by the rule of the study; none before all of those are kept."""
-    primary = [each for each in trunk.branches if each.share == trunk.branches[-1].share][:2]
+    primary = [each for each in trunk.branches if each.share == LONG and each.arm in (VANILLA, PRIMARY)]
     losses = []
     for order in FIRST_ORDERS:
         of_order = []

@@ -29,8 +29,9 @@ BOTH_SIZES_ARMS = (
 FEW_ARMS = (VANILLA, PHD, f"{PHD}+table")
 PRIMARY = f"{PHD}+table"
 
-SHARES = (0.1, 0.3)
-"""Branch lengths, of the trunk's iterations."""
+SHORT, LONG = 0.1, 0.3
+"""Branch lengths, of the trunk's iterations: LONG_ARMS have both, the others the shorter one."""
+LONG_ARMS = (VANILLA, PRIMARY, PHD)
 
 VOCABULARY, LENGTH = 512, 256
 TOKENS_PER_ITERATION = 16 * LENGTH
@@ -42,6 +43,7 @@ COMMON = f"""
     --micro-batch-size 16 --global-batch-size 16
     --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0
     --eval-interval 1000000 --eval-iters 64 --log-interval 10 --split 98,2,0
+    --reset-attention-mask
 """
 
 
@@ -50,7 +52,7 @@ LONGER = "vanilla-longer"
 AGAIN = "vanilla-again"
 """The noise floor: vanilla on the same batches, in micro-batches of half the size: other orders of sums."""
 
-PLANNED = "2026-12-02 00:00:00"
+PLANNED = "2026-12-01 11:54:00"
 """No branch starts before: the plan is committed by then."""
 
 
@@ -64,6 +66,13 @@ class Branches:
     iterations: int
     flags: tuple[str, ...] = ()
     """Of pretrain_phd.py, beside the trunk's."""
+
+
+def _warm_up(arm: str, iterations: int) -> tuple[str, ...]:
+    """Flags: a copy embedding, whose moments are new, comes to its full rate over a tenth of the branch."""
+    if Variant.parse(arm).embedding == "none":
+        return ()
+    return ("--phd-copy-embedding-warmup-iters", str(round(iterations / 10)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +89,7 @@ class Trunk:
     """With the vocabulary of 512."""
     tokens_per_parameter: int
     lr: float
-    """To be chosen on vanilla alone, before the trunks are trained."""
+    """Chosen on vanilla alone, before the trunks were trained (rates.py)."""
     arms: tuple[str, ...]
     seed: int = 1
 
@@ -92,16 +101,19 @@ class Trunk:
 
     @property
     def branches(self) -> list[Branches]:
-        """The shorter first; of each length the primary comparison first."""
-        primary = (VANILLA, PRIMARY)
-        found = []
-        for share in SHARES:
-            iterations = round(share * self.iterations)
-            arms = [*primary, *(arm for arm in self.arms if arm not in primary)]
-            found += [Branches(arm, share, arm, iterations) for arm in arms]
-            longer = round(iterations * self.flops_ratio(PHD))
-            found.append(Branches(LONGER, share, VANILLA, longer))
-            found.append(Branches(AGAIN, share, VANILLA, iterations, ("--micro-batch-size", "8")))
+        """The primary comparison first."""
+        short, long = (round(share * self.iterations) for share in (SHORT, LONG))
+        others = [arm for arm in self.arms if arm not in LONG_ARMS]
+        return [
+            *(Branches(arm, LONG, arm, long, _warm_up(arm, long)) for arm in LONG_ARMS),
+            *(Branches(arm, SHORT, arm, short, _warm_up(arm, short)) for arm in (*LONG_ARMS, *others)),
+            Branches(LONGER, SHORT, VANILLA, round(short * self.flops_ratio(PHD))),
+            Branches(AGAIN, SHORT, VANILLA, short, ("--micro-batch-size", "8")),
+        ]
+
+    def vanilla(self, share: float) -> Branches:
+        """What branches of this length are compared with."""
+        (found,) = [each for each in self.branches if (each.arm, each.share) == (VANILLA, share)]
         return found
 
     @property
@@ -133,13 +145,13 @@ class Trunk:
             --tokenizer-type SentencePieceTokenizer --tokenizer-model {tokenizer} --data-path {data}
             --make-vocab-size-divisible-by 64 --variant {VANILLA} --seed {self.seed}
             --lr {self.lr} --lr-decay-style constant --lr-warmup-iters 100
-            --train-iters {self.iterations} --save-interval 500 --keep-last-checkpoints 1
+            --train-iters {self.iterations} --save-interval 500 --keep-last-checkpoints 2
         """)
 
 
 SMALLEST = Trunk(
     name="0.05M", layers=3, hidden=32, ffn=88, heads=2, groups=1, parameters=51_168,
-    tokens_per_parameter=100, lr=6e-3, arms=BOTH_SIZES_ARMS,
+    tokens_per_parameter=100, lr=1.2e-2, arms=BOTH_SIZES_ARMS,
 )  # fmt: skip
 TRUNKS = (
     SMALLEST,
@@ -151,11 +163,11 @@ TRUNKS = (
     replace(SMALLEST, name="0.05M-second", arms=FEW_ARMS, seed=2),
     Trunk(
         name="0.5M", layers=4, hidden=96, ffn=264, heads=4, groups=2, parameters=464_736,
-        tokens_per_parameter=100, lr=3e-3, arms=FEW_ARMS,
+        tokens_per_parameter=50, lr=6e-3, arms=FEW_ARMS,
     ),
     Trunk(
         name="1M", layers=5, hidden=128, ffn=352, heads=4, groups=2, parameters=988_544,
-        tokens_per_parameter=30, lr=2.5e-3, arms=FEW_ARMS,
+        tokens_per_parameter=20, lr=5e-3, arms=FEW_ARMS,
     ),
 )  # fmt: skip
 

@@ -14,10 +14,12 @@ from benchmarks.evidence.run import KEPT, more_orders, record_name
 from benchmarks.evidence.study import (
     AGAIN,
     CLAIM,
+    LONG,
     LONGER,
     MOST_ORDERS,
     PLANNED,
     PRIMARY,
+    SHORT,
     TRUNKS,
     VANILLA,
     orders_needed,
@@ -35,10 +37,19 @@ def test_all_that_is_trained_has_a_name_and_a_length():
             assert str(Variant.parse(branches.variant)) == branches.variant
             assert 0 < branches.iterations <= trunk.longest
         # as many FLOPs as PHD's, to an iteration
-        long = {branches.arm: branches for branches in trunk.branches if branches.share == 0.3}
-        ratio = long[LONGER].iterations / long[VANILLA].iterations
-        assert ratio == pytest.approx(trunk.flops_ratio("PHD-CSWA-2-16-32"), abs=0.01)
+        (longer,) = [branches for branches in trunk.branches if branches.arm == LONGER]
+        vanilla = trunk.vanilla(longer.share)
+        assert longer.iterations == pytest.approx(
+            trunk.flops_ratio("PHD-CSWA-2-16-32") * vanilla.iterations, abs=1
+        )
     assert [trunk.branches[0].arm for trunk in TRUNKS] == [VANILLA] * len(TRUNKS)
+
+
+def test_learning_rates_are_the_best_of_those_tried():
+    losses = json.loads((KEPT / "rates.json").read_text())["validation_loss"]
+    for trunk in TRUNKS:
+        tried = losses[trunk.name.removesuffix("-second")]
+        assert trunk.lr == float(min(tried, key=tried.get))
 
 
 def test_orders_follow_from_the_spread_alone():
@@ -53,7 +64,7 @@ def test_orders_follow_from_the_spread_alone():
     assert (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.01).mean() >= 0.9
 
 
-def make_record(kept: Path, trunk, arm: str, order: int, loss: float, share: float = 0.3) -> None:
+def make_record(kept: Path, trunk, arm: str, order: int, loss: float, share: float = LONG) -> None:
     (branches,) = [each for each in trunk.branches if (each.arm, each.share) == (arm, share)]
     folder = kept / "runs" / record_name(trunk, branches, order)
     folder.mkdir(parents=True)
@@ -80,7 +91,8 @@ def test_rows_pair_by_order_and_are_corrected(tmp_path):
         for order, noise in ((1, 0.0002), (2, -0.0001), (3, 0.0)):
             make_record(tmp_path, trunk, VANILLA, order, 2.0 + order)
             make_record(tmp_path, trunk, PRIMARY, order, 2.0 + order - gain + noise)
-            make_record(tmp_path, trunk, AGAIN, order, 2.0 + order + noise)
+            make_record(tmp_path, trunk, VANILLA, order, 2.0 + order, SHORT)
+            make_record(tmp_path, trunk, AGAIN, order, 2.0 + order + noise, SHORT)
     make_record(tmp_path, LARGEST, PRIMARY, 4, 1.0)  # without vanilla it is no pair
     rows = {(row.trunk, row.arm): row for row in read_rows(tmp_path)}
     assert len(rows) == 4
