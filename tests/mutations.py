@@ -471,11 +471,11 @@ RUNS = (
         "tests/checkpoint/test_growth.py::test_more_copies_start_as_those_that_are_there_in_turn",
     ),
     Mutation(
-        "young-parameters-without-adam-s-correction",
-        "phd/megatron/young.py",
-        "return correction(age) / correction(update) * min",
+        "added-parameters-without-adam-s-correction",
+        "phd/megatron/added_parameters.py",
+        "return correction(own) / correction(update) * min",
         "return min",
-        "tests/megatron/test_young.py",
+        "tests/megatron/test_added_parameters.py",
     ),
     Mutation(
         "checkpoint-replaced-before-the-new-one-is-whole",

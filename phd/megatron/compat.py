@@ -76,7 +76,7 @@ def apply(copies: int) -> None:
     _pipeline_rows(copies)
     _tensor_parallel_rows(copies)
     _load_fp32_shards()
-    _tell_apart_by_birth()
+    _keep_added_groups_apart()
     _take_rates()
     setattr(FileSystemWriterAsync, "preload_tensors", staticmethod(_stage))  # noqa: B010
     filesystem_async.get_write_results_queue = _results_queue
@@ -194,14 +194,15 @@ def _load_fp32_shards() -> None:
     optimizer.load_parameter_state_from_dp_reshardable = torch.no_grad()(load)
 
 
-BORN = "lr_born"
-"""A group of parameters that are younger than the training has the iteration at which they joined it here
-(phd/megatron/young.py). Megatron logs the learning rate of a group none of whose settings is named "lr"."""
+ADDED_AT = "lr_born"
+"""The key, in optimizers and checkpoints, of the iteration at which a group's parameters were added to the
+training (phd/megatron/added_parameters.py); other groups have none. It begins with "lr" so that Megatron
+does not log this group's learning rate as the model's."""
 
-GROUP_KEYS = (*optimizers.param_group_identifier_keys, BORN)
+GROUP_KEYS = (*optimizers.param_group_identifier_keys, ADDED_AT)
 
 
-def _tell_apart_by_birth() -> None:
+def _keep_added_groups_apart() -> None:
     """Megatron finds the groups of a checkpoint by what it calls their identifiers, in two modules."""
     for module in (optimizers, distrib_optimizer):
         setattr(module, "param_group_identifier_keys", GROUP_KEYS)  # noqa: B010
