@@ -14,7 +14,7 @@ class Mutation(NamedTuple):
     file: str
     """From the root of the repository."""
     old: str
-    """Stands in ``file`` exactly once."""
+    """The text to replace; it occurs in ``file`` exactly once."""
     new: str
     tests: str
     """Files or tests one of which must fail, with spaces between, as pytest takes them."""

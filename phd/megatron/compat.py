@@ -1,4 +1,4 @@
-"""Touches of Megatron's internals, each with its reason. Megatron-Core 0.19.2 and no other. Those that only a
+"""Patches of Megatron's internals, each with its reason; for Megatron-Core 0.19.2 only. Those that only a
 training needs for its hooks are in phd/megatron/loop.py.
 
 The rest of the project uses what Megatron offers: config subclass, builder, layer spec, flag factory.
@@ -52,7 +52,7 @@ def become(model: GPTModel, model_class: type[GPTModel]) -> None:
     """Turn a built GPTModel into ``model_class``.
 
     GPTModelBuilder.build_model names GPTModel in the middle of 70 lines; a subclass that adds methods needs
-    no constructor of its own, and the builder hangs onto it what state it has.
+    no constructor of its own, and the builder sets its attributes.
     """
     model.__class__ = model_class
 
@@ -113,7 +113,7 @@ def _pipeline_rows(copies: int) -> None:
 
 def _tensor_parallel_rows(copies: int) -> None:
     """--tp-comm-overlap makes Transformer Engine's buffers for micro_batch_size rows of each position; ours
-    are b*K. For this one call the argument says so.
+    are b*K. For this one call the argument is set to that.
     """
     current = initialize._initialize_tp_communicators
     make_buffers = getattr(current, "__wrapped__", current)
@@ -174,7 +174,7 @@ class _ExitSignals(dist_signal_handler.DistributedSignalHandler):
         if not self._signal_received:
             self.name = signal.Signals(number).name
         if not self._signal_received and os.getpid() == self._pid:
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # the reader of the output is gone
                 os.write(1, f"> {self.name}: saving and ending after this iteration\n".encode())
         self._signal_received = True
 
@@ -209,7 +209,7 @@ def _keep_added_groups_apart() -> None:
 
 
 RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
-"""What the flags say of a group of parameters, and may say otherwise after a resume."""
+"""Settings of a group of parameters that flags may change on resume."""
 
 
 def _take_rates() -> None:
@@ -237,7 +237,7 @@ def _with_rates_resolved(load: Callable[..., None]) -> Callable[..., None]:
 
 
 def _kind(group: dict[str, Any]) -> str:
-    """What a group has in common with its counterpart in a checkpoint, whatever the rates."""
+    """A key that a group has in common with its counterpart in a checkpoint, whatever their rates."""
     return str([group.get(key, group.get(f"pre_{key}")) for key in GROUP_KEYS if key not in RATES])
 
 
@@ -344,7 +344,7 @@ def _results_queue(*args: Any, **kwargs: Any) -> Any:
 
 
 def _save_loop(*args: Any) -> None:
-    """What the process that saves asynchronously runs."""
+    """The main function of the process that saves asynchronously."""
     saver.end_with_parent()
     PersistentAsyncCaller.async_loop(*args)  # there nobody has called apply(): it is Megatron's
 

@@ -1,4 +1,4 @@
-"""A copy embedding that a checkpoint lacks, wholly or for some copies, joins its training."""
+"""A copy embedding that a checkpoint lacks, for some or all copies, is added to its training."""
 
 import shlex
 from pathlib import Path
@@ -8,10 +8,11 @@ import pytest
 from tests.trainings import losses
 
 NONE = shlex.split("--phd-copies 2 --phd-window 5 --phd-chunk 12")
-TRAINED = 3  # iterations, before anything joins
+TRAINED = 3  # iterations, before anything is added
 FULLY = "--use-distributed-optimizer --dist-ckpt-optim-fully-reshardable"
 STILL = ["--phd-copy-embedding-warmup-iters", str(10**30)]
-"""What joins is as it was loaded: 2e-3 / 1e30 is less than half a unit in the last place of every weight."""
+"""Added weights stay as they were loaded: a step of 2e-3 / 1e30 is less than half a unit in the last place
+of every weight."""
 
 LAYOUTS = {
     "fp32": ("", 1, ""),
@@ -65,8 +66,8 @@ def tensors(folder: Path, iteration: int) -> dict:
 @pytest.mark.parametrize("embedding", ["vector", "table"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_first_pass_is_the_checkpoint_s(layout, embedding, world, flags, trained, tmp_path):
-    """Bit for bit; what was there makes the same step, from the same moments; what joins has its source's
-    master weights and moments of its first gradient alone.
+    """Bit for bit. Existing parameters make the same step from the same moments; added ones have their
+    source's master weights, and moments of their first gradient alone.
     """
     import torch
 
@@ -164,7 +165,7 @@ def test_a_vanilla_checkpoint_grows(world, flags, tmp_path):
 def test_a_resume_after_growth_equals_a_training_never_stopped(
     precision, ranks, world, flags, trained, tmp_path
 ):
-    """Also where copies have joined twice: copy 1's vector at iteration 3, copy 2's at iteration 4."""
+    """Also where embeddings were added twice: copy 1's vector at iteration 3, copy 2's at iteration 4."""
     import torch
 
     short = f"{precision} --phd-copy-embedding vector --phd-copy-embedding-warmup-iters 2"
@@ -212,7 +213,7 @@ def test_weights_alone_leave_no_parameter_added(world, flags, trained, tmp_path)
 
 
 def resolved(flags: list[str], folder: Path, **other: object) -> str:
-    """What is said where the run turns to ``folder`` only after start-up."""
+    """The message where the run falls back to ``folder`` only after start-up."""
     import sys
 
     from phd.checkpoint.growth import resolve_additions
