@@ -25,7 +25,7 @@ help:
 	@echo 'make probes        parity, Match3 and hops: what copies should and should not help with, six models and'
 	@echo '                   five seeds each, as a table; resumable, less than an hour on 2 cores'
 	@echo 'make test          the CPU test suite, in two processes and random order'
-	@echo 'make test-all      everything that runs without a GPU: also random kills, whole stories, all of SLURM'
+	@echo 'make test-all      everything that runs without a GPU: also random kills, the walkthroughs, all of SLURM'
 	@echo 'make gpu-check     on a machine with a GPU: its tests, kernels and training steps in under 9 minutes,'
 	@echo '                   as benchmarks/gpu_check.json; see docs/operations.md'
 	@echo 'make slurm-test    the tests on a SLURM cluster of this machine (root; installs Debian packages of SLURM)'

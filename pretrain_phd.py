@@ -33,7 +33,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.utils import is_first_or_last_pipeline_stage
 
 from phd.checkpoint import growth
-from phd.megatron import compat, young
+from phd.megatron import added_parameters, compat
 from phd.megatron.builder import model_config_from_args
 from phd.megatron.documents import document_params, documents_masked, on_all_ranks
 from phd.megatron.loop import HookedLoop
@@ -184,7 +184,7 @@ def main() -> None:
         hooks = TrainingHooks(start, model_config.transformer)
         model_config.post_wrap_hooks.append(hooks.built)
         compat.apply(start.args.phd_copies)
-        young.install()
+        added_parameters.install()
         growth.install()
         HookedLoop(hooks, hooks.recorder).install()
         pretrain(

@@ -71,7 +71,7 @@ class Line:
         return Variant(Copies(self.copies, WINDOW, CHUNK if self.style == "PHD-CSWA" else None, naive))
 
     def hidden_columns(self, length: int, layers: int) -> int:
-        """Columns whose hidden tokens a prompt of ``length`` runs."""
+        """Number of slots whose hidden copies a prompt of ``length`` runs."""
         if self.style == "PHD-CSWA":
             return (length - 1) % CHUNK + 1
         return min(length, layers * (WINDOW - 1) + 1) if self.style == "PHD-SWA" else 0

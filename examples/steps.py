@@ -1,4 +1,4 @@
-"""What the stories of examples/ are told with: headings, the phd command, trainings with a progress bar."""
+"""Steps of the walkthroughs in examples/: headings, the phd command, trainings with a progress bar."""
 
 import json
 import os
@@ -36,7 +36,9 @@ def phd(*arguments: Any) -> None:
 
 
 def open_folder(story: str, mode: str, settings: object) -> Path:
-    """STORY_FOLDER, or a folder of runs/ for the story and its mode; never one made with other settings."""
+    """The folder named by STORY_FOLDER, or one of runs/ for this walkthrough and mode; never one made with
+    other settings.
+    """
     default = ROOT / "runs" / f"{story.lower()}{mode and '-'}{mode}"
     folder = Path(os.environ.get(f"{story}_FOLDER", default)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ def pretrain(run: Path, iterations: int, flags: Sequence[str]) -> None:
         TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     begin = newest_checkpoint(run / "checkpoints")
-    # the same story on every machine; two ranks on one GPU would fail
+    # the same training on every machine; two ranks on one GPU would fail
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with open(log, "a") as file, Progress(*columns, console=console) as progress:
         process = subprocess.Popen(

@@ -41,8 +41,8 @@ class PHDConfig:
     hidden copy, at first equal to the embedding)."""
 
     phd_copy_embedding_warmup_iters: int = 100
-    """Where a copy embedding is younger than the training that it joins (--override-phd-variant): over how
-    many iterations its learning rate rises to that of the others. 0 is at once."""
+    """Where a copy embedding is added to a model in training (--override-phd-variant): over how many
+    iterations its learning rate rises to that of the other parameters. 0 is at once."""
 
     phd_prune_last_layer: bool = True
     """Compute all copies in the last layer too, of which the last alone is used. The result is the same."""
@@ -118,7 +118,7 @@ class PHDConfig:
             ValueError: --attention-pattern is one of another depth.
         """
         try:
-            # the flag's own pattern: that of a variant has forgotten how many layers a list of full ones has
+            # the flag's own pattern: a variant's pattern of full layers alone does not keep their number
             layers = LayerPattern.parse(self.attention_pattern).layers(num_layers)
         except ValueError as error:
             raise ValueError(f"--attention-pattern: {error}") from error

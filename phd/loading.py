@@ -30,7 +30,7 @@ def chosen_device(name: str | None) -> "torch.device":
         # phd.megatron takes cuda for the CPU where there is none
         if device.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, each for another reason
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of them
         raise ValueError(f"--device {name}: torch has no such device here: pass --device cpu") from error
     return device
 

@@ -14,7 +14,7 @@ class Mutation(NamedTuple):
     file: str
     """From the root of the repository."""
     old: str
-    """Stands in ``file`` exactly once."""
+    """The text to replace; it occurs in ``file`` exactly once."""
     new: str
     tests: str
     """Files or tests one of which must fail, with spaces between, as pytest takes them."""
@@ -471,11 +471,11 @@ RUNS = (
         "tests/checkpoint/test_growth.py::test_more_copies_start_as_those_that_are_there_in_turn",
     ),
     Mutation(
-        "young-parameters-without-adam-s-correction",
-        "phd/megatron/young.py",
-        "return correction(age) / correction(update) * min",
+        "added-parameters-without-adam-s-correction",
+        "phd/megatron/added_parameters.py",
+        "return correction(own) / correction(update) * min",
         "return min",
-        "tests/megatron/test_young.py",
+        "tests/megatron/test_added_parameters.py",
     ),
     Mutation(
         "checkpoint-replaced-before-the-new-one-is-whole",

@@ -147,6 +147,39 @@ def test_named_modules_exist(doc):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
 
 
+def names_of(module: Path) -> set[str]:
+    """What a module defines and imports at its top, without importing it."""
+    names = set()
+    for node in ast.parse(words(module)).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+    return names
+
+
+@pytest.mark.parametrize(
+    "page", [*DOCS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name
+)
+def test_named_python_names_exist(page):
+    """phd.package.module.name, and what code imports from such a module."""
+    named = {tuple(name.split(".")) for name in re.findall(r"(?<![\w.])phd(?:\.\w+)+", words(page))}
+    for module, imported in re.findall(r"from (phd[.\w]*) import ([\w, ]+)", words(page)):
+        named |= {(*module.split("."), name.strip()) for name in imported.split(",")}
+    for parts in named:
+        path = ROOT
+        rest = list(parts)
+        while rest and ((path / rest[0]).is_dir() or (path / f"{rest[0]}.py").is_file()):
+            path = path / rest.pop(0)
+        module = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        assert not rest or ".".join(rest) in names_of(module), ".".join(parts)
+
+
 def test_named_commands_exist(doc):
     for call in spoken_of(words(doc)):
         _, command, *rest = call.split()

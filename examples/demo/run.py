@@ -1,4 +1,4 @@
-"""`make demo`: the whole story on one machine without a GPU, from text to a comparison of trained models.
+"""`make demo`: a walkthrough on one machine without a GPU, from text to a comparison of trained models.
 
 corpus -> tokenizer -> Megatron data set -> vanilla and PHD pretrained on the same batches with torchrun and
 pretrain_phd.py (one of them stopped half-way and resumed) -> loss table, plot, and a sentence by each model.

@@ -1,4 +1,4 @@
-"""`make longgen`: LongGen's story (arXiv 2410.01485) with a model that a laptop trains.
+"""`make longgen`: LongGen's experiment (arXiv 2410.01485) with a model that a laptop trains.
 
 A model of 1.3 million parameters is pretrained on samples of 256 tokens with full attention. From its
 weights three are trained on: with full attention, and as hybrids, a third of their layers full, the first and

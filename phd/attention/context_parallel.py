@@ -1,4 +1,4 @@
-"""Context parallelism: what the ranks of a group, each with two slices of the sequence, must tell each other.
+"""Context parallelism: what the ranks of a group, each with two slices of the sequence, send to each other.
 
 - p2p (ring): the original keys and values go around, overlapped with the computation.
 - all_gather: every rank collects the original keys and values of all.
@@ -25,16 +25,16 @@ COMM_TYPES = ("p2p", "all_gather", "a2a")
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """What this rank sends to the others of its group and gets from them."""
+    """The keys that this rank sends to the others of its group and receives from them."""
 
     send: Tensor
     """Rows of this rank to send, those for rank 0 first."""
     sent: list[int]
-    """How many to each rank."""
+    """Number of rows sent to each rank."""
     received: list[int]
-    """How many from each rank."""
+    """Number of rows received from each rank."""
     order: Tensor
-    """[t]: which of (own rows, received ones) each kept key is: they lie in the order of positions."""
+    """[t], in the order of positions: the index of each kept key in (own rows, received rows)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,9 @@ class ContextParallel:
         return torch.cat([own, fetched])[exchange.order].movedim(0, 1).contiguous()
 
     def give_back(self, grads: Tensor, exchange: Exchange, rows: int) -> Tensor:
-        """Transpose of ``fetch``, with ``rows`` s_l: gradients go to whom they belong to, and are added."""
+        """Transpose of ``fetch``, with ``rows`` s_l: gradients are sent to the ranks that own the rows, and
+        added there.
+        """
         travelling = grads.movedim(1, 0).contiguous()
         ordered = torch.empty_like(travelling)
         ordered[exchange.order] = travelling
@@ -130,7 +132,7 @@ class ContextParallel:
         return received
 
     def tails(self, halos: Tensor) -> Tensor:
-        """What ``halos`` sent, back to where it came from: gradients of the tails from those of the halos."""
+        """Backward of ``halos``: the gradients of the halos, sent back to the ranks whose tails they are."""
         received = torch.zeros_like(halos)
         rank, last = self.rank, self.size - 1
         messages = []

@@ -50,7 +50,7 @@ class _FlashAttention(torch.autograd.Function):
         layout: Layout,
         scale: float,
     ) -> Tensor:
-        # the kernels want the numbers of a head side by side
+        # the kernels need the elements of a head to be contiguous
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
         out, lse, halo = _Attention(query, key, value, layout, scale).forward()
         ctx.attention = layout, scale
@@ -98,10 +98,10 @@ class _Attention:
         grad_query, grad_originals = self.originals.backward(grad_out, out, lse)
         # [s, b, n*g, d] -> [s, b, n, g, d]
         parts = [grad.unflatten(2, (-1, self.key.shape[3])) for grad in grad_originals]
-        if not self.hidden:  # one copy has one part: nothing to add up, nothing to put beside it
+        if not self.hidden:  # with one copy there is one part: nothing to add or to concatenate
             grad_key, grad_value = (part.to(self.key.dtype) for part in parts)
             return grad_query, grad_key, grad_value
-        # every kernel writes into its place here
+        # every kernel writes its part into this buffer
         grad_keys = self.key.new_empty((2, *self.key.shape))
         for grad, part in zip(grad_keys, parts, strict=True):
             _add_up(part, grad[:, :, 0])

@@ -47,9 +47,9 @@ class FullOriginals:
         return out, lse
 
     def backward(self, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Gradients of the query and of key and value, [s, b, n*g, d] each, in n parts that are yet to be
-        added up: the kernels give one for each query copy, and who has a place for the sum saves a copy.
-        ``out`` and ``lse`` may be those of a softmax over more keys.
+        """Gradients of the query, and of key and value [s, b, n*g, d], whose n parts are still to be
+        summed: the kernels return one for each query copy, and a caller that has a buffer for the sum saves
+        a copy. ``out`` and ``lse`` may be those of a softmax over more keys.
         """
         given = grad_out, out, lse
         grad_query, *grads = self._documents_backward(*given)
@@ -70,7 +70,7 @@ class FullOriginals:
         return grad_query, tuple(grads)
 
     def _documents(self) -> tuple[Tensor, Tensor]:
-        """Each document's part of each run, causally over itself."""
+        """Each document's part of each run, with causal attention within the part."""
         if len(self.layout.pieces) == 1:
             return _causal_or_full(self.query, self.key, self.value, self.scale, causal=True)
         key, value = _pack_keys(self.key), _pack_keys(self.value)

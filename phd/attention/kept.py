@@ -66,7 +66,7 @@ def _parts(keys: Keys, piece: Piece) -> Iterator[Part]:
     """The parts of a piece; positions count from the document's start."""
     begin = piece.begin - piece.document
     for part in keys.parts(begin, begin + piece.rows.stop - piece.rows.start):
-        # no kernel computes a part of some heads, or one with turned queries, yet
+        # no kernel computes a part for some heads only, or one with rotated queries, yet
         assert part.heads is None and not part.rotation
         yield part
 
@@ -96,9 +96,11 @@ def _needed(layout: Layout, rank: int) -> bytearray:
 
 
 def _exchange(layout: Layout, device: torch.device) -> tuple[list[int], Exchange]:
-    """(row of each needed position's key, or -1; what the ranks tell each other)."""
+    """Returns (for each position the row of its key, or -1 if the key is not needed; the exchange between
+    ranks).
+    """
     ranks = range(layout.size)
-    held = []  # the positions of each rank's rows, which are in their order
+    held = []  # the positions of each rank's rows, in the order of the rows
     for rank in ranks:
         held.append([x for run in layout.runs_of(rank) for x in range(run.begin, run.begin + run.length)])
     needed = [_needed(layout, rank) for rank in ranks]

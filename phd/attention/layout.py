@@ -24,12 +24,12 @@ from phd.rules.rule import AttentionRule
 
 @dataclass(frozen=True)
 class Piece:
-    """What one document has in one run."""
+    """The part of one document in one run."""
 
     run: Run
     rows: slice
     samples: slice
-    """The sample that it belongs to; all of them where documents are not told apart."""
+    """The sample that it belongs to; all samples where there is one document a sample."""
     document: int
     """Position at which the document starts, in this run or before it."""
 
@@ -71,7 +71,8 @@ class Layout:
     """Positions before a run whose hidden keys it needs from the rank that holds them; 0 where no band
     crosses the border between runs."""
     groupless: "Layout | None" = None
-    """The same without ``parallel``, which all calls share: what is made of a layout once is kept with it."""
+    """The same layout without ``parallel``, shared by all calls: what is derived from a layout is cached
+    under it."""
 
     @staticmethod
     def of(
@@ -131,7 +132,9 @@ class Layout:
 
 
 def pieces_of(runs: tuple[Run, ...], document_starts: Tensor | None) -> Iterator[Piece]:
-    """What each document has in ``runs``; ``document_starts`` [b, s], or None for one document a sample."""
+    """The parts of each document in ``runs``. ``document_starts``: [b, s], or None for one document a
+    sample.
+    """
     if document_starts is None:
         yield from (Piece(run, run.rows, slice(None), 0) for run in runs)
         return

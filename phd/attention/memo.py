@@ -1,4 +1,4 @@
-"""Tensors that the layers of a step share: made once, and kept for the steps that follow.
+"""A cache of tensors that the layers of a step share: made once, and reused in later steps.
 
 A plain ``lru_cache`` would hand them on to where they cannot be used. Fake tensors (``phd plan``) belong to
 the mode that made them: they are kept with it, and go with it. Those of an evaluation could not be saved for
@@ -17,7 +17,8 @@ Made = TypeVar("Made")  # exported models are read by older Pythons too
 
 
 class MadeOnce(Generic[Made]):  # noqa: UP046
-    """``make`` with a memory. Its last argument is the device; all are compared as the keys of a dict are."""
+    """``make`` with a cache. Its last argument is the device; all arguments are hashed, as a dict's keys
+    are."""
 
     def __init__(self, make: Callable[..., Made], maxsize: int) -> None:
         self.make, self.maxsize = make, maxsize
@@ -25,8 +26,8 @@ class MadeOnce(Generic[Made]):  # noqa: UP046
 
     def __call__(self, *arguments: Any) -> Made:
         if torch.compiler.is_compiling():
-            return self.make(*arguments)  # traced: the graph has what it makes
-        probe = torch.empty(0, device=arguments[-1])  # what a tensor made here and now is
+            return self.make(*arguments)  # while tracing: the graph itself holds what it makes
+        probe = torch.empty(0, device=arguments[-1])  # the kind of tensor that would be made now
         arguments = *arguments[:-1], probe.device
         if type(probe) is Tensor:
             return self._real(*arguments)
@@ -39,7 +40,7 @@ class MadeOnce(Generic[Made]):  # noqa: UP046
         return memories[self](*arguments)
 
     def cache_clear(self) -> None:
-        """Forget all but what fake modes hold."""
+        """Empty the cache, except for what fake modes hold."""
         self._real = self._memory()
 
     def _memory(self) -> Callable[..., Made]:

@@ -28,7 +28,7 @@ def resolve_checkpoint(args: Namespace) -> None:
     root = getattr(args, source)
     folder = chosen_folder(Path(root), args.ckpt_step) if root else None
     if folder is None:
-        return  # nothing there yet: the first start of a run that loads from where it saves
+        return  # nothing saved yet: the first start of a run that loads from where it saves
     if step_asked and not folder.exists():
         raise ValueError(
             f"there is no checkpoint of iteration {args.ckpt_step} (--ckpt-step) in {root}. "
@@ -89,7 +89,7 @@ def checkpoint_source(args: Namespace) -> Literal["load", "pretrained_checkpoint
     checkpoint of its own, and never afterwards.
     """
     load = args.load and Path(args.load)
-    # A tracker that a kill has left empty, or somebody lost, is mended before the loading, if there is a
+    # A tracker file that a kill left empty, or that is missing, is repaired before loading, if there is a
     # whole checkpoint beside it.
     own = load and (_tracker_text(load) or whole_checkpoints(load))
     return "pretrained_checkpoint" if args.pretrained_checkpoint and not own else "load"

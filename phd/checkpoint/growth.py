@@ -1,9 +1,9 @@
-"""A run with a copy embedding goes on from a checkpoint that has none, or that of fewer copies: its first
-forward pass is that of the checkpoint.
+"""A run with a copy embedding continues a checkpoint that has none, or one of fewer copies. Its first forward
+pass is the checkpoint's.
 
-With n copies known to the checkpoint, copy c >= n starts as copy c mod n; copy 0 is the embedding itself, or
-a vector of zeros. Master weights of the optimizer likewise; Adam's moments start at zero, and the learning
-rate warms up (phd/megatron/young.py).
+If the checkpoint has an embedding for n copies, copy c >= n starts as copy c mod n; copy 0's is the model's
+embedding, or a vector of zeros. The optimizer's master weights start likewise, Adam's moments at zero, and
+the learning rate warms up (phd/megatron/added_parameters.py).
 """
 
 import functools
@@ -18,63 +18,68 @@ from megatron.training import get_args
 
 from phd.checkpoint.choice import checkpoint_source, chosen_folder
 from phd.checkpoint.read import iteration_of, read_args
-from phd.megatron.compat import BORN, GROUP_KEYS, in_order
-from phd.megatron.young import parameter_name
-from phd.rules.variant import Variant
+from phd.megatron.compat import ADDED_AT, GROUP_KEYS, in_order
+from phd.rules.variant import Variant, copy_parameter
 
 ORIGINAL = "embedding.word_embeddings.weight"
-"""The name of the embedding, of which copy 0's input is a row."""
+"""The name of the model's embedding, whose rows copy 0 enters as."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's, as its state calls them."""
+"""The keys of Adam's moments in its state."""
 
 MASTERS = "fp32_from_fp16_params"
-"""What a bf16 optimizer that is not distributed calls its master weights: a list for each group."""
+"""The key of the master weights, a list for each group, in a bf16 optimizer that is not distributed."""
 
 type Place = tuple[Any, ...]
 """Keys and indices, from the root of a state dict."""
 
 
 def known_copies(saved: Namespace, embedding: str) -> int:
-    """How many copies have an input of their own in a checkpoint, the original included; ``saved`` are its
-    arguments, ``embedding`` this run's --phd-copy-embedding.
+    """For how many copies, the original included, a checkpoint has what --phd-copy-embedding needs.
+
+    Args:
+        saved: the checkpoint's arguments.
+        embedding: this run's --phd-copy-embedding.
     """
     trained = Variant.from_arguments(vars(saved))
     return trained.copies.count if trained.embedding == embedding else 1
 
 
-def newborn(saved: Namespace, args: Namespace) -> dict[int, int]:
-    """The copies that a checkpoint has no input for, and the copy (0 is the original) that each starts as."""
+def added_copies(saved: Namespace, args: Namespace) -> dict[int, int]:
+    """The copies whose embedding the checkpoint lacks, and the copy (0 is the original) that each starts
+    as.
+    """
     if args.phd_copy_embedding == "none":
         return {}
     known = known_copies(saved, args.phd_copy_embedding)
     return {copy: copy % known for copy in range(known, args.phd_copies)}
 
 
-def describe(born: dict[int, int], embedding: str) -> str:
-    """The end of a line that tells what ``newborn`` found: what each new copy's embedding starts as."""
+def describe(added: dict[int, int], embedding: str) -> str:
+    """The end of a line that tells what each of ``added_copies`` starts as."""
     original = "zero" if embedding == "vector" else "the embedding"
     starts = [
-        f"copy {copy} as {f'that of copy {source}' if source else original}" for copy, source in born.items()
+        f"copy {copy} as {f'that of copy {source}' if source else original}" for copy, source in added.items()
     ]
     return f"; anew begins the {embedding} of {', '.join(starts)}" if starts else ""
 
 
 def weights_alone(args: Namespace, saved: Namespace) -> bool:
-    """Whether the optimizer starts anew: then all parameters are equally young."""
+    """Whether the optimizer starts anew: then no parameter is added later than another."""
     first = checkpoint_source(args) == "pretrained_checkpoint" or args.finetune
     return first or args.no_load_optim or saved.no_save_optim
 
 
-def resolve_births(args: Namespace) -> None:
-    """Set ``args.phd_copy_births``, which every checkpoint keeps: for each hidden copy the iteration at which
-    its embedding joined the training, 0 with the model; empty where all did. Tell it, on rank 0.
+def resolve_additions(args: Namespace) -> None:
+    """Set ``args.phd_copy_births``, which is saved with every checkpoint: for each hidden copy the
+    iteration at which its embedding was added to the training; 0 if the training began with it; empty if
+    that holds for all. Rank 0 prints it.
 
     Args:
-        args: when it is decided which checkpoint is loaded.
+        args: Megatron's, once it is decided which checkpoint is loaded.
 
     Raises:
-        ValueError: there is something to start anew, and no --override-phd-variant.
+        ValueError: an embedding is to be added, and there is no --override-phd-variant.
     """
     args.phd_copy_births = []
     root = getattr(args, checkpoint_source(args))
@@ -82,23 +87,24 @@ def resolve_births(args: Namespace) -> None:
     if folder is None or args.phd_copy_embedding == "none":
         return
     saved = read_args(folder)
-    born = newborn(saved, args)
-    if born and not args.override_phd_variant:  # start-up saw a newer one, which is damaged
+    added = added_copies(saved, args)
+    if added and not args.override_phd_variant:  # start-up looked at a newer one, which is damaged
         raise ValueError(
-            f"{folder} has no {args.phd_copy_embedding} for copies {', '.join(map(str, born))}: pass "
+            f"{folder} has no {args.phd_copy_embedding} for copies {', '.join(map(str, added))}: pass "
             "--override-phd-variant to start them anew"
         )
     if weights_alone(args, saved):
         return
     before = getattr(saved, "phd_copy_births", [])
-    births = [*before, *[0] * args.phd_copies][: args.phd_copies - 1]
-    for copy in born:
-        births[copy - 1] = iteration_of(folder)
-    if not any(births):
+    iterations = [*before, *[0] * args.phd_copies][: args.phd_copies - 1]
+    for copy in added:
+        iterations[copy - 1] = iteration_of(folder)
+    if not any(iterations):
         return
-    args.phd_copy_births = births
+    args.phd_copy_births = iterations
     if args.rank == 0:
-        told = ", ".join(f"copy {copy} at iteration {birth}" for copy, birth in enumerate(births, 1) if birth)
+        numbered = enumerate(iterations, start=1)
+        told = ", ".join(f"copy {copy} at iteration {iteration}" for copy, iteration in numbered if iteration)
         print(
             f"> the {args.phd_copy_embedding} of {told} joined the training; its learning rate rises to that "
             f"of the others in {args.phd_copy_embedding_warmup_iters} iterations "
@@ -107,42 +113,44 @@ def resolve_births(args: Namespace) -> None:
 
 
 def install() -> None:
-    """Let Megatron load checkpoints that lack exactly what ``newborn`` names."""
+    """Let Megatron load checkpoints that lack exactly the embeddings of ``added_copies``."""
     if hasattr(dist_checkpointing.load, "__wrapped__"):
         return
     load = dist_checkpointing.load
 
     @functools.wraps(load)
     def load_and_grow(wanted: dict[str, Any], folder: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        graft = _Graft(wanted, get_args(), newborn(read_args(Path(folder)), get_args()))
+        added = _AddedState(wanted, get_args(), added_copies(read_args(Path(folder)), get_args()))
         state: dict[str, Any] = load(wanted, folder, *args, **kwargs)
-        graft.put_into(state)
+        added.put_into(state)
         return state
 
     dist_checkpointing.load = load_and_grow
 
 
-class _Graft:
-    """What is cut out of the state dict that Megatron wants from a checkpoint, and put into what it gets.
+class _AddedState:
+    """The state of added parameters: removed from the state dict that Megatron asks a checkpoint for, and put
+    into the one that was loaded.
 
-    Nothing is left in its place, as Megatron loses the indices of what it does not load. It also loses that
-    of a group without parameters, which young ones are on all pipeline stages but the first: cut out as well.
-    That matters where tensors are not loaded in place: --ckpt-fully-parallel-load.
+    Removed without a placeholder, as Megatron renumbers a list whose entries it does not load. It does so
+    for a group without parameters too, and on all pipeline stages but the first the added groups have none:
+    they are removed as well. That matters where tensors are not loaded in place:
+    --ckpt-fully-parallel-load.
     """
 
-    def __init__(self, wanted: dict[str, Any], args: Namespace, born: dict[int, int]) -> None:
+    def __init__(self, wanted: dict[str, Any], args: Namespace, added: dict[int, int]) -> None:
         embedding = args.phd_copy_embedding
         self._sources = {
-            parameter_name(embedding, copy): _source_name(embedding, source) for copy, source in born.items()
+            copy_parameter(embedding, copy): _source_name(embedding, source) for copy, source in added.items()
         }
-        self._births = {args.phd_copy_births[copy - 1] for copy in born if args.phd_copy_births}
+        self._iterations = {args.phd_copy_births[copy - 1] for copy in added if args.phd_copy_births}
         self._wanted = wanted
         self._places: dict[str, Place] = {}
-        """Where a tensor stands, by its key in the checkpoint."""
-        self._cuts: list[tuple[Place, Any]] = []
-        self._cut(wanted, ())
+        """The place of each tensor, by its key in the checkpoint."""
+        self._removed: list[tuple[Place, Any]] = []
+        self._remove(wanted, ())
 
-    def _cut(self, tree: Any, place: Place) -> None:
+    def _remove(self, tree: Any, place: Place) -> None:
         """From the last to the first, so that no index changes that is still needed."""
         for key, value in reversed([*(tree.items() if isinstance(tree, dict) else enumerate(tree))]):
             here = (*place, key)
@@ -150,18 +158,18 @@ class _Graft:
                 self._places[value.key] = here
                 out = self._split(value.key) is not None
             elif place[-1:] == ("param_groups",):
-                out = value.get(BORN) in self._births
+                out = value.get(ADDED_AT) in self._iterations
             elif isinstance(value, dict | list):
                 empty = not value
-                self._cut(value, here)
+                self._remove(value, here)
                 out = not value and (not empty or place[-1:] == (MASTERS,))
             else:
                 out = False
             if out:
-                self._cuts.append((here, tree.pop(key)))
+                self._removed.append((here, tree.pop(key)))
 
     def _split(self, key: str) -> tuple[str, str] | None:
-        """A key of the checkpoint as prefix and young parameter, if it is one's."""
+        """A checkpoint's key as prefix and name of an added parameter; None for other parameters' keys."""
         for name in self._sources:
             if f".{key}".endswith(f".{name}"):
                 return key.removesuffix(name), name
@@ -169,7 +177,7 @@ class _Graft:
 
     def put_into(self, state: dict[str, Any]) -> None:
         """Complete what Megatron has loaded."""
-        for place, value in reversed(self._cuts):
+        for place, value in reversed(self._removed):
             parent = _at(state, place[:-1])
             if place[-2:-1] == ("param_groups",):
                 value = _joining(value, _at(self._wanted, place[:-1]), parent)
@@ -177,25 +185,25 @@ class _Graft:
                 parent.insert(place[-1], value)
             else:
                 parent[place[-1]] = value
-        for place, value in self._cuts:
+        for place, value in self._removed:
             if isinstance(value, ShardedBase):
                 _at(state, place[:-1])[place[-1]] = self._first_value(value, state)
 
-    def _first_value(self, young: ShardedBase, state: dict[str, Any]) -> torch.Tensor:
-        split = self._split(young.key)
-        assert split is not None and isinstance(young.data, torch.Tensor)
+    def _first_value(self, added: ShardedBase, state: dict[str, Any]) -> torch.Tensor:
+        split = self._split(added.key)
+        assert split is not None and isinstance(added.data, torch.Tensor)
         prefix, name = split
         source = self._sources[name]
         if source is None or prefix.removesuffix(".").endswith(MOMENTS):
-            return torch.zeros_like(young.data, requires_grad=False)
+            return torch.zeros_like(added.data, requires_grad=False)
         value: torch.Tensor = _at(state, self._places[prefix + source])
         return value.detach().clone()
 
 
 def _source_name(embedding: str, copy: int) -> str | None:
-    """What a young copy starts as; None for zero."""
+    """The parameter that an added one starts as, given its copy; None for zero."""
     if copy:
-        return parameter_name(embedding, copy)
+        return copy_parameter(embedding, copy)
     return ORIGINAL if embedding == "table" else None
 
 
@@ -206,19 +214,20 @@ def _at(tree: Any, place: Place) -> Any:
 
 
 def _joining(group: dict[str, Any], ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict:
-    """A group of young parameters as the checkpoint would have it: with rates and step of the group that they
-    would belong to if they were older.
+    """A group of added parameters in the form of the checkpoint's, with learning rates and step of the
+    group that they would be in had they not been added.
 
     Args:
+        group: the optimizer's, of added parameters.
         ours: the optimizer's other groups.
-        theirs: the checkpoint's, in some order.
+        theirs: the checkpoint's groups, in any order.
     """
     old = next(
         its
         for one, its in zip(in_order(ours), in_order(theirs), strict=False)
-        if all(one.get(key) == group.get(key) for key in GROUP_KEYS if key != BORN)
+        if all(one.get(key) == group.get(key) for key in GROUP_KEYS if key != ADDED_AT)
     )
-    joining = {**old, BORN: group[BORN]}
-    if "params" in group:  # not of a distributed optimizer's
+    joining = {**old, ADDED_AT: group[ADDED_AT]}
+    if "params" in group:  # a distributed optimizer's groups have none
         joining["params"] = group["params"].unwrap()
     return joining

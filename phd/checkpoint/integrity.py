@@ -20,7 +20,9 @@ def find_torn(folder: Path) -> str | None:
 
 
 def _look_at(folder: Path) -> tuple[str | None, list[Any]]:
-    """What is missing, as :func:`find_torn` says it, and what lies where in the files."""
+    """What is missing, as in :func:`find_torn`, and the checkpoint's index of which file holds which
+    tensor.
+    """
     try:
         items = list(read_metadata(folder).storage_data.values())
     except FileNotFoundError as missing:

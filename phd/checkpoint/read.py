@@ -56,7 +56,7 @@ def read_args(folder: Path) -> Namespace:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """What lies where in the files of a checkpoint."""
+    """The checkpoint's index: which file holds which tensor, and where in it."""
     with open(folder / ".metadata", "rb") as file:
         return _MetadataUnpickler(file).load()
 

@@ -7,7 +7,7 @@ from phd.checkpoint.read import iteration_folder, iteration_of, saved_folders
 from phd.run.status import newest_checkpoint
 
 AGAIN = "again"
-"""Beside the checkpoints: where one is saved that will take the place of a whole one."""
+"""The folder, beside the checkpoints, of a save that will replace a whole checkpoint."""
 
 
 def clear_place(save: Path, iteration: int) -> None:

@@ -52,8 +52,8 @@ class Saves:
             remove_old(place, args.keep_last_checkpoints)
 
     def wait(self, wait: Callable[[], None], last: bool = False) -> None:
-        """Let Megatron look after the asynchronous save that is under way, or wait for it. Should that have
-        failed, the next save is its second try; the ``last`` one is made again here.
+        """Let Megatron check on the asynchronous save in progress, or wait for it. Should that have failed,
+        the next save is its second try; the ``last`` one is made again here.
 
         Raises:
             CheckpointException: the second failure in a row.
@@ -120,8 +120,8 @@ class Saves:
 
 
 def is_disk_full(error: BaseException, save: Path | None) -> bool:
-    """Also where numpy tells it in words of its own, and where Megatron's writers only tell that they failed:
-    then by what is left on the disk.
+    """Whether the disk is full: also where numpy has an error text of its own for it, and where Megatron's
+    writers only say that they failed (then by the space left).
     """
     text = "".join(traceback.format_exception(error))
     if "No space left on device" in text or re.search(r"OSError: \d+ requested and \d+ written", text):

@@ -135,9 +135,8 @@ def _standing(branch: Branch) -> tuple[int, str]:
 
 
 def _start(launcher: Path) -> bool:
-    """Run it to its end, which a signal to this process brings about early: whether one came.
-
-    In a session of its own: what a terminal sends to all its processes reaches it once, from here.
+    """Run the command to its end; a signal to this process is passed on and ends it early. Returns whether
+    there was one. It runs in a session of its own, so that a terminal's signal reaches it once, from here.
     """
     with launcher.with_name(LOG).open("a") as log:
         process = subprocess.Popen(

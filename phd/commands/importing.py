@@ -81,7 +81,7 @@ def import_folder(folder: Path, temporary: Path, output: Path) -> list[str]:
 
 
 def _tokenizer_flags(folder: Path, output: Path, vocab_size: int) -> list[str]:
-    """Copy the tokenizer, away from a model's own code; the flags that name it."""
+    """Copy the tokenizer without the model's code, and return the flags that name it."""
     if (folder / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 

@@ -12,7 +12,7 @@ from phd.compare.panels import AXES, COLORS, Panel
 from phd.compare.statistics import USUAL, Criterion, band
 
 POINTS = 1000
-"""A curve has as many points at most, each a mean over neighbours: a panel is not wider on a screen."""
+"""Largest number of points of a curve, each a mean over neighbours: a panel has no more pixels."""
 
 type Trace = dict[str, Any]
 

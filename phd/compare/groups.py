@@ -12,8 +12,8 @@ from phd.run.arguments import ABSENT, flag
 
 VANILLA = str(Variant())
 
-# The name of a variant is silent on these, and they make groups of their own. train_iters differs only under
-# --vary, or between runs that recorded no arguments.
+# The name of a variant does not say these, so runs that differ in them make groups of their own.
+# train_iters differs only under --vary, or between runs that recorded no arguments.
 BESIDE_THE_NAME = ("train_iters", "phd_prune_last_layer", "phd_attention_backend")
 
 
@@ -82,7 +82,7 @@ def group_runs(runs: Sequence[RunLog], vary: Sequence[str] = (), baseline: str |
 
 def _value(run: RunLog, name: str) -> Any:
     if name.startswith("phd_") and run.copies == 1:
-        return ABSENT  # a run of one copy has no use for it
+        return ABSENT  # a run of one copy does not read it
     value = argument(run, name)
     # what the default was called once
     return "flash" if name == "phd_attention_backend" and value == "auto" else value

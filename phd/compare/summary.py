@@ -28,12 +28,13 @@ class Reach:
 
 @dataclass(frozen=True, kw_only=True)
 class Worth:
-    """What a difference of the validation loss is worth, and what it costs."""
+    """A difference of the validation loss in units of model size, and its cost."""
 
     parameters: float | None
-    """Factor of parameters that would bring a vanilla model as far; None where no size would."""
+    """How many times the parameters a vanilla model would need for the same loss; None where no size is
+    enough."""
     law: str
-    """By which law."""
+    """The scaling law that says so."""
     flops: float
     """Training FLOPs per token, to the baseline's."""
     kv_cache: float | None

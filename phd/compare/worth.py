@@ -1,4 +1,5 @@
-"""What a difference of losses is worth: the factor of parameters that would bring it, by a law of scale."""
+"""A difference of losses in units of model size: the factor of parameters with the same effect, by a
+scaling law."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Two tasks of the harness from a corpus at hand, for where no data set can be downloaded.
+"""Two tasks of the harness from a local corpus, for where no data set can be downloaded.
 
 ``corpus_perplexity``: perplexity of held-out documents. ``corpus_cloze``: which of four passages goes on
 after a context; three are from elsewhere in the corpus.

@@ -1,7 +1,7 @@
 """The harness's Hugging Face model, with log-likelihoods of continuations computed from a cached context.
 
-The choices of a question share their context: it is read once, for its last logits alone (so a PHD model runs
-the hidden tokens of its last chunk only), its cache is repeated, and only the choices run in full.
+The choices of a question share their context: it is read once, for its last logits alone (so a PHD model
+runs the hidden copies of its last chunk only), its cache is repeated, and only the choices run in full.
 """
 
 from typing import Any

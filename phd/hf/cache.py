@@ -61,7 +61,7 @@ class PHDDynamicLayer(DynamicLayer):
         self.hidden_keys, self.hidden_values = keys[:, :, first:].clone(), values[:, :, first:].clone()
 
     def drop_hidden(self, slots: int) -> None:
-        """Forget the hidden copies of the last ``slots`` slots."""
+        """Remove the hidden copies of the last ``slots`` slots."""
         if self.hidden_keys is not None:
             rest = max(0, self.hidden_keys.shape[2] - slots * self.width)
             self._map_hidden(lambda x: x[:, :, :rest].clone())
@@ -124,7 +124,7 @@ class PHDSparseLayer(PHDDynamicLayer):
         self.first_recoverable_slot = first_recoverable_slot(self.kept, wanted, padding)
 
     def activate_past_recording(self) -> None:
-        """Retain until the next step what this one no longer needs: it may be rolled back."""
+        """Until the next step, retain what this one no longer needs too: it may be rolled back."""
         self.record_past = True
 
     def get_seq_length(self) -> int:
@@ -198,7 +198,7 @@ class PHDStaticLayer(StaticLayer):
             ring.unflatten(2, (self.ring, self.width)).index_copy_(2, index, new)
 
     def _ring_index(self, slots: int) -> Tensor:
-        """Where the last ``slots`` slots lie in the ring."""
+        """The ring indices of the last ``slots`` slots."""
         return (torch.arange(-slots, 0, device=self.hidden_keys.device) + self.cumulative_length) % self.ring
 
     def reset(self) -> None:
@@ -306,7 +306,7 @@ class PHDCache(Cache):
         return self.input_ids[:, -slots:]
 
     def append_ids(self, input_ids: Tensor | None) -> None:
-        """Remember the ids of new slots, for a rollback into a window. A static cache has none."""
+        """Store the ids of new slots, for a rollback into a window. A static cache stores none."""
         if self.is_static:
             return
         if input_ids is None:
@@ -317,7 +317,7 @@ class PHDCache(Cache):
             self.input_ids = torch.cat([self.input_ids, input_ids], dim=1)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` slots; the next step brings back the hidden copies that it
+        """Remove the last ``-tokens_to_remove`` slots; the next step recomputes the hidden copies that it
         needs.
 
         Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from phd.hf.configuration import PHDLlamaConfig
-from phd.rules.variant import Variant
+from phd.rules.variant import Variant, copy_parameter
 
 Read = Callable[[str, int | None], Tensor]
 """(name, layer) -> tensor, as ``CheckpointTensors.read``"""
@@ -29,7 +29,6 @@ _PLAIN = {
 }
 _QKV, _QKV_NAMES = "self_attention.linear_qkv.weight", [f"self_attn.{x}_proj.weight" for x in "qkv"]
 _FC1, _FC1_NAMES = "mlp.linear_fc1.weight", ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
-_VECTOR, _TABLE = "copy_embedding.vectors.{}", "copy_embedding.tables.{}.word_embeddings.weight"
 _EMBEDDING, _NORM, _OUTPUT = (
     "embedding.word_embeddings.weight",
     "decoder.final_layernorm.weight",
@@ -168,10 +167,10 @@ def _copy_embedding(config: LlamaConfig) -> dict[str, str]:
     """Names of the copy embedding's tensors: Megatron's -> ours."""
     if not isinstance(config, PHDLlamaConfig) or config.variant.embedding == "none":
         return {}
+    embedding = config.variant.embedding
+    ours = {"vector": "model.copy_embedding.vectors.{}", "table": "model.copy_embedding.tables.{}.weight"}
     hidden = range(config.copies.hidden)
-    if config.variant.embedding == "vector":
-        return {_VECTOR.format(index): f"model.copy_embedding.vectors.{index}" for index in hidden}
-    return {_TABLE.format(index): f"model.copy_embedding.tables.{index}.weight" for index in hidden}
+    return {copy_parameter(embedding, index + 1): ours[embedding].format(index) for index in hidden}
 
 
 def hf_weights(read: Read, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:

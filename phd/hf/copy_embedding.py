@@ -1,4 +1,4 @@
-"""What the copies of a token enter the first layer as, and the weights for it: ``Variant.embedding``.
+"""The inputs of the first layer for the copies of a token, and their weights: ``Variant.embedding``.
 
 Legend: b samples, q slots, K copies, h hidden size.
 """
@@ -26,10 +26,12 @@ class CopyVectors(torch.nn.Module):
 
 
 class CopyTable(torch.nn.Embedding):
-    """The embedding table of a hidden copy. It begins as the tokens' embedding, so it draws no numbers."""
+    """The embedding table of a hidden copy. It starts as a copy of the model's embedding, so it draws no
+    random numbers.
+    """
 
     def reset_parameters(self) -> None:
-        """Left to ``PHDLlamaModel``, which knows the embedding."""
+        """Done by ``PHDLlamaModel``, which has the embedding to copy."""
 
 
 class CopyEmbedding(torch.nn.Module):

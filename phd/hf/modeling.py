@@ -210,7 +210,7 @@ class PHDLlamaModel(ResizedTables, LlamaModel):
         if self.copies.cached:
             return NaiveStep(config, embeddings, padding, cache, past)
         flash = past == 0 and self._takes_flash(device, dtype)
-        # copies as rows of the batch serve better than blocks: long sequences, or gradients
+        # copies as batch rows fit better than blocks here: long sequences, or gradients
         long = count > BLOCK or torch.is_grad_enabled()
         if self.copies.hidden and asked == count and flash and long:
             return RowsStep(rules, count, padding, device)
@@ -267,7 +267,7 @@ def _checked_cache(cache: Cache | None) -> PHDCache | None:
 
 
 def _slots_asked(logits_to_keep: int | Tensor, count: int) -> int:
-    """How many of the last slots the asked-for logits span."""
+    """The number of last slots that the requested logits span."""
     if isinstance(logits_to_keep, int):
         return min(logits_to_keep, count) or count
     if logits_to_keep.dtype == torch.bool:
@@ -323,7 +323,7 @@ class PHDLlamaForCausalLM(ResizedTables, LlamaForCausalLM):
         )
         states = outputs.last_hidden_state
         if isinstance(logits_to_keep, Tensor):
-            if logits_to_keep.dtype != torch.bool:  # slots, of which the states begin with the least
+            if logits_to_keep.dtype != torch.bool:  # slots; the states begin with the lowest one
                 given = inputs_embeds if input_ids is None else input_ids
                 assert given is not None
                 count = given.shape[1]

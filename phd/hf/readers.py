@@ -1,6 +1,6 @@
-"""What other readers than transformers 5 look for in an exported folder: transformers 4, and the converter of
-llama.cpp. What they do not find they take from defaults of their own, without a word: another base of the
-rotary angles, a BOS in front, a space in front.
+"""What other readers than transformers 5 look for in an exported folder: transformers 4, and the converter
+of llama.cpp. For what they do not find they silently take defaults of their own: another base of the rotary
+angles, a BOS or a space in front.
 """
 
 import json
@@ -21,7 +21,7 @@ _PROBES = ("the time", " two  spaces\tand\nlines", "1234 caf\u00e9 \u65e5\u672c"
 
 
 def save_config(config: LlamaConfig, folder: Path) -> None:
-    """config.json; of a plain Llama with the rotary angles also where transformers 4 reads them."""
+    """Write config.json; for a plain Llama with the rotary angles also where transformers 4 reads them."""
     config.save_pretrained(folder)
     if config.model_type != "llama":
         return
@@ -34,20 +34,20 @@ def save_config(config: LlamaConfig, folder: Path) -> None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The tokenizer's files; the SentencePiece model that it was made from beside them, where readers of that
-    get the same ids from it.
+    """Write the tokenizer's files, and beside them the SentencePiece model that it was made from, if
+    readers of that model get the same ids.
     """
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     if not (folder / "tokenizer.json").is_file():
-        return  # in Python alone: its class has to stay
+        return  # a tokenizer in Python only: its class has to stay
     content = json.loads(file.read_text(encoding="utf-8"))
     # all of it is in tokenizer.json; the class that transformers 5 has for that is unknown to transformers 4
     content["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(extra := content.get("extra_special_tokens"), list):
-        content["additional_special_tokens"] = extra  # as both know it
+        content["additional_special_tokens"] = extra  # the name that both know
         del content["extra_special_tokens"]
-    for name in ("is_local", "local_files_only"):  # of how it was loaded
+    for name in ("is_local", "local_files_only"):  # these say how it was loaded
         content.pop(name, None)
     ids = tokenizer("a")["input_ids"]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -61,7 +61,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def sentencepiece_model(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
-    """The SentencePiece model that ``phd.hf.tokenizer`` made it from, or that lies in its folder."""
+    """The bytes of the SentencePiece model that ``phd.hf.tokenizer`` made it from, or that is in its
+    folder.
+    """
     file = Path(tokenizer.name_or_path)
     if tokenizer.name_or_path and file.suffix != ".model":
         file = file / SENTENCEPIECE
@@ -69,8 +71,8 @@ def sentencepiece_model(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
 
 
 def why_not_llama_cpp(model: bytes | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What llama.cpp's tokenizer has no place for, if anything: it reads pieces and scores, and none of
-    SentencePiece's rules but the space in front.
+    """What llama.cpp's tokenizer cannot represent, if anything: of a SentencePiece model it reads pieces,
+    scores and the space in front, and no other rule.
     """
     if model is None:
         return "no SentencePiece model"
@@ -100,6 +102,7 @@ def _proto(model: bytes) -> sentencepiece_model_pb2.ModelProto:
 
 
 def _write(file: Path, content: dict) -> None:
+    """Into a folder of ``phd.hf.save.new_folder``, which is synced and appears as a whole."""
     file.write_text(
         json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -29,7 +29,7 @@ def retained_for(keys: Blocks, slot: int, padding: Padding) -> Retained:
     """The least that queries from ``slot`` on need of the slots before."""
     pads = padding.distinct
     start = min(slot, *(pad + keys.window_start(slot - pad) for pad in pads))
-    # of the last block only a part may have left; of the sample with the least padding the most has
+    # of the last block only a part may be evicted; most is evicted in the sample with the least padding
     blocks = max(0, -(-(start - min(pads)) // keys.block))
     return Retained(keys.block * len([*keys.global_blocks(blocks)]), start)
 
@@ -64,7 +64,7 @@ def gather_index(slots: Tensor, held: Retained, end: int) -> Tensor:
     """
     row = torch.arange(slots.shape[-1], device=slots.device)
     index = torch.where(slots < held.start, row, slots - held.start + held.global_rows)
-    return index.clamp(max=held.global_rows + end - held.start - 1)  # an empty row is nobody's
+    return index.clamp(max=held.global_rows + end - held.start - 1)  # an empty row holds no slot
 
 
 def gather(rows: Tensor, index: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""A Hugging Face folder, written as its tensors come: memory for one shard, and whole or not there at all."""
+"""Write a Hugging Face folder tensor by tensor, in the memory of one shard. It appears whole or not at
+all."""
 
 import json
 import os
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 SHARD_BYTES = 256_000_000
-"""A shard is closed when it is as large: the memory that writing takes, beside the largest tensor."""
+"""A shard of this size is closed: it bounds the memory that writing takes, beside the largest tensor."""
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from phd.hf.foreign import check_folder
 
 SPACE = "\u2581"
-"""SentencePiece's sign for a space."""
+"""SentencePiece's symbol for a space."""
 NEVER = -1e4
-"""Log-probability of a piece that is not for texts: any way around it is likelier."""
+"""Log-probability of a piece that texts must not use: any other segmentation is likelier."""
 
 _SAMPLES = (
     "It was the best of times, it was the worst of times.",
@@ -120,7 +120,8 @@ def _model(proto: Any, file: Path) -> Any:
         raise ValueError(f"{file}: a SentencePiece model of words or characters has no counterpart")
     vocab = {piece: index for index, (piece, _) in enumerate(pieces)}
     normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
-    # Any two pieces that make a third, the best third first; SentencePiece knows no list of merges.
+    # All pairs of pieces that make a third piece, the best third piece first: SentencePiece has no list of
+    # merges.
     merges = [
         (-score, vocab[piece[:cut]], vocab[piece[cut:]], piece[:cut], piece[cut:])
         for piece, score in normal.items()

@@ -1,4 +1,4 @@
-"""Megatron meets PHD: config, layer spec, core attention, model and builder.
+"""The PHD model in Megatron: config, layer spec, core attention, model and builder.
 
 Importing this package prepares torch for Megatron where there is no GPU, so it comes before Megatron.
 """

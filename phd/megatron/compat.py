@@ -1,4 +1,4 @@
-"""Touches of Megatron's internals, each with its reason. Megatron-Core 0.19.2 and no other. Those that only a
+"""Patches of Megatron's internals, each with its reason; for Megatron-Core 0.19.2 only. Those that only a
 training needs for its hooks are in phd/megatron/loop.py.
 
 The rest of the project uses what Megatron offers: config subclass, builder, layer spec, flag factory.
@@ -52,7 +52,7 @@ def become(model: GPTModel, model_class: type[GPTModel]) -> None:
     """Turn a built GPTModel into ``model_class``.
 
     GPTModelBuilder.build_model names GPTModel in the middle of 70 lines; a subclass that adds methods needs
-    no constructor of its own, and the builder hangs onto it what state it has.
+    no constructor of its own, and the builder sets its attributes.
     """
     model.__class__ = model_class
 
@@ -76,7 +76,7 @@ def apply(copies: int) -> None:
     _pipeline_rows(copies)
     _tensor_parallel_rows(copies)
     _load_fp32_shards()
-    _tell_apart_by_birth()
+    _keep_added_groups_apart()
     _take_rates()
     setattr(FileSystemWriterAsync, "preload_tensors", staticmethod(_stage))  # noqa: B010
     filesystem_async.get_write_results_queue = _results_queue
@@ -113,7 +113,7 @@ def _pipeline_rows(copies: int) -> None:
 
 def _tensor_parallel_rows(copies: int) -> None:
     """--tp-comm-overlap makes Transformer Engine's buffers for micro_batch_size rows of each position; ours
-    are b*K. For this one call the argument says so.
+    are b*K. For this one call the argument is set to that.
     """
     current = initialize._initialize_tp_communicators
     make_buffers = getattr(current, "__wrapped__", current)
@@ -174,7 +174,7 @@ class _ExitSignals(dist_signal_handler.DistributedSignalHandler):
         if not self._signal_received:
             self.name = signal.Signals(number).name
         if not self._signal_received and os.getpid() == self._pid:
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # the reader of the output is gone
                 os.write(1, f"> {self.name}: saving and ending after this iteration\n".encode())
         self._signal_received = True
 
@@ -194,21 +194,22 @@ def _load_fp32_shards() -> None:
     optimizer.load_parameter_state_from_dp_reshardable = torch.no_grad()(load)
 
 
-BORN = "lr_born"
-"""A group of parameters that are younger than the training has the iteration at which they joined it here
-(phd/megatron/young.py). Megatron logs the learning rate of a group none of whose settings is named "lr"."""
+ADDED_AT = "lr_born"
+"""The key, in optimizers and checkpoints, of the iteration at which a group's parameters were added to the
+training (phd/megatron/added_parameters.py); other groups have none. It begins with "lr" so that Megatron
+does not log this group's learning rate as the model's."""
 
-GROUP_KEYS = (*optimizers.param_group_identifier_keys, BORN)
+GROUP_KEYS = (*optimizers.param_group_identifier_keys, ADDED_AT)
 
 
-def _tell_apart_by_birth() -> None:
+def _keep_added_groups_apart() -> None:
     """Megatron finds the groups of a checkpoint by what it calls their identifiers, in two modules."""
     for module in (optimizers, distrib_optimizer):
         setattr(module, "param_group_identifier_keys", GROUP_KEYS)  # noqa: B010
 
 
 RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
-"""What the flags say of a group of parameters, and may say otherwise after a resume."""
+"""Settings of a group of parameters that flags may change on resume."""
 
 
 def _take_rates() -> None:
@@ -236,7 +237,7 @@ def _with_rates_resolved(load: Callable[..., None]) -> Callable[..., None]:
 
 
 def _kind(group: dict[str, Any]) -> str:
-    """What a group has in common with its counterpart in a checkpoint, whatever the rates."""
+    """A key that a group has in common with its counterpart in a checkpoint, whatever their rates."""
     return str([group.get(key, group.get(f"pre_{key}")) for key in GROUP_KEYS if key not in RATES])
 
 
@@ -343,7 +344,7 @@ def _results_queue(*args: Any, **kwargs: Any) -> Any:
 
 
 def _save_loop(*args: Any) -> None:
-    """What the process that saves asynchronously runs."""
+    """The main function of the process that saves asynchronously."""
     saver.end_with_parent()
     PersistentAsyncCaller.async_loop(*args)  # there nobody has called apply(): it is Megatron's
 

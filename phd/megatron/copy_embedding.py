@@ -1,8 +1,8 @@
-"""What hidden copies enter the first layer as, where that is not their token's embedding: that and a learned
-vector of the copy's (``vector``), or their token's row in a table of the copy's own (``table``, as in Hidden
-Decoding, arXiv 2607.08186).
+"""The copy embedding: hidden copies enter the first layer as their token's embedding plus a learned vector
+for each copy (``vector``), or as their token's row in an embedding table for each copy (``table``, as in
+Hidden Decoding, arXiv 2607.08186).
 
-Hung onto a model as ``copy_embedding``. Parameters are counted by hidden copy, copy 1 is number 0:
+A submodule of the model, ``copy_embedding``. Parameters are counted by hidden copy, copy 1 is number 0:
 ``vectors.0`` [h], or ``tables.0.word_embeddings.weight`` [vocabulary / tensor-parallel size, h].
 """
 
@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from phd.megatron.transformer_config import PHDTransformerConfig
 
 ROWS = 8192
-"""Of a table, of which a norm is taken at once."""
+"""Rows of a table whose norm is computed at a time."""
 
 
 class CopyVectors(MegatronModule):
@@ -35,7 +35,7 @@ class CopyVectors(MegatronModule):
         return [originals + vector for vector in self.parameters()]
 
     def squared_distances(self, embedding: Tensor) -> list[Tensor]:
-        """For each hidden copy; on ranks that hold what another has, zeros."""
+        """A sum for each hidden copy; zeros on ranks that hold a replica."""
         share = 1 if parallel_state.get_tensor_model_parallel_rank() == 0 else 0
         return [share * vector.float().square().sum() for vector in self.parameters()]
 
@@ -77,7 +77,7 @@ class CopyTables(MegatronModule):
 
 
 class CopyEmbedding(MegatronModule):
-    """Copies of a model's embedded tokens, told apart. The original is the embedding itself."""
+    """The embedded copies of tokens. The original's is the model's embedding."""
 
     def __init__(self, config: PHDTransformerConfig, embedding: LanguageModelEmbedding) -> None:
         super().__init__(config)
@@ -114,7 +114,7 @@ class CopyEmbedding(MegatronModule):
 
 
 def add_copy_embedding(model: GPTModel) -> None:
-    """Hang a CopyEmbedding onto a built stage that embeds, right behind its embedding."""
+    """Add a CopyEmbedding to a built pipeline stage that embeds, right after its embedding."""
     later = [(name, child) for name, child in model.named_children() if name != "embedding"]
     # Megatron's buckets of gradients and of gathered parameters follow the order of the children
     for name, _ in later:

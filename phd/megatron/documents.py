@@ -1,4 +1,4 @@
-"""Packed documents: where each starts, on its way from the sample to the attention of every layer.
+"""Packed documents: passes the position where each starts from the sample to the attention of every layer.
 
 Megatron's own way (thd) puts all samples into one row, and its SelfAttention drops the batch axis for it: the
 copies are batch rows. So the batch keeps its shape; only our core attention is told where documents start.

@@ -13,20 +13,20 @@ FUNCTIONS = (
     *("train", "training_log", "print_rank_last", "evaluate", "evaluate_and_print_results"),
     *("save_checkpoint", "maybe_finalize_async_save"),
 )
-"""What Megatron's loop calls by name, and a HookedLoop has a method for."""
+"""Functions that Megatron's loop calls by name, and a HookedLoop replaces by methods."""
 
 
 class LoopHooks(Protocol):
     """What a HookedLoop calls, on every rank."""
 
     def loaded(self) -> None:
-        """What was to load is loaded, and training begins."""
+        """The checkpoint, if any, is loaded, and training begins."""
 
     def begin(self) -> None:
         """Scalars are about to be logged; called before each iteration's and each validation's."""
 
     def log(self, iteration: int, seconds_per_iteration: float) -> str:
-        """At a log interval: what Megatron's line is to end in."""
+        """At a log interval: returns the end of Megatron's log line."""
 
     def trained(self, iteration: int) -> None:
         """An iteration is done and logged."""
@@ -35,13 +35,13 @@ class LoopHooks(Protocol):
         """A "validation" or "test" is done and logged."""
 
     def not_evaluated(self, iteration: int) -> None:
-        """An evaluation was broken off."""
+        """An evaluation was interrupted."""
 
     def save(self, iteration: int, save: Callable[[], None]) -> None:
         """Let Megatron save."""
 
     def wait_for_save(self, wait: Callable[[], None], last: bool) -> None:
-        """Let Megatron look after the asynchronous save that is under way; ``last``: the training ends."""
+        """Let Megatron check on the asynchronous save in progress; ``last``: the training ends."""
 
 
 class HookedLoop:
@@ -91,7 +91,7 @@ class HookedLoop:
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         result = self._megatron["evaluate"](*args, **kwargs)
-        self._out_of_time = result[2]  # of --exit-duration-in-mins: then there is no loss
+        self._out_of_time = result[2]  # interrupted by --exit-duration-in-mins: there is no loss
         return result
 
     def evaluate_and_print_results(self, prefix: str, forward_step: Any, data: Any, model: Any,
@@ -106,7 +106,7 @@ class HookedLoop:
 
     def save_checkpoint(self, iteration: int, *args: Any, **kwargs: Any) -> None:
         save = functools.partial(self._megatron["save_checkpoint"], iteration, *args, **kwargs)
-        if kwargs.get("non_persistent_ckpt"):  # in a folder that Megatron looks after
+        if kwargs.get("non_persistent_ckpt"):  # in a folder that Megatron manages
             save()
         else:
             self._hooks.save(iteration, save)

@@ -15,18 +15,20 @@ _death: str | None = None
 
 
 class SaverDied(RuntimeError):
-    """The process that saves ended before its time; what it was writing is lost."""
+    """The process that saves died; what it was writing is lost."""
 
 
 def watch(process: BaseProcess) -> None:
-    """Should it end before :func:`let_go`, the main thread gets SIGTERM, and :func:`check` raises there."""
+    """If it ends before :func:`let_go` is called, the main thread gets SIGTERM, and :func:`check` raises
+    there.
+    """
     global _watched, _death
     _watched, _death = process, None
     threading.Thread(target=_wait, args=(process,), daemon=True).start()
 
 
 def let_go() -> None:
-    """It is about to end as it should."""
+    """The process is about to end normally."""
     global _watched
     _watched = None
 

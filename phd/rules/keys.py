@@ -31,7 +31,7 @@ class Part:
     heads: slice | None = None
     """The key/value heads that it is for; None for all."""
     rotation: int = 0
-    """What is added to the queries' positions before the rotary embedding turns them."""
+    """Added to the queries' positions before the rotary embedding is applied."""
 
     @property
     def block(self) -> int:
@@ -65,7 +65,7 @@ class Keys(ABC):
         """
 
     def rotation(self, query: Any, key: Any) -> Any:
-        """What the pair's part adds to the query's position before the rotary embedding turns it."""
+        """What the pair's part adds to the query's position before the rotary embedding is applied."""
         return 0
 
     def retained(self, length: int) -> list[range]:

@@ -1,6 +1,6 @@
 """The attention of a model, and its name.
 
-The name has the model's copies, what embeds them, then the pattern of its layers: ``vanilla``,
+The name has the model's copies, their embedding, then the pattern of its layers: ``vanilla``,
 ``PHD-SWA-5-16-inf``, ``longgen-sink``, ``PHD-CSWA-2-16-32+vector``, ``PHD-3+table+10sink-12full-10sink``.
 It fits folders, SLURM and W&B ([A-Za-z0-9.+-]+), tells apart what differs, and is read back by
 ``Variant.parse``.
@@ -19,7 +19,7 @@ NAMED = (
     *("phd_copies", "phd_window", "phd_chunk", "phd_naive", "phd_consecutive_positions"),
     *("phd_copy_embedding", "attention_pattern"),
 )
-"""The arguments of a run that the name of its variant says, by Megatron's names."""
+"""The arguments of a run that follow from the name of its variant, by Megatron's names."""
 
 ARGUMENTS = (
     *NAMED,
@@ -27,16 +27,31 @@ ARGUMENTS = (
     *("attention_pattern_block", "attention_pattern_sink_blocks", "attention_pattern_local_blocks"),
     *("attention_pattern_stride", "attention_pattern_stride_local_blocks"),
 )
-"""The arguments of a run that say its variant, by Megatron's names."""
+"""The arguments of a run that determine its variant, by Megatron's names."""
 
 COPY_EMBEDDINGS = ("none", "vector", "table")
-"""What a hidden copy enters the first layer as: its token's embedding; that and a learned vector of the
-copy's; or its token's row in a table of the copy's own. ``none`` is the paper's."""
+"""The input of the first layer for a hidden copy: its token's embedding; the same plus a learned vector of
+the copy; or its token's row in an embedding table of the copy. ``none`` is the paper's."""
+
+_COPY_PARAMETERS = {
+    "vector": "copy_embedding.vectors.{}",
+    "table": "copy_embedding.tables.{}.word_embeddings.weight",
+}
+
+
+def copy_parameter(embedding: str, copy: int) -> str:
+    """The name, in Megatron's model and checkpoints, of the copy embedding's parameter for hidden copy
+    ``copy`` (1..K-1). Names count from 0, which is copy 1's.
+
+    Args:
+        embedding: ``vector`` or ``table``.
+    """
+    return _COPY_PARAMETERS[embedding].format(copy - 1)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells models apart beside their shape. Not bound to a depth.
+    """What distinguishes models of one shape. Not bound to a depth.
 
     Raises:
         ValueError: naive repetition with sparse layers, an unknown embedding, or one without hidden copies.

@@ -1,7 +1,7 @@
-"""What an argument of pretrain_phd.py means for what is learned; for all that holds two trainings together.
+"""Which arguments of pretrain_phd.py change what is learned, for everything that compares two trainings.
 
-An argument wrongly held against two of them costs the user a flag; one wrongly let pass costs a wrong
-conclusion. So only what cannot change what is learned, beyond rounding, is let pass here.
+An argument wrongly refused costs the user a flag; one wrongly ignored costs a wrong conclusion. So only
+those that cannot change what is learned, beyond rounding, are ignored here.
 """
 
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ PREFIXES = (
         "ft_",
         "fault_injector_",
     ),
-    # who talks to whom, and when
+    # communication between ranks
     *("master", "distributed_", "overlap_", "tp_comm_", "nccl_", "use_gloo_", "fake_process_group"),
-    # what is computed once more instead of kept, and what is kept elsewhere
+    # recomputation and offloading
     *("recompute_", "fine_grained_", "cpu_offloading", "manual_gc"),
-    # how far this process has come
+    # progress of this process
     *("consumed_", "skipped_", "curr_", "do_", "num_floating_point_operations"),
     # what happens after training
     "inference_",
@@ -115,7 +115,8 @@ IGNORED = {
 NAMES = frozenset(name for names in IGNORED.values() for name in names.split())
 
 STARTS = frozenset({"load", "ckpt_step"})
-"""Where a run continues: no matter for one that continues itself, but with --finetune its starting point."""
+"""Where a run continues: irrelevant for a run that continues itself, but with --finetune it is its starting
+point."""
 
 DERIVED = {
     "lr_decay_iters": "train_iters",
@@ -130,7 +131,7 @@ DERIVED = {
 """Arguments that follow another: where the two are equal, in both runs, the other one says it all."""
 
 WARM_UP = "phd_copy_embedding_warmup_iters"
-"""Of a copy embedding that is younger than its training; of no other."""
+"""What only a copy embedding that was added to a model in training reads."""
 
 ABSENT = "absent"
 

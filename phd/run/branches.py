@@ -54,7 +54,7 @@ class Trunk:
     warmup_iters: int
     arguments: Arguments
     flags: tuple[str, ...]
-    """Of its last start, without those of REPLACED."""
+    """The flags of its last start, without those of REPLACED."""
     world_size: int
 
     @classmethod
@@ -190,7 +190,7 @@ class Branch:
     def prepare(
         self, digest: str, command: Sequence[str], more: Sequence[str], exports: Mapping[str, str]
     ) -> Path:
-        """Make the folder ready to start, unless a start has been there; returns its LAUNCHER.
+        """Prepare the folder for a start, unless it has been started already; returns its LAUNCHER.
 
         Args:
             digest: the trunk's.

@@ -12,7 +12,7 @@ LOCK_FILE = "lock"
 
 
 def holder() -> dict[str, Any]:
-    """This process, in words that help to find it."""
+    """A text that helps to find this process."""
     job = {key: os.environ[f"SLURM_{key.upper()}"] for key in ("job_id", "job_name") if _in_slurm(key)}
     return {"host": socket.gethostname(), "pid": os.getpid(), **job, "since": time.strftime("%F %T")}
 
@@ -52,7 +52,7 @@ class RunLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Give it up before the process ends."""
+        """Release it before the process ends."""
         self._file.truncate(0)
         self._file.close()
 

@@ -27,7 +27,7 @@ def outlive_readers() -> None:
 class _Forgiving(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
-            written = super().write(data)  # None by a full pipe that does not block
+            written = super().write(data)  # None if a non-blocking pipe is full
         except OSError:
             written = None
         return memoryview(data).nbytes if written is None else written

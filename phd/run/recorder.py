@@ -1,8 +1,8 @@
 """The writer of metrics.jsonl: a line for each training iteration and each validation, and none twice.
 
-It is the truth; TensorBoard and W&B are views of it. A run that continues from a checkpoint cuts off what was
-recorded after that checkpoint, and then writes the same lines again; W&B, which takes no line back, is sent
-only what it has not got.
+It is the record; TensorBoard and W&B are views of it. A run that continues from a checkpoint cuts off what
+was recorded after that checkpoint, and then writes the same lines again; W&B, which takes no line back, is
+sent only what it has not got.
 """
 
 import math
@@ -68,7 +68,7 @@ class Recorder:
         )
 
     def _unsent(self, lines: list[Line], kept: list[Line]) -> list[Line]:
-        """Note how far W&B has got; returns the lines that are kept and that it has not."""
+        """Write down how many lines W&B has; returns the kept lines that it does not have."""
         about = read_json(self._wandb_path)
         newest = max((line["iteration"] for line in lines), default=0)
         # Before the cut: a second kill must still know what had been sent.
@@ -133,7 +133,7 @@ class Recorder:
             os.fsync(self._file.fileno())
 
     def _shown(self, value: Any) -> Any:
-        """What W&B is given for a value of a line: rows are a table, null a number that is not finite."""
+        """A value of a line in W&B's form: rows become a table, null a number that is not finite."""
         if isinstance(value, list):
             return self._wandb.Table(columns=list(value[0]), data=[list(row.values()) for row in value])
         return math.nan if value is None else value

@@ -21,7 +21,7 @@ KEYS = ("state", "reason", "train_iters", "from", "fruitless_starts", "checkpoin
 """What `phd status` reads of status.json."""
 
 FRUITLESS_STARTS = 3
-"""So many starts in a row without a new checkpoint are not an accident any more, however they ended."""
+"""After this many starts in a row without a new checkpoint a run counts as failed, however they ended."""
 
 
 def newest_checkpoint(checkpoints: Path) -> int:
@@ -43,7 +43,7 @@ class RunStatus:
         """This process begins; also a line in starts.jsonl."""
         before = read_json(self.path)
         checkpoint = newest_checkpoint(self.checkpoints)
-        # After the other two states somebody has looked into it, or there is nothing left to do.
+        # After `failed` a person has looked into it; after `finished` there is nothing left to do.
         goes_on = before.get("state") in ("running", "interrupted") and before.get("from") == checkpoint
         fruitless = before.get("fruitless_starts", 0) + 1 if goes_on else 0
         content: dict[str, Any] = {
@@ -61,7 +61,7 @@ class RunStatus:
         )
 
     def _checkpoints_from_here(self) -> str:
-        """Relative where they lie in the run folder, which may be moved, or mounted elsewhere."""
+        """Relative paths for what is in the run folder, which may be moved, or mounted elsewhere."""
         folder, checkpoints = self.path.parent.resolve(), self.checkpoints.resolve()
         inside = checkpoints.is_relative_to(folder)
         return str(checkpoints.relative_to(folder) if inside else checkpoints)
@@ -86,8 +86,8 @@ class RunStatus:
 
 
 def refused(folder: Path, reason: str) -> None:
-    """A start was refused before it took the folder, and so will be the next one: say so, unless another job
-    holds the folder, or no start has ever been there.
+    """A start was refused before it took the folder, and the next one will be too: record that, unless
+    another job holds the folder, or the run was never started.
     """
     path = folder / STATUS_FILE
     with contextlib.suppress(OSError, ValueError):

@@ -21,7 +21,7 @@ _NOTHING_ASKED = {
     "tool_choice": ('"none"',),
     "stream_options": ("{}", '{"include_usage": true}', '{"include_usage": false}'),
 }
-"""Fields that are not offered, as JSON where they ask for nothing: clients fill them in by themselves."""
+"""Fields that are not supported, with the JSON values that request nothing: clients send those by default."""
 
 
 class Refused(ValueError):
@@ -51,7 +51,7 @@ def _is_message(value: Any) -> bool:
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": (_is_text, "a text"),
     "stream": (lambda x: isinstance(x, bool), "true or false"),
-    # next to 0 the logits overflow
+    # close to 0 the logits overflow
     "temperature": (lambda x: _is_number(x) and (x == 0 or 0.01 <= x <= 100), "0, or from 0.01 to 100"),
     "top_p": (lambda x: _is_number(x) and 0 < x <= 1, "above 0 and at most 1"),
     "seed": (lambda x: _is_count(x) or (x == 0 and x is not False), "a whole number, not negative"),

@@ -1,5 +1,5 @@
-"""transformers' server with a model's limits: what it cannot do is refused in front of it, and the answer to
-a client that is gone ends.
+"""transformers' server within a model's limits: requests that it cannot serve are refused before they reach
+it, and generation ends when the client has disconnected.
 """
 
 import asyncio
@@ -35,11 +35,11 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _seed: ContextVar[int | None] = ContextVar("seed", default=None)
-"""Of the request that is being answered."""
+"""The state of the request that is being answered."""
 
 
 class _Gone(Exception):
-    """The client of a request left before its turn."""
+    """The client disconnected before its request's turn."""
 
 
 class _WhenGone(StoppingCriteria):
@@ -152,7 +152,7 @@ class Guard:
             await self._answer(scope, body, receive, send)
 
     async def _request(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The request's body as the server may see it; None if its client is gone."""
+        """The request's body as the server may see it; None if its client has disconnected."""
         method, path = scope["method"], scope["path"]
         if (method, path) not in ROUTES:
             offered = ", ".join(f"{a} {b}" for a, b in sorted(ROUTES) if self.chat or b != CHAT)

@@ -67,12 +67,12 @@ APEX_KERNELS = {
 }
 
 LONGEST_TEMPORARY_FOLDER = (107 if sys.platform == "linux" else 103) - len("/pymp-12345678/listener-12345678")
-"""In bytes: what the kernel allows a socket, less what Python adds."""
+"""In bytes: the kernel's limit for a socket's path, less what Python adds."""
 
 
 def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add the PHD flags; change the defaults that cannot run without a CUDA device, Transformer Engine or
-    apex, and those that serve nobody here.
+    apex, and those that are of no use here.
     """
     ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer and LongGen")
     add_variant_flags(parser)
@@ -155,7 +155,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
         if getattr(args, source):
             mend_tracker(Path(getattr(args, source)))  # each rank: they do not know each other yet
         load_args_from_checkpoint(args, source)
-    refuse_missing_sizes(args)  # what the checks below are about
+    refuse_missing_sizes(args)  # used by the checks below
     if args.eval_interval is None:  # Megatron divides by it, with --eval-iters 0 too
         args.eval_interval = 1000
     refuse_unsupported(args, to_train)
@@ -201,7 +201,7 @@ def _parse() -> tuple[Namespace, Flags]:
 
 
 def _refuse_configs(args: Namespace, flags: Flags, to_train: bool) -> None:
-    """Make what the training is made from, which checks itself: every rank for itself, and before the run
+    """Build the configurations of the training, which check themselves: on every rank, before the run
     folder is taken.
 
     Raises:
@@ -277,11 +277,11 @@ def make_global(args: Namespace) -> RunGuard:
 
 
 def refuse_long_temporary_folder() -> None:
-    """Check that the sockets to the workers of a DataLoader and to the saver have room for their names. The
-    workers' errors would be lost, and the training would wait for them for ever.
+    """Check that the paths of the sockets to a DataLoader's workers and to the saver are short enough.
+    Otherwise the workers' errors are lost, and the training waits for them for ever.
 
     Raises:
-        ValueError: they have not.
+        ValueError: they are too long.
     """
     folder = tempfile.gettempdir()
     if (length := len(os.fsencode(folder))) > LONGEST_TEMPORARY_FOLDER:
@@ -292,8 +292,8 @@ def refuse_long_temporary_folder() -> None:
 
 
 def be_rank_0(world_size: int) -> None:
-    """Make this process the first of ``world_size``, whatever its environment says. One alone meets at a port
-    of the system's choice.
+    """Make this process the first of ``world_size``, whatever its environment says. A single rank takes a
+    port that the system chooses.
     """
     os.environ |= {
         **{

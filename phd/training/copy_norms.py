@@ -1,4 +1,4 @@
-"""How far from its token's embedding each hidden copy enters the model, for the record."""
+"""For the record: the distance between a hidden copy's input and its token's embedding."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""How an error is told: where the cause is known by one line, from one rank. The traceback goes into the run
-folder.
+"""How errors are reported: one line, from one rank, where the cause is known; the traceback goes into the
+run folder.
 """
 
 import contextlib
@@ -26,13 +26,14 @@ MISTAKES = (
     *(TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError, ImportError),
     *(ArithmeticError, CheckpointingException),
 )
-"""Before the first iteration is over these come of the flags and the files, and come again."""
+"""Before the end of the first iteration these errors are caused by flags and files, and each start would
+meet them again."""
 
 MACHINE = re.compile(
     r"connect|peer|socket|store|gloo|nccl|cuda|cublas|driver|time|broken pipe|worker|shared memory|bus error",
     re.IGNORECASE,
 )
-"""Words of a RuntimeError that another start may be spared."""
+"""Words of a RuntimeError that another start may not meet."""
 
 PARTS = ("/megatron/core/", "/megatron/training/", "/torch/nn/", "/torch/distributed/checkpoint/")
 """Where such an error is raised that is one of flags or shapes."""
@@ -41,11 +42,13 @@ TOLD = "phd/told"
 
 
 class OnlyHere(ValueError):
-    """A refusal that one rank alone can make, and has to tell."""
+    """A refusal that a single rank makes, and has to report."""
 
 
 def refuse_start(error: ValueError) -> NoReturn:
-    """End before the training began: the first rank of each node says why, as all would."""
+    """End before the training began: the first rank of each node prints the reason, which is the same on
+    all.
+    """
     if isinstance(error, CannotGoOn) and error.run_folder and os.environ["RANK"] == "0":
         refused(error.run_folder, str(error))
     if os.environ["LOCAL_RANK"] == "0" or isinstance(error, OnlyHere):
@@ -54,7 +57,7 @@ def refuse_start(error: ValueError) -> NoReturn:
 
 
 def tell(rank: int, cause: str) -> None:
-    """Print the line, unless another rank has told of an error already."""
+    """Print the line, unless another rank has reported an error already."""
     if _first_to_tell():
         print(f"pretrain_phd.py: error: rank {rank}: {cause}", file=sys.stderr)
 
@@ -64,11 +67,11 @@ def _first_to_tell() -> bool:
         if torch.distributed.is_initialized():
             store = torch.distributed.distributed_c10d._get_default_store()
             return bool(store.add(TOLD, 1) == 1)
-    return os.environ.get("LOCAL_RANK", "0") == "0"  # no rank has met another yet: all do the same
+    return os.environ.get("LOCAL_RANK", "0") == "0"  # before the process group: all ranks do the same
 
 
 def told_already() -> bool:
-    """Whether another rank has told of a known cause, of which an error here is the consequence."""
+    """Whether another rank has reported a known cause, so that an error here is its consequence."""
     with contextlib.suppress(RuntimeError, ValueError):
         if torch.distributed.is_initialized():
             return bool(torch.distributed.distributed_c10d._get_default_store().check([TOLD]))
@@ -124,7 +127,7 @@ def _comes_again(error: BaseException) -> bool:
 
 
 def _trained(error: BaseException) -> bool:
-    """Whether an iteration was done before it."""
+    """Whether an iteration was completed before the error."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         code, known = frame.f_code, frame.f_locals
         loop = code.co_name in ("pretrain", "train") and code.co_filename.endswith("/training/training.py")

@@ -10,7 +10,7 @@ import torch
 OURS = Path(__file__).parents[1]
 
 GUARD = Path(__file__).with_name("guard.py")
-"""Around every training, so among the frames of every error, ours or not."""
+"""The file of the run guard, which is in the traceback of every error, whoever raised it."""
 
 
 def explain(error: BaseException, disk_full: bool = False) -> str | None:

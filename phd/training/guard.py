@@ -1,4 +1,4 @@
-"""What surrounds Megatron's training loop so that a run survives: its folder is held, its end has a name."""
+"""The run guard around Megatron's training loop: locks the run folder, and records how the training ended."""
 
 import contextlib
 import multiprocessing
@@ -72,9 +72,9 @@ class RunGuard:
             full = is_disk_full(error, self._save)
             if full and self._save:
                 remove_torn(self._save)  # or there were no room for the status either
-            if is_timeout(error):  # perhaps a node that another start will not get
+            if is_timeout(error):  # a node's fault perhaps, which the next start may not meet
                 cause = who_is_silent(error, self.rank, self.world_size)
-                print(f"pretrain_phd.py: error: {cause}", file=sys.stderr)  # each rank its own
+                print(f"pretrain_phd.py: error: {cause}", file=sys.stderr)  # each rank writes its own
                 self._died(cause)
                 sys.exit(1)
             elif isinstance(error, SaverDied):
@@ -86,7 +86,7 @@ class RunGuard:
                 self._ended("failed", known)
                 sys.exit(1)
             elif kept is not None and told_already():
-                sys.exit(1)  # its consequence
+                sys.exit(1)  # a consequence of another rank's error
             else:
                 self._died(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
                 raise

@@ -1,4 +1,4 @@
-"""Hooks of the training loop: record, rates, texts that the model continues, checkpoints that stay."""
+"""Hooks of the training loop: the metrics record, tokens/s, sample texts, and which checkpoints are kept."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from megatron.training import get_tensorboard_writer, get_wandb_writer
 
 from phd.checkpoint.choice import agree_on_checkpoint
-from phd.checkpoint.growth import resolve_births
+from phd.checkpoint.growth import resolve_additions
 from phd.checkpoint.saves import Saves
 from phd.config import PHDConfig
 from phd.run.files import read_json
@@ -46,19 +46,19 @@ class TrainingHooks:
             self.recorder = Recorder(self._folder, get_tensorboard_writer(), self._wandb)
 
     def built(self, model_chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
-        """The model is there and its checkpoint not loaded yet. Every rank must call it."""
+        """The model is built, and its checkpoint not loaded yet. Every rank must call it."""
         agree_on_checkpoint(self.args, self._step_asked)
-        resolve_births(self.args)
+        resolve_additions(self.args)
         self._about = about_run(self.args, self.config, self.metrics, count_parameters(model_chunks))
         self._model_chunks = model_chunks
         return model_chunks
 
     def loaded(self) -> None:
-        """What was to load is loaded, and training begins."""
+        """The checkpoint, if any, is loaded, and training begins."""
         self._loaded_samples = self.args.consumed_train_samples
 
     def begin(self) -> None:
-        """The first line of the record is about to come; only the first call counts.
+        """Called before the first line of the record; later calls do nothing.
 
         Raises:
             ValueError: the record that is there is damaged.
@@ -122,13 +122,13 @@ class TrainingHooks:
             self._write("samples", iteration, samples=continue_prompts(model_chunks[0], self.args))
 
     def not_evaluated(self, iteration: int) -> None:
-        """An evaluation was broken off."""
+        """An evaluation was interrupted."""
         if self.recorder is not None:
             self.recorder.forget()
             print(f"> the evaluation at iteration {iteration} was broken off and is not recorded", flush=True)
 
     def save(self, iteration: int, save: Callable[[], None]) -> None:
-        """Let Megatron save, when the record until here is on the disk. Every rank must call it."""
+        """Let Megatron save, once the record up to here is on the disk. Every rank must call it."""
         if self.recorder is not None:
             self.recorder.sync()
         self._saves.save(iteration, save)

@@ -1,4 +1,4 @@
-"""What a run says of itself beyond Megatron's own log: its variant, tokens/s, FLOPs and MFU by formula."""
+"""What a run reports beyond Megatron's own log: its variant, tokens/s, FLOPs and MFU by formula."""
 
 import platform
 import shlex
@@ -204,7 +204,7 @@ def recorded(args: Namespace) -> dict[str, Any]:
 
 
 def plain_arguments(args: Namespace) -> dict[str, Any]:
-    """Every argument that JSON has a way to say, in alphabetical order."""
+    """Every argument that JSON can represent, in alphabetical order."""
     plain = {name: _plain(value) for name, value in sorted(vars(args).items())}
     kinds = (bool, int, float, str, list, type(None))
     return {name: value for name, value in plain.items() if isinstance(value, kinds)}

@@ -1,7 +1,6 @@
-"""What Megatron says to flags that it refuses, in words of the command line.
-
-It asserts, often without a text, raises errors of many kinds, or ends the process. Whatever it is, the
-statement that failed names the arguments at fault.
+"""Megatron's refusals of flags, put into words of the command line. Megatron asserts, often without a
+message, raises errors of many kinds, or ends the process. In every case the statement that failed names the
+arguments at fault.
 """
 
 import ast

@@ -1,6 +1,6 @@
-"""What a start knows of those before it: before anything is touched, it compares its arguments with those in
-the checkpoint that it goes on from. Another model is refused, other training is told. Refused is also what
-would do nothing for ever.
+"""A start compares its arguments with those of the checkpoint that it continues, before anything is
+written. Another model is refused; other training arguments are printed. A start that could never train
+anything is refused too.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phd.checkpoint.choice import checkpoint_source, chosen_folder
-from phd.checkpoint.growth import describe, newborn, weights_alone
+from phd.checkpoint.growth import added_copies, describe, weights_alone
 from phd.checkpoint.read import read_args
 from phd.config import PHDConfig
 from phd.megatron.transformer_config import key_value_heads
@@ -44,7 +44,7 @@ SETTINGS_OF_A_START = frozenset(
         *("skip_train", "phd_attention_backend", "phd_prune_last_layer", "eval_iters_given"),
     }
 )
-"""Arguments that say how one start goes on, or that Megatron fills in later: no other training for that."""
+"""Arguments that concern one start, or that Megatron fills in later: they make no other training."""
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,9 @@ class PHDCheckpointConfig:
 
 
 class CannotGoOn(ValueError):
-    """No start with this command line will ever go on; the run folder's status.json, if any, is to say so."""
+    """No start with this command line can ever continue; recorded in the run folder's status.json, if there
+    is one.
+    """
 
     def __init__(self, reason: str, args: Namespace) -> None:
         super().__init__(reason)
@@ -121,7 +123,7 @@ def compare_with_checkpoint(args: Namespace, config: PHDConfig, step_asked: bool
         raise CannotGoOn(refusal, args)
     if args.rank == 0:
         if args.override_phd_variant and (variants := other_variant(saved, config)):
-            anew = describe(newborn(saved, args), args.phd_copy_embedding)
+            anew = describe(added_copies(saved, args), args.phd_copy_embedding)
             print(
                 f"> --override-phd-variant: {variants[1]} continues from {folder}, trained as {variants[0]}"
                 f"{anew}"
@@ -154,7 +156,7 @@ def _other_sharding(folder: Path, saved: Namespace, args: Namespace) -> str | No
 
 def _no_growth(folder: Path, saved: Namespace, args: Namespace) -> str | None:
     """Where the state of the optimizer cannot take in parameters that the checkpoint has not got."""
-    if not newborn(saved, args):
+    if not added_copies(saved, args):
         return None
     lacks = f"{folder} lacks copy embeddings of this run, and the state of its optimizer "
     anew = f"begin a new run with --pretrained-checkpoint {folder.parent}"
@@ -181,7 +183,7 @@ def _known(args: Namespace) -> Arguments:
 
 
 def _in_both(was: Arguments, now: Arguments) -> list[str]:
-    """What differs, without what another version of the code has not got."""
+    """The differences, without arguments that one of the two versions of the code does not have."""
     both = was.keys() & now.keys()
     return differing({name: was[name] for name in both}, {name: now[name] for name in both})
 

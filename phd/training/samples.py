@@ -67,7 +67,7 @@ def continue_prompts(model: torch.nn.Module, args: Namespace) -> list[dict[str, 
 
 
 def _text(tokenizer: Any, ids: list[int], prompt_length: int) -> str:
-    """What follows the prompt, up to the end of the document."""
+    """The text after the prompt, up to the end of the document."""
     new = ids[prompt_length:]
     if tokenizer.eod in new:
         new = new[: new.index(tokenizer.eod)]

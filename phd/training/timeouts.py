@@ -1,4 +1,4 @@
-"""No hang without a word: which ranks are silent when a collective has timed out."""
+"""When a collective has timed out: which ranks are silent."""
 
 import time
 import traceback
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 REPORT_SECONDS = 10
-"""How long ranks that waited in vain listen to each other before they end."""
+"""How long ranks whose collective timed out wait for each other's messages before they end."""
 
 
 def is_timeout(error: BaseException) -> bool:

@@ -62,12 +62,12 @@ UNREAD = (
 
 
 def why_unread(argument: str) -> str | None:
-    """Why nothing here reads it; None where it is read."""
+    """Why the argument is not read; None if it is."""
     return next((why for names, why in UNREAD if re.fullmatch(names, argument)), None)
 
 
 def refuse_unread(args: Namespace, flags: Flags) -> None:
-    """Check that what the user asks for is read by somebody.
+    """Check that every flag that the user gave is read by something.
 
     Args:
         args: parsed, and not changed since.

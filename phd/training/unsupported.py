@@ -1,5 +1,5 @@
-"""What our attention does not run with (yet): start-up checks the table, docs/support.md prints it, a test
-holds both.
+"""What our attention does not run with (yet): start-up checks this table, docs/support.md prints it, and a
+test compares the two.
 """
 
 from argparse import Namespace

@@ -1,5 +1,5 @@
-"""Values that no training can have: counts below one, numbers that are none, paths without a name. Megatron
-would divide by the first, train on the second, and take the third for a flag that was not given.
+"""Values that no training can have: counts below one, NaN, empty paths. Megatron would divide by the first,
+train with the second, and take the third for a flag that was not given.
 """
 
 import math

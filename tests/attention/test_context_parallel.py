@@ -67,7 +67,7 @@ def case_inputs(name, dtype):
 
 @pytest.mark.parametrize(("ranks", "comm_type"), [*((4, name) for name in COMM_TYPES), (2, "p2p")])
 def test_ranks_equal_one_process(world, ranks, comm_type):
-    """Of two, each has one neighbour alone."""
+    """With two ranks, each has a single neighbour."""
     by_rank = world.run(on_ranks, rank_results, comm_type, torch.float64, [*CASES], ranks=ranks)
     for (name, one_document), _ in by_rank[0].items():
         rule, arguments = CASES[name]

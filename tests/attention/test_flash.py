@@ -76,7 +76,7 @@ def test_any_layout_of_the_kernels_output(order, monkeypatch):
 
 
 def test_a_compiled_training_step():
-    """torch.compile leaves the attention out of its graphs."""
+    """torch.compile calls the attention outside of its graphs."""
     inputs = [torch.randn(23, 4, n, 6, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
 
     def step(*inputs):

@@ -27,7 +27,7 @@ WAYS = {"flash": (RULE, "flash"), "flash-sparse": (SPARSE, "flash"), "reference"
 
 @pytest.fixture(autouse=True)
 def nothing_made():
-    """No test finds what another left."""
+    """Each test begins with an empty cache."""
     for memory in (layout._one_document, kept_keys, cuda._ends):
         memory.cache_clear()
 
@@ -86,7 +86,7 @@ def test_an_evaluation_then_training(way, documents):
 
 
 def given(query, key, value, layout, *, backend):
-    """Attention by a layout that exists already."""
+    """Attention with a layout that was made before."""
     return BACKENDS[backend](query, key, value, layout)
 
 

@@ -64,7 +64,7 @@ def test_flop_of_a_step_count_hidden_keys(line, position, base):
 
 
 def test_floor_of_a_step_reads_what_is_cached(base):
-    """W-1 columns of hidden tokens, 0 to 15 in a chunk and then 15; whatever a static buffer has room for."""
+    """W-1 slots of hidden copies, 0 to 15 in a chunk and then 15; whatever a static buffer has room for."""
     weights = sum(x.nbytes for x in base.parameters())
     limits = {"flop_per_second": float("inf"), "bytes_per_second": 1.0}
     entry = 4 * 2 * 256 * 4  # layers, key and value, groups, fp32

@@ -1,4 +1,4 @@
-"""A copy embedding that a checkpoint lacks, wholly or for some copies, joins its training."""
+"""A copy embedding that a checkpoint lacks, for some or all copies, is added to its training."""
 
 import shlex
 from pathlib import Path
@@ -8,10 +8,11 @@ import pytest
 from tests.trainings import losses
 
 NONE = shlex.split("--phd-copies 2 --phd-window 5 --phd-chunk 12")
-TRAINED = 3  # iterations, before anything joins
+TRAINED = 3  # iterations, before anything is added
 FULLY = "--use-distributed-optimizer --dist-ckpt-optim-fully-reshardable"
 STILL = ["--phd-copy-embedding-warmup-iters", str(10**30)]
-"""What joins is as it was loaded: 2e-3 / 1e30 is less than half a unit in the last place of every weight."""
+"""Added weights stay as they were loaded: a step of 2e-3 / 1e30 is less than half a unit in the last place
+of every weight."""
 
 LAYOUTS = {
     "fp32": ("", 1, ""),
@@ -20,7 +21,7 @@ LAYOUTS = {
     "bf16-DP2-distopt": (f"--bf16 {FULLY}", 2, ""),
     "TP2": ("", 2, "--tensor-model-parallel-size 2"),
     "bf16-TP2-SP-distopt": (f"--bf16 {FULLY}", 2, "--tensor-model-parallel-size 2 --sequence-parallel"),
-    # a stage without young parameters has an empty group
+    # a pipeline stage without added parameters has an empty group
     "bf16-PP2": ("--bf16", 2, "--pipeline-model-parallel-size 2"),
 }
 """Flags of the checkpoint, which one rank trains, and of what goes on; the ranks and flags of that alone."""
@@ -28,7 +29,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def flags(base_flags) -> list[str]:
-    # the gradient norm is that of old and young parameters
+    # the gradient norm is that of all parameters, the added ones included
     return [*base_flags, *NONE, "--clip-grad", "0", "--train-iters", "6", "--save-interval", "1"]
 
 
@@ -65,8 +66,8 @@ def tensors(folder: Path, iteration: int) -> dict:
 @pytest.mark.parametrize("embedding", ["vector", "table"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_first_pass_is_the_checkpoint_s(layout, embedding, world, flags, trained, tmp_path):
-    """Bit for bit; what was there makes the same step, from the same moments; what joins has its source's
-    master weights and moments of its first gradient alone.
+    """Bit for bit. Existing parameters make the same step from the same moments; added ones have their
+    source's master weights, and moments of their first gradient alone.
     """
     import torch
 
@@ -88,7 +89,7 @@ def test_the_first_pass_is_the_checkpoint_s(layout, embedding, world, flags, tra
     state = {kind for name in joined if (kind := name.partition("copy_embedding")[0])}
     moments = {f"optimizer.state.{moment}." for moment in ("exp_avg", "exp_avg_sq")}
     assert moments <= state and len(state) == len(moments) + ("bf16" in layout or "distopt" in layout)
-    young = next(name for name in joined if name.startswith("copy_embedding"))
+    added = next(name for name in joined if name.startswith("copy_embedding"))
     embedded = "embedding.word_embeddings.weight"
     for name, tensor in old.items():
         if embedding == "vector" or embedded not in name:  # it has no gradient of copy 1 any more
@@ -96,10 +97,10 @@ def test_the_first_pass_is_the_checkpoint_s(layout, embedding, world, flags, tra
     first = tensors(start, TRAINED)
     for kind in {"", *state} - moments:
         if embedding == "table":
-            assert torch.equal(new[kind + young], first[kind + embedded])
+            assert torch.equal(new[kind + added], first[kind + embedded])
         else:
-            assert 0 < new[kind + young].abs().max() < 1e-30
-    gradient, square = (new[f"optimizer.state.{moment}.{young}"] for moment in ("exp_avg", "exp_avg_sq"))
+            assert 0 < new[kind + added].abs().max() < 1e-30
+    gradient, square = (new[f"optimizer.state.{moment}.{added}"] for moment in ("exp_avg", "exp_avg_sq"))
     assert gradient.abs().max() > 0
     torch.testing.assert_close((gradient / 0.1) ** 2, square / 0.001, rtol=1e-4, atol=0)
 
@@ -110,7 +111,7 @@ def grow(world, flags, folder: Path, save: Path, more: str, ranks: int = 1) -> s
     return world.pretrain([*on, "--tensorboard-dir", str(save / "logs")], ranks)
 
 
-def births(folder: Path, iteration: int) -> list[int]:
+def added_at(folder: Path, iteration: int) -> list[int]:
     from phd.checkpoint.read import read_args
 
     return read_args(folder / f"iter_{iteration:07d}").phd_copy_births
@@ -127,13 +128,13 @@ def test_more_copies_start_as_those_that_are_there_in_turn(
 
     kind = f"{precision} --phd-copy-embedding {embedding}"
     world.pretrain([*flags, *kind.split(), "--exit-interval", "3", "--save", str(tmp_path / "two")], ranks)
-    assert births(tmp_path / "two", 3) == []
+    assert added_at(tmp_path / "two", 3) == []
     more = f"{kind} {' '.join(STILL)} --phd-copies 4 --exit-interval 4"
     said = grow(world, flags, tmp_path / "two", tmp_path / "four", more, ranks)
     original = "zero" if embedding == "vector" else "the embedding"
     assert f"anew begins the {embedding} of copy 2 as {original}, copy 3 as that of copy 1\n" in said
     assert f"> the {embedding} of copy 2 at iteration 3, copy 3 at iteration 3 joined the training" in said
-    assert births(tmp_path / "four", 4) == [0, 3, 3]
+    assert added_at(tmp_path / "four", 4) == [0, 3, 3]
     two, four = tensors(tmp_path / "two", 3), tensors(tmp_path / "four", 4)
     name = {
         "vector": "copy_embedding.vectors.{}",
@@ -157,27 +158,27 @@ def test_a_vanilla_checkpoint_grows(world, flags, tmp_path):
         grow(world, flags, tmp_path / "one", tmp_path / name, f"{more} --exit-interval 3")
     plain, grown = (losses(tmp_path / name / "logs")["lm loss"] for name in ("none", "table"))
     assert plain == grown
-    assert births(tmp_path / "table", 3) == [2]
+    assert added_at(tmp_path / "table", 3) == [2]
 
 
 @pytest.mark.parametrize(("precision", "ranks"), [("", 1), (f"--bf16 {FULLY}", 2), ("--bf16", 1)])
 def test_a_resume_after_growth_equals_a_training_never_stopped(
     precision, ranks, world, flags, trained, tmp_path
 ):
-    """Also where copies have joined twice: copy 1's vector at iteration 3, copy 2's at iteration 4."""
+    """Also where embeddings were added twice: copy 1's vector at iteration 3, copy 2's at iteration 4."""
     import torch
 
     short = f"{precision} --phd-copy-embedding vector --phd-copy-embedding-warmup-iters 2"
     once = tmp_path / "once"
     grow(world, flags, trained(precision), once, f"{short} --exit-interval 4", ranks)
-    assert births(once, 4) == [3]
+    assert added_at(once, 4) == [3]
     twice = f"{short} --phd-copies 3"
     grow(world, flags, once, tmp_path / "straight", twice, ranks)
     grow(world, flags, once, tmp_path / "stopped", f"{twice} --exit-interval 5", ranks)
     said = grow(world, flags, tmp_path / "stopped", tmp_path / "resumed", twice, ranks)
     assert "> the vector of copy 1 at iteration 3, copy 2 at iteration 4 joined the training" in said
     assert "anew begins" not in said
-    assert births(tmp_path / "resumed", 6) == [3, 4]
+    assert added_at(tmp_path / "resumed", 6) == [3, 4]
     straight, resumed = (tensors(tmp_path / name, 6) for name in ("straight", "resumed"))
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
@@ -192,7 +193,7 @@ def test_the_first_step_is_warmed_up(world, flags, trained, tmp_path):
     assert step.median().item() == pytest.approx(2e-5, rel=1e-2)
 
 
-def test_weights_alone_make_all_parameters_equally_young(world, flags, trained, tmp_path):
+def test_weights_alone_leave_no_parameter_added(world, flags, trained, tmp_path):
     first = {}
     for name, more in {"none": "", "table": "--phd-copy-embedding table"}.items():
         said = world.pretrain([
@@ -203,7 +204,7 @@ def test_weights_alone_make_all_parameters_equally_young(world, flags, trained, 
         first[name] = losses(tmp_path / name / "logs")["lm loss"]
     assert first["none"] == first["table"]
     assert "anew begins the table of copy 1 as the embedding" in said and "joined the training" not in said
-    assert births(tmp_path / "table", 1) == []
+    assert added_at(tmp_path / "table", 1) == []
     start, grown = tensors(trained("--bf16"), TRAINED), tensors(tmp_path / "table", 1)
     weights = start["embedding.word_embeddings.weight"].float()
     step = grown["optimizer.state.fp32_param.copy_embedding.tables.0.word_embeddings.weight"] - weights
@@ -212,10 +213,10 @@ def test_weights_alone_make_all_parameters_equally_young(world, flags, trained, 
 
 
 def resolved(flags: list[str], folder: Path, **other: object) -> str:
-    """What is said where the run turns to ``folder`` only after start-up."""
+    """The message where the run falls back to ``folder`` only after start-up."""
     import sys
 
-    from phd.checkpoint.growth import resolve_births
+    from phd.checkpoint.growth import resolve_additions
     from phd.training.arguments import parse_and_validate_args
 
     sys.argv = ["pretrain_phd.py", *flags]
@@ -223,7 +224,7 @@ def resolved(flags: list[str], folder: Path, **other: object) -> str:
     args.load = str(folder)
     vars(args).update(other)
     try:
-        resolve_births(args)
+        resolve_additions(args)
     except ValueError as error:
         return str(error)
     return str(args.phd_copy_births)

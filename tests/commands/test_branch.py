@@ -1,4 +1,4 @@
-"""phd branch: one checkpoint goes on as several variants, on the same batches."""
+"""`phd branch`: one checkpoint is continued as several variants, on the same batches."""
 
 import hashlib
 import json
@@ -156,7 +156,7 @@ def warm(world, monkeypatch) -> Iterator[WarmPython]:
 
 
 def test_the_command_passes_over_and_continues(warm, trunk, branches, tmp_path, capsys):
-    """An interruption in the middle of a branch leaves no trace in its record."""
+    """The record of a branch that was interrupted half-way equals that of one that was not."""
     output = tmp_path / "family"
     command = ["branch", str(trunk.folder), "--variants", "vanilla", PHD, "--orders", "2"]
     command += ["--iterations", str(SHORT), "--longest", str(LONG), "--output", str(output)]

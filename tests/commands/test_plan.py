@@ -185,7 +185,7 @@ def test_layer_patterns(world):
 
 
 def test_command(world, tmp_path: Path):
-    """As users see it: the table, the JSON, a bad flag, a bad number of ranks."""
+    """The command as users call it: the table, the JSON, a bad flag, a bad number of ranks."""
     (answers,) = world.run(commands, str(tmp_path / "plan.json"))
     plan = json.loads((tmp_path / "plan.json").read_text())
     table, no_line, flag, ranks, experts, half, loss_alone, predictions = answers

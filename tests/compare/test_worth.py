@@ -1,4 +1,4 @@
-"""What a difference is worth, beside what others have published and by hand."""
+"""The worth of a difference in parameters, against published numbers and by hand."""
 
 import pytest
 

@@ -40,7 +40,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def warm(world) -> Iterator[WarmPython]:
-    """In place of the scripts' Python, and of the stories'."""
+    """A Python to take in place of the scripts', and of the walkthroughs'."""
     with warm_python(world) as python:
         yield python
 

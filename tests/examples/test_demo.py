@@ -30,7 +30,7 @@ def assert_told(folder: Path, output: str) -> None:
 
 
 def test_first_start(warm, tmp_path, monkeypatch, capfd):
-    """The whole story on fewer samples, in a process that has Megatron imported."""
+    """The whole walkthrough on fewer samples, in a process that has Megatron imported."""
     tiny = demo.choose("tiny")
     fewer = tiny.training.replace("size 16", "size 2").replace("size 32", "size 4")
     monkeypatch.setattr(demo, "choose", lambda mode: replace(tiny, training=fewer))

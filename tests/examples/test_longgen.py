@@ -98,7 +98,7 @@ def test_the_full_story_as_planned(world, tmp_path, monkeypatch):
 
 
 def test_tiny_documents_make_a_training(warm, tmp_path, monkeypatch):
-    """The first of the story's trainings, from text to a checkpoint."""
+    """The first of the walkthrough's trainings, from text to a checkpoint."""
     settings = longgen.choose("tiny")
     stage = replace(settings.drill, documents=60)
     monkeypatch.setattr(sys, "executable", str(warm.path))

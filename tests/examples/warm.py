@@ -1,8 +1,8 @@
 """A Python for the examples that starts nothing cold: a rank of the test world trains in place of torchrun's,
 and runs the `phd` commands.
 
-A script or a story starts interpreters for every training and every command, each of which imports Megatron
-for ten seconds; here they reach one that has it.
+A script or a walkthrough starts interpreters for every training and every command, each of which imports
+Megatron for ten seconds; here they reach one that has it.
 """
 
 import contextlib

@@ -36,7 +36,7 @@ def test_size_at_every_step(variant, make_model, ids):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_size_after_a_prompt(variant, make_model, ids):
-    """No more than after steps, however long the prompt; storage included."""
+    """A prompt leaves no more than steps do, however long it is; storage included."""
     model = make_model(variant)
     with torch.no_grad():
         for length in (1, 12, 40, 70):
@@ -48,7 +48,7 @@ def test_size_after_a_prompt(variant, make_model, ids):
 
 
 def test_originals_are_a_vanilla_models(make_model, ids):
-    """Bit for bit: that is why the cache can be as small."""
+    """Bit for bit equal: that is why a vanilla model's cache is enough."""
     vanilla, model = make_model("vanilla"), deepcopy(make_model("PHD-CSWA-3-5-12"))
     model.load_state_dict(vanilla.state_dict())
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_static_is_allocated_once(variant, make_model, ids):
 
 
 def test_samples_reordered_repeated_selected(make_model, ids):
-    """As beams do: what follows is what follows the samples taken."""
+    """As beam search does: later logits are those of the samples that were taken."""
     model = make_model("PHD-CSWA-3-5-12")
     step = ids[:1, 30:31].expand(2, 1)
     for change, taken in (
@@ -89,7 +89,7 @@ def test_samples_reordered_repeated_selected(make_model, ids):
         with torch.no_grad():
             cache = model(ids[:, :30]).past_key_values
             change(cache)
-            cache.crop(-2)  # the ids went along too
+            cache.crop(-2)  # the ids were reordered too
             again = model(torch.cat([ids[taken, 28:30], step], 1), past_key_values=cache).logits
             expected = model(torch.cat([ids[taken, :30], step], 1)).logits[:, -3:]
         torch.testing.assert_close(again, expected, rtol=1e-4, atol=3e-5)

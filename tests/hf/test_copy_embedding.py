@@ -1,4 +1,4 @@
-"""Copies that enter the first layer with a vector or by a table of their own, however the model is called."""
+"""Copy embeddings by vector and by table, however the model is called."""
 
 from copy import deepcopy
 
@@ -104,7 +104,7 @@ def test_rolled_back_hidden_tokens_come_back(model, expected, ids):
 
 
 def test_generate(model, ids):
-    """With a cache and without: greedy with padding, beams, and guesses that are taken back."""
+    """With a cache and without: greedy with padding, beams, and assisted decoding, which rolls back."""
     prompt, mask = left_padded(ids[:, :PROMPT], 5)
     settings = {"max_new_tokens": 12, "do_sample": False}
     inputs = settings | {"attention_mask": mask}
@@ -118,7 +118,7 @@ def test_generate(model, ids):
 
 
 def test_compiled_steps(make_model, ids):
-    """One graph for every length."""
+    """One compiled graph serves every length."""
     for name in ("PHD-CSWA-3-5-12+vector", "PHD-CSWA-3-5-12+table"):
         model = make_model(name)
         expected = llama_logits(model, ids)
@@ -161,7 +161,7 @@ def test_copies_that_enter_alike(make_model, ids, embedding, pattern):
 
 @pytest.mark.parametrize("name", ["PHD-SWA-2-5-inf+vector", "PHD-CSWA-3-5-12+table"])
 def test_hybrids(make_model, ids, name):
-    """Layers that evict, against the dense rule; a step that is taken back."""
+    """Layers that evict, against the dense rule; and a step that is rolled back."""
     model = make_model(f"{name}+{HYBRID}")
     expected = reference_logits(model, ids)
     padded, mask = left_padded(ids, 6)

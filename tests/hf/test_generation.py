@@ -87,7 +87,9 @@ def test_turns_share_a_cache(model, ids):
 
 
 def test_assisted(model, make_model, ids):
-    """Both roll their caches back; K = 2 guesses for K = 3 with the same weights, so some guesses hold."""
+    """Both roll their caches back; K = 2 drafts for K = 3 with the same weights, so some drafts are
+    accepted.
+    """
     assistant = deepcopy(make_model("PHD-CSWA-2-16-32"))  # generate keeps in it how much to guess
     prompt, settings = ids[:1, :PROMPT], {"max_new_tokens": 20, "do_sample": False}
     expected = greedy(model, prompt)
@@ -100,7 +102,7 @@ def test_assisted(model, make_model, ids):
     [("PHD-CSWA-3-5-12", "aot_eager"), *(pytest.param(x, "inductor", marks=pytest.mark.slow) for x in SOME)],
 )
 def test_compiled_steps(variant, backend, make_model, ids):
-    """One graph for every length: no break, no recompilation."""
+    """One graph serves every length: no graph break, no recompilation."""
     model = make_model(variant)
     torch._dynamo.reset()
     compiled = torch.compile(model.forward, backend=backend, fullgraph=True, dynamic=False)

@@ -118,7 +118,7 @@ def test_rolled_back_hidden_tokens_come_back(model, expected, ids):
 
 
 def test_rolled_back_batches_take_positions(model, expected, ids):
-    """As generate passes them, a row for each sample."""
+    """Positions as ``generate`` passes them, a row for each sample."""
     with torch.no_grad():
         for change in (lambda cache: cache.crop(-3), lambda cache: cache.drop_hidden()):
             cache = model(ids[:, :20], logits_to_keep=1).past_key_values
@@ -386,7 +386,7 @@ def test_fewer_layers(make_model, ids, variant):
 
 
 def test_checkpointing_by_the_configuration(make_model, ids):
-    """Same gradients, and no cache, which the backward would fill again."""
+    """Checkpointing gives the same gradients, and returns no cache, which the backward would fill again."""
     model = deepcopy(make_model("PHD-CSWA-3-5-12")).train()
     config = deepcopy(model.config)
     config.gradient_checkpointing = True

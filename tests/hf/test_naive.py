@@ -86,7 +86,7 @@ def test_padding_on_the_right(model, expected, ids):
 
 
 def test_rollback(model, expected, ids):
-    """Of whole tokens, and with nothing to bring back."""
+    """Whole tokens are removed, and nothing needs to be recomputed."""
     with torch.no_grad():
         cache = model(ids[:, :30]).past_key_values
         cache.crop(-5)
@@ -96,7 +96,7 @@ def test_rollback(model, expected, ids):
 
 
 def test_generate(model, ids):
-    """With a cache and without: greedy with padding, beams, and guesses that are taken back."""
+    """With a cache and without: greedy with padding, beams, and assisted decoding, which rolls back."""
     prompt, mask = left_padded(ids[:, :PROMPT], 5)
     settings = {"max_new_tokens": 12, "do_sample": False}
     for more in ({}, {"num_beams": 3}):

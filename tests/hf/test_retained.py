@@ -13,8 +13,8 @@ SINK, STRIDE, BOTH = [4, 1, 2, None], [4, 0, 1, 3], [4, 1, 2, 3]
 @pytest.mark.parametrize("numbers", [SINK, STRIDE, BOTH, [1, 2, 3, 2], [5, 3, 2, 2], [4, 1, 2, 1]])
 @pytest.mark.parametrize("pads", [(0,), (0, 3), (2, 9, 9)])
 def test_what_is_retained_is_what_the_rule_keeps(numbers, pads):
-    """Before every slot each slot that it sees lies in one row; unpadded, no others do. What is evicted does
-    not come back.
+    """Before every slot, each slot that it sees is retained in one row, and, without padding, no other is.
+    Evicted slots do not come back.
     """
     kept = Blocks(*numbers)
     padding = Padding(None if pads == (0,) else torch.tensor(pads), tuple(sorted(set(pads))))

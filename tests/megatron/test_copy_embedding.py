@@ -1,4 +1,4 @@
-"""Copies that enter the first layer apart: by vectors and by tables."""
+"""Copy embeddings in the training model: vectors and tables."""
 
 import json
 from functools import cache
@@ -20,7 +20,7 @@ ADDED = {
 
 
 def check_zero_start(features: str) -> None:
-    """At first logits and losses are those of copies that enter alike, and so is the next random number."""
+    """At first logits and losses are those without a copy embedding, and so is the next random number."""
     import torch
 
     seen = {}

@@ -5,7 +5,7 @@ from unittest.mock import Mock, patch
 
 
 def told(calls: list[tuple[str, tuple, dict]]) -> list[str]:
-    """What happens, in order, when Megatron's loop calls each of the functions."""
+    """The hooks that run, in order, when Megatron's loop calls each of the functions."""
     import phd.megatron  # noqa: F401 (before Megatron)
 
     # isort: split

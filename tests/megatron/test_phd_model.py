@@ -154,7 +154,7 @@ def check_original_stream(flags: str, same: bool, feature: str = "") -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_original_stream_is_the_vanilla_model(world, variant):
-    """hidden states of copy 0 equal the vanilla model's; naive repetition has no such stream."""
+    """Hidden states of copy 0 equal the vanilla model's; this does not hold for naive repetition."""
     world.run(check_original_stream, VARIANTS[variant], variant != "naive")
 
 
@@ -212,7 +212,9 @@ def check_dropped_token() -> None:
 
 
 def test_a_token_that_is_not_kept(world):
-    """changes nothing behind one sparse layer, but reaches a hybrid's output through its full layers."""
+    """A dropped token changes nothing behind one sparse layer, but reaches a hybrid's output through its
+    full layers.
+    """
     world.run(check_dropped_token)
 
 
@@ -227,7 +229,7 @@ FEATURES = {
     "no-positions": "--position-embedding-type none",
     "output-gate": "--attention-output-gate --no-phd-prune-last-layer",
 }
-"""What the README says that copies run with, beside the layouts of test_parallel.py."""
+"""Features that README lists as running with copies, beside the layouts of test_parallel.py."""
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -276,7 +278,7 @@ def check_recomputed_prefixes(flags: str) -> None:
 
 @pytest.mark.parametrize("variant", PATTERNED)
 def test_decoding_by_recomputation_equals_the_full_forward(world, variant):
-    """at every position, across windows and chunks, the prefix alone gives the same logits."""
+    """At every position, across windows and chunks, the prefix alone gives the same logits."""
     world.run(check_recomputed_prefixes, PATTERNED[variant])
 
 

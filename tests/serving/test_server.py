@@ -211,7 +211,7 @@ def test_a_client_that_leaves(app, model, monkeypatch, stream):
 
     monkeypatch.setattr(model, "generate", endless)
 
-    async def story():
+    async def requests():
         body = json.dumps({"prompt": "the", "max_tokens": 100000, "stream": stream}).encode()
         gone, gone_too = asyncio.Event(), asyncio.Event()
         first = asyncio.create_task(call(app, "POST", COMPLETIONS, body, gone))
@@ -225,7 +225,7 @@ def test_a_client_that_leaves(app, model, monkeypatch, stream):
         small = json.dumps({"prompt": "the", "max_tokens": 3, "temperature": 0}).encode()
         return await call(app, "POST", COMPLETIONS, small)
 
-    status, text = asyncio.run(story())
+    status, text = asyncio.run(requests())
     assert status == 200 and json.loads(text)["usage"]["completion_tokens"] == 3
     if not stream:
         assert len(turns) == 2

@@ -1,4 +1,4 @@
-"""A collective that one rank waits for in vain."""
+"""A collective that one rank never joins: the waiting rank names it."""
 
 import contextlib
 import re

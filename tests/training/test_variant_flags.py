@@ -98,7 +98,7 @@ def test_the_list_of_our_flags(world):
 
 
 def test_the_new_spelling_of_a_stopped_flag_is_taken(world):
-    """The remedy of the message, walked."""
+    """The spelling that the message for the old flags names is accepted."""
     (found,) = world.run(parse, [*FLAGS, "--attention-pattern", "longgen-block.16.8.1"])
     assert isinstance(found, Namespace) and found.attention_pattern == "longgen-block.16.8.1"
 

@@ -1,4 +1,5 @@
-"""Attention with its log-sum-exp, and a backward that takes them from outside; one signature for all devices.
+"""Attention that returns its log-sum-exp, and a backward that takes output and log-sum-exp as arguments;
+one signature for all devices.
 
 ``packed_*``: many sequences of different lengths, one after another, each causally over itself.
 

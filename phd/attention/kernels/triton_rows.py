@@ -19,7 +19,7 @@ from torch import Tensor
 
 @triton.jit
 def _add_keys(queries, keys, values, seen, scale, top, total, weighted):
-    """Go on with an online softmax in powers of 2; minus infinity is the score of what is not seen."""
+    """A step of an online softmax in powers of 2; the score of an unseen key is minus infinity."""
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
     scores = tl.where(seen, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
@@ -74,7 +74,7 @@ def _split_kernel(
     )
     scale = scale * 1.4426950408889634  # the exponentials are of 2
 
-    # tiles of keys: originals, the ring's hidden tokens, those in order; this program has some in a row
+    # tiles of keys: originals, the ring's hidden copies, this step's; this program has some adjacent ones
     originals = tl.cdiv(latest + 1, KEYS)
     in_ring = tl.cdiv(RING * HIDDEN, KEYS)
     hidden_first = length - hidden_columns
@@ -103,7 +103,7 @@ def _split_kernel(
         for tile in range(tl.maximum(begin - originals, 0), tl.minimum(stop - originals, in_ring)):
             key_row = tile * KEYS + tl.arange(0, KEYS)
             ok = key_row < RING * HIDDEN
-            # what lies in a slot: the last column before the first one here that goes there
+            # the ring slot holds the last column before this step's first that is stored in it
             key_column = first - 1 - (first - 1 - key_row // HIDDEN + RING) % RING
             keys = _load_rows(ring_k, rkr, key_row, ok, BLOCK_D, D)
             values = _load_rows(ring_v, rvr, key_row, ok, BLOCK_D, D)
@@ -162,7 +162,7 @@ def _merge_kernel(
     weighted = weighted / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(to, weighted.to(out.dtype.element_ty), row_ok[:, None] & (dim < D)[None, :])
     if RING:
-        # hidden tokens are fewer than rows: each program takes some of them along
+        # there are fewer hidden copies than rows: each program stores some of them as well
         ok = row < hidden_count
         sample, group, copy = row // HIDDEN // GROUPS, row // HIDDEN % GROUPS, row % HIDDEN
         slot = (tl.load(end) - 1) % RING * HIDDEN + copy
@@ -175,7 +175,7 @@ def _merge_kernel(
         tl.store(ring_v + to, tl.load(hidden_v + at, mask), mask)
 
 
-# opaque to torch.compile, which would trace the launches, and leave the graph where they choose a GPU
+# opaque to torch.compile, which would trace the launches, and break the graph where they choose a GPU
 @torch.library.custom_op("phd::attend_rows", mutates_args=("ring_key", "ring_value"))
 def attend_rows(
     query: Tensor,

@@ -17,7 +17,7 @@ from phd.rules.rule import AttentionRule
 
 
 class Step(ABC):
-    """One forward pass of all layers. Made before the first of them runs, gone after the last.
+    """One forward pass of all layers: made before the first layer runs, dropped after the last.
 
     Legend: b samples, q new slots, n rows of copies, h hidden size, a query heads, g key/value heads, d head
     dimension.

@@ -1,4 +1,4 @@
-"""The contract of ``phd.attention.kernels`` for each implementation, on the CPU as far as it goes."""
+"""What ``phd.attention.kernels`` promises, for each implementation, as far as a CPU can test it."""
 
 from types import SimpleNamespace
 

@@ -61,7 +61,7 @@ def test_band_by_device_and_size(monkeypatch, request):
     pytest.importorskip("triton")
     from phd.attention.kernels.triton_band import TritonBand
 
-    request.addfinalizer(flash._band_class.cache_clear)  # no other test is to find what this one makes up
+    request.addfinalizer(flash._band_class.cache_clear)  # the answers below are no other test's
     assert flash._band_class("cpu", 1, 64) is Band
     assert flash._band_class("cuda", 64, 128) is flash._band_class("cuda", 32, 256) is TritonBand
     assert flash._band_class("cuda", 65, 64) is flash._band_class("cuda", 33, 256) is Band

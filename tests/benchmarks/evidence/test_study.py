@@ -1,4 +1,4 @@
-"""The plan of docs/evidence.md as values, and its report on records that are made up."""
+"""The plan of docs/evidence.md as values, and its report on made-up records."""
 
 import json
 import math

@@ -1,9 +1,9 @@
-"""A young parameter's learning rate makes its steps those of a fresh Adam."""
+"""The learning rate of a parameter added to a model in training makes its steps those of a fresh Adam."""
 
 import pytest
 import torch
 
-LATE = 5000  # updates before the parameter joins
+LATE = 5000  # updates before the parameter is added
 BETAS = [(0.9, 0.999), (0.9, 0.95)]
 
 
@@ -23,29 +23,29 @@ def trajectory(betas: tuple[float, float], late: int, rate_of, updates: int = 60
     return torch.stack(after)
 
 
-def young_and_fresh(betas: tuple[float, float]) -> tuple[torch.Tensor, ...]:
-    from phd.megatron.young import warm_up
+def added_and_fresh(betas: tuple[float, float]) -> tuple[torch.Tensor, ...]:
+    from phd.megatron.added_parameters import warm_up
 
-    young = trajectory(betas, LATE, lambda update: warm_up(update, LATE, betas, 0))
+    added = trajectory(betas, LATE, lambda update: warm_up(update, LATE, betas, 0))
     early = trajectory(betas, 3, lambda update: warm_up(update, 3, betas, 0))
     plain = trajectory(betas, LATE, lambda update: 1.0)
-    return young, early, plain, trajectory(betas, 0, lambda update: 1.0)
+    return added, early, plain, trajectory(betas, 0, lambda update: 1.0)
 
 
 @pytest.mark.parametrize("betas", BETAS)
 def test_steps_are_those_of_a_fresh_adam(betas, world):
-    """However late it joins; without the factor the first is (1 - b1) / sqrt(1 - b2) times as large."""
-    ((young, early, plain, fresh),) = world.run(young_and_fresh, betas)
-    torch.testing.assert_close(young, fresh, rtol=1e-8, atol=0)
+    """However late it is added; without the factor the first is (1 - b1) / sqrt(1 - b2) times as large."""
+    ((added, early, plain, fresh),) = world.run(added_and_fresh, betas)
+    torch.testing.assert_close(added, fresh, rtol=1e-8, atol=0)
     torch.testing.assert_close(early, fresh, rtol=1e-8, atol=0)
     first = (1 - betas[0]) / (1 - betas[1]) ** 0.5
     torch.testing.assert_close(plain[0] / fresh[0], torch.full_like(plain[0], first), rtol=5e-3, atol=0)
 
 
-def factors(born: int, iterations: int, updates: list[int]) -> list[float]:
-    from phd.megatron.young import warm_up
+def factors(before: int, iterations: int, updates: list[int]) -> list[float]:
+    from phd.megatron.added_parameters import warm_up
 
-    return [warm_up(update, born, (0.9, 0.999), iterations) for update in updates]
+    return [warm_up(update, before, (0.9, 0.999), iterations) for update in updates]
 
 
 def test_the_linear_part(world):
