@@ -565,6 +565,20 @@ RUNS = (
 
 HUGGING_FACE = (
     Mutation(
+        "hf-merge-reads-what-has-no-weight",
+        "phd/hf/merge.py",
+        "            if weight == 0:\n                continue\n",
+        "",
+        "tests/hf/test_merge.py",
+    ),
+    Mutation(
+        "hf-merge-of-another-architecture",
+        "phd/hf/merge.py",
+        "if name not in CONTEXT:",
+        "if name in UNWEIGHED:",
+        "tests/hf/test_merge.py",
+    ),
+    Mutation(
         "hf-ring-index-one-off",
         "phd/hf/cache.py",
         "+ self.cumulative_length) % self.ring",
