@@ -14,6 +14,7 @@ from data_tools.indexed import Indexed, open_indexed
 from data_tools.numbers import check_above, check_at_least
 from data_tools.places import data_set_files, refuse_over_inputs, refuse_twice
 from data_tools.tables import print_table
+from data_tools.weights_file import shares_in
 
 LARGEST = 1e100
 """Of the numbers of ``--weights`` and ``--epochs``: times the tokens of a data set it is still a number."""
@@ -49,6 +50,7 @@ def blend(
     temperature: float | None = None,
     epochs: bool = False,
     weights: bool = False,
+    weights_file: Path | None = None,
     train_tokens: int | None = None,
     max_epochs: float = 4.0,
     train_share: float = 1.0,
@@ -61,6 +63,7 @@ def blend(
         temperature: weights are tokens ** (1 / temperature): 1 (the default) by size, more is nearer to even.
         epochs: the numbers say how often each data set is gone through.
         weights: the numbers are shares of the tokens trained on.
+        weights_file: shares of the tokens trained on, by the names of the data sets; see ``shares_in``.
         train_tokens: length of the training; with ``epochs`` by default what the numbers come to.
         max_epochs: no data set may be gone through more often; not judged without ``train_tokens``.
         train_share: of the documents, how much ``--split`` leaves for training.
@@ -89,6 +92,8 @@ def blend(
             length = Length(min(MOST_TOKENS, max(1, int(sum(wanted)))), max_epochs, train_share)
     elif weights:
         wanted = numbers
+    elif weights_file is not None:
+        wanted = shares_in(weights_file, prefixes)
     else:
         most = max(part.tokens for part in parts)
         wanted = [math.exp(math.log(part.tokens / most) / (temperature or 1.0)) for part in parts]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.cli_blend import add_blend, add_upsample
+from data_tools.cli_rewrite import add_condense, add_cut
+from data_tools.cli_tokenizer import add_tokenizer
 from data_tools.inputs import KNOWN
 from data_tools.slurm import choose_rank
 
@@ -31,6 +33,12 @@ def add_subcommands(parser: argparse.ArgumentParser) -> Any:
             "more tokens from long documents, domains as they were, for a longer context",
             add_upsample,
         ),
+        (
+            "condense",
+            "fewer tokens of every document, in whole sentences, for a longer context on less text",
+            add_condense,
+        ),
+        ("cut", "documents as pieces of one length, without what is left over", add_cut),
         ("pack", "how documents fill sequences of a context length", _add_pack),
     ):
         add(commands.add_parser(name, help=summary, description=summary))
@@ -74,21 +82,6 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         choices=("skip", "bad"),
         default="skip",
         help="skip: pass over and count (as Megatron's tool does); bad: a bad record",
-    )
-
-
-def _add_tokenizer(parser: argparse.ArgumentParser, *, required: bool, purpose: str) -> None:
-    parser.add_argument(
-        "--tokenizer-model",
-        type=Path,
-        required=required,
-        help=f"{purpose}: SentencePiece .model, Hugging Face tokenizer.json or its folder, tiktoken "
-        ".tiktoken or .json",
-    )
-    parser.add_argument(
-        "--tiktoken-pattern",
-        help="v1 or v2 of Megatron's TikTokenizer; r50k_base, cl100k_base, o200k_base or llama3 (Llama 3's "
-        "tokenizer.model) of ranks",
     )
 
 
@@ -159,7 +152,7 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bad-share", type=float, default=0.01, help="with skip: more bad records than this stop the run"
     )
-    _add_tokenizer(parser, required=True, purpose="what to tokenize with")
+    add_tokenizer(parser, required=True, purpose="what to tokenize with")
     parser.add_argument(
         "--no-fast",
         dest="fast",
@@ -262,7 +255,7 @@ def _run_merge(args: argparse.Namespace) -> int:
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", type=Path, help="path without .bin or .idx")
-    _add_tokenizer(parser, required=False, purpose="to decode the samples with")
+    add_tokenizer(parser, required=False, purpose="to decode the samples with")
     parser.add_argument("--samples", type=int, default=2, help="documents to show")
     parser.add_argument("--histogram", type=Path, metavar="PNG", help="draw the lengths of documents")
     parser.set_defaults(run=_run_inspect)
@@ -283,7 +276,7 @@ def _run_inspect(args: argparse.Namespace) -> int:
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", type=Path, nargs="+", help="path without .bin or .idx")
-    _add_tokenizer(parser, required=False, purpose="for data sets without a .json")
+    add_tokenizer(parser, required=False, purpose="for data sets without a .json")
     parser.set_defaults(run=_run_verify)
 
 

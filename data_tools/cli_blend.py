@@ -20,6 +20,12 @@ def add_blend(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--epochs", action="store_true", help="the NUMBERs say how often each is gone through")
     how.add_argument("--weights", action="store_true", help="the NUMBERs are shares of the tokens trained on")
+    how.add_argument(
+        "--weights-file",
+        type=Path,
+        metavar="FILE",
+        help="lines of a share of the tokens trained on and a data set's name, its PREFIX without the folder",
+    )
     _add_length_of_training(parser)
     parser.set_defaults(run=_run_blend)
 
@@ -51,6 +57,7 @@ def _run_blend(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         epochs=args.epochs,
         weights=args.weights,
+        weights_file=args.weights_file,
         train_tokens=args.train_tokens,
         max_epochs=args.max_epochs,
         train_share=train_share(args.split),

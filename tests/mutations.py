@@ -565,6 +565,20 @@ RUNS = (
 
 HUGGING_FACE = (
     Mutation(
+        "hf-merge-reads-what-has-no-weight",
+        "phd/hf/merge.py",
+        "            if weight == 0:\n                continue\n",
+        "",
+        "tests/hf/test_merge.py",
+    ),
+    Mutation(
+        "hf-merge-of-another-architecture",
+        "phd/hf/merge.py",
+        "if name not in CONTEXT:",
+        "if name in UNWEIGHED:",
+        "tests/hf/test_merge.py",
+    ),
+    Mutation(
         "hf-ring-index-one-off",
         "phd/hf/cache.py",
         "+ self.cumulative_length) % self.ring",
@@ -790,6 +804,34 @@ DATA = (
         "file_key(source.path) or source.path",
         "source.path",
         "tests/data_tools/test_inputs.py",
+    ),
+    Mutation(
+        "data-sentence-with-a-digit-drawn-for",
+        "data_tools/condense.py",
+        "kept = allowed & (with_digit | (draws < self.keep_share))",
+        "kept = allowed & (draws < self.keep_share)",
+        "tests/data_tools/test_condense.py",
+    ),
+    Mutation(
+        "data-draws-of-the-block-not-the-document",
+        "data_tools/condense.py",
+        "np.random.default_rng([self.seed, first + number])",
+        "np.random.default_rng([self.seed, number])",
+        "tests/data_tools/test_condense.py",
+    ),
+    Mutation(
+        "data-half-a-block-kept",
+        "data_tools/rewrite.py",
+        "                ids.truncate(done.size)\n                ids.seek(done.size)\n",
+        "                ids.seek(0, os.SEEK_END)\n",
+        "tests/data_tools/test_condense.py::test_a_stopped_run_goes_on",
+    ),
+    Mutation(
+        "data-tail-of-a-document-kept",
+        "data_tools/cut.py",
+        "np.tile((True, False), len(pieces))",
+        "np.tile((False, True), len(pieces))",
+        "tests/data_tools/test_cut.py",
     ),
 )
 

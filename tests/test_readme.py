@@ -122,8 +122,8 @@ def test_headlines_are_the_benchmarks():
 
 def test_every_data_command_is_named():
     source = (ROOT / "data_tools" / "cli.py").read_text(encoding="utf-8")
-    commands = re.findall(r'^        \("([\w-]+)", "', source, re.MULTILINE)
-    assert len(commands) == 7
+    commands = re.findall(r'^        \(\s*"([\w-]+)",\s*"', source, re.MULTILINE)
+    assert len(commands) == 10
     for command in [*commands, "prepare"]:
         assert f"`phd data {command}`" in README
 

@@ -56,6 +56,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         _from("phd.compare.dashboard"),
     ),
     "export": ("a checkpoint of pretrain_phd.py as a Hugging Face folder", _from("phd.commands.export")),
+    "merge": ("exported models as one, a mean of their weights", _from("phd.commands.merge")),
+    "rope-base": ("the base of the rotary angles for a longer context", _from("phd.commands.rope_base")),
     "import": (
         "a Hugging Face folder of a Llama model as a checkpoint to train from",
         _from("phd.commands.importing"),

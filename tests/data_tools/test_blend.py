@@ -1,6 +1,7 @@
 """Weights that add up, epochs that are kept to, and a file that Megatron reads."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from data_tools.blend import blend, tokens_read
 from data_tools.indexed import open_indexed, write_index
 from data_tools.numbers import train_share
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -216,3 +219,44 @@ def test_paths_and_the_share_trained_on_are_printed(sets, tmp_path, monkeypatch,
     output = capsys.readouterr().out
     assert all(prefix in output for prefix in sets)
     assert "1,520" in output and "the first 95.0% of the documents that --split leaves" in output
+
+
+@pytest.mark.parametrize("stage", ["64k", "512k"])
+def test_shares_of_prolong_are_realised(stage, tmp_path):
+    """Through Megatron's own draw: every domain within 0.5% of its share, in the samples of a whole stage."""
+    from megatron.core.datasets import helpers
+
+    file = ROOT / "examples" / "prolong" / f"{stage}.txt"
+    lines = [line.split() for line in file.read_text().splitlines() if line[:1] != "#"]
+    recipe = {name: float(share) for share, name in lines}
+    prefixes = [write(tmp_path / name, [10]) for name in reversed(recipe)]  # not in the file's order
+    blend(prefixes, tmp_path / "blend.txt", weights_file=file)
+    words = (tmp_path / "blend.txt").read_text().split()
+    weights, names = [float(word) for word in words[::2]], [word.rpartition("/")[2] for word in words[1::2]]
+    samples = {"64k": 5000 * 64, "512k": 2500 * 16}[stage]
+    sets, numbers = np.zeros(samples, np.int16), np.zeros(samples, np.int64)
+    helpers.build_blending_indices(sets, numbers, weights, len(weights), samples, False)
+    realised = np.bincount(sets, minlength=len(names)) / samples
+    assert dict(zip(names, realised, strict=True)) == pytest.approx(recipe, abs=0.005)
+    long_sets = [name for name in recipe if name.endswith("k") or name == "textbooks"]
+    assert sum(recipe[name] for name in long_sets) == pytest.approx(0.63)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("0.5 a\n0.25 b\n0.25 d\n", "weights.txt: no PREFIX is called d: name those too"),
+        ("0.5 a\n0.5 b\n", "weights.txt has no share for c: leave it out, or add a line"),
+        ("0.5 a\n0.3 b # web\n0.1 c\n", "the shares add up to 0.9, not to 1"),
+        ("0.5 a\n0.3 b\n0.2 a\n", "line 3: a has a share already"),
+        ("# shares\n50% a\n", "line 2: expected a share and the name of a data set"),
+        ("1.5 a\n", "line 1: expected a share above 0 and up to 1"),
+    ],
+)
+def test_bad_weights_files(lines, message, sets, tmp_path):
+    (tmp_path / "weights.txt").write_text(lines)
+    with pytest.raises(ValueError, match=message):
+        blend(sets, tmp_path / "blend.txt", weights_file=tmp_path / "weights.txt")
+    with pytest.raises(FileNotFoundError, match=r"--weights-file .*none\.txt: there is no such file"):
+        blend(sets, tmp_path / "blend.txt", weights_file=tmp_path / "none.txt")
+    assert not (tmp_path / "blend.txt").exists()
