@@ -43,9 +43,7 @@ class CachedLM(HFLM):
             **settings,
         )
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         try:
             return super().loglikelihood(requests, disable_tqdm)
         except _TooLong as error:
