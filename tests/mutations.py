@@ -859,4 +859,48 @@ COMPARE = (
     ),
 )
 
-MUTATIONS = (*ATTENTION, *CONTEXT_PARALLEL, *TRITON, *MODEL, *COSTS, *RUNS, *HUGGING_FACE, *DATA, *COMPARE)
+EVALUATION = (
+    Mutation(
+        "eval-prompt-one-token-too-long",
+        "phd/evaluation/harness.py",
+        "len(continuation)) - 1 > self.max_length",
+        "len(continuation)) - 1 > self.max_length + 1",
+        "tests/evaluation/test_harness.py::test_a_prompt_is_never_cut",
+    ),
+    Mutation(
+        "eval-room-to-write-not-counted",
+        "phd/evaluation/harness.py",
+        "if tokens + room > self.max_length:",
+        "if tokens > self.max_length:",
+        "tests/evaluation/test_harness.py::test_a_prompt_is_never_cut",
+    ),
+    Mutation(
+        "ruler-no-room-to-write",
+        "phd/evaluation/haystack.py",
+        "lambda count: len(self.encode(prompt(count))) + room,",
+        "lambda count: len(self.encode(prompt(count))),",
+        "tests/evaluation/test_ruler.py::test_a_prompt_has_its_answers",
+    ),
+    Mutation(
+        "ruler-answers-of-keys-not-asked-for",
+        "phd/evaluation/needles.py",
+        "[value for key in asked for value in values[key]]",
+        "[value for key in keys for value in values[key]]",
+        "tests/evaluation/test_ruler.py::test_a_prompt_has_its_answers",
+    ),
+)
+
+MUTATIONS = (
+    *(
+        *ATTENTION,
+        *CONTEXT_PARALLEL,
+        *TRITON,
+        *MODEL,
+        *COSTS,
+        *RUNS,
+        *HUGGING_FACE,
+        *EVALUATION,
+        *DATA,
+        *COMPARE,
+    ),
+)

@@ -11,6 +11,9 @@ from phd.compare.paper import REPORTED, SIZES
 from phd.evaluation.long_context import DEPTHS, LENGTHS_FROM, SAMPLES, cell, default_lengths
 from phd.evaluation.patterns import add_arguments as add_pattern_arguments
 from phd.evaluation.patterns import asked_layers, with_layers
+from phd.evaluation.ruler import LENGTHS_FROM as RULER_LENGTHS_FROM
+from phd.evaluation.ruler import OF_CORPUS, RULER, TOKENS, refuse_missing
+from phd.evaluation.ruler import SAMPLES as RULER_SAMPLES
 from phd.loading import chosen_device, load_model
 from phd.rules.pattern import LayerPattern
 from phd.run.arguments import flag
@@ -18,6 +21,10 @@ from phd.run.arguments import flag
 PAPER = "phd_paper"
 # of the paper's tables, as the harness has them; it downloads their data on first use
 SEVEN = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", "mmlu", "commonsense_qa")
+
+
+LONG = {**SAMPLES, **dict.fromkeys(TOKENS, RULER_SAMPLES)}
+"""The tasks over a grid of lengths, and how many prompts of a cell unless told."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         help=f"names of the harness's tasks; {PAPER} is the paper's seven; {', '.join(SAMPLES)} are for long "
-        "contexts, made from --corpus",
+        f"contexts, made from --corpus; so are RULER's {', '.join(TOKENS)}, or {RULER} for all of these",
     )
     parser.add_argument(
         "--corpus",
@@ -43,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_numbers,
         metavar="N,N,...",
         help="tokens of the long contexts (default: powers of two from "
-        f"{LENGTHS_FROM} up to the model's longest)",
+        f"{LENGTHS_FROM}, of RULER {RULER_LENGTHS_FROM}, up to the model's longest)",
     )
     parser.add_argument(
         "--depths",
@@ -51,9 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N,...",
         help=f"of phd_needle, in percent of the text (default {','.join(map(str, DEPTHS))})",
     )
-    samples = ", ".join(f"{count} of a cell of {task}" for task, count in SAMPLES.items())
     parser.add_argument(
-        "--limit", type=int, help=f"so many documents of each task (default 200 of a corpus, {samples})"
+        "--limit",
+        type=int,
+        help=f"so many documents of each task (default 200 of a corpus, {SAMPLES['phd_needle']} of a cell of "
+        f"phd_needle, {RULER_SAMPLES} of a length of the other tasks for long contexts)",
     )
     parser.add_argument("--num-fewshot", type=int, help="worked examples before each question")
     parser.add_argument(
@@ -89,6 +98,7 @@ def run(args: Namespace) -> int:
         ValueError: nothing to evaluate on, an unknown task, a corpus too short, a length or depth out of
             range, or the harness is not installed.
     """
+    args.tasks = [name for asked in args.tasks for name in (TOKENS if asked == RULER else [asked])]
     _check(args)
     try:
         import lm_eval
@@ -102,9 +112,10 @@ def run(args: Namespace) -> int:
     from phd.evaluation.corpus import TASKS, write_group, write_tasks
     from phd.evaluation.harness import CachedLM
 
-    long = [name for name in SAMPLES if name in args.tasks]
-    tasks: list[Any] = [name for name in args.tasks if name not in SAMPLES]
-    if args.corpus is not None and not (long or {*TASKS} & {*tasks}):
+    long = [name for name in LONG if name in args.tasks]
+    tasks: list[Any] = [name for name in args.tasks if name not in LONG]
+    made = {*TASKS, *SAMPLES, *OF_CORPUS}
+    if args.corpus is not None and not made & {*args.tasks}:
         tasks += TASKS
     with tempfile.TemporaryDirectory(prefix="phd-eval-") as temporary:
         folder = Path(temporary)
@@ -177,11 +188,12 @@ def _check(args: Namespace) -> None:
         value = getattr(args, name)
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{flag(name)} must be at least 1, got {value}")
-    long = [name for name in args.tasks if name in SAMPLES]
-    if long and args.corpus is None:
-        raise ValueError(f"--tasks {long[0]} is made from a text: give --corpus")
+    long = [name for name in args.tasks if name in LONG]
+    if args.corpus is None and (of_corpus := [name for name in long if name in SAMPLES]):
+        raise ValueError(f"--tasks {of_corpus[0]} is made from a text: give --corpus")
+    refuse_missing(args.tasks, args.corpus)
     if args.lengths is not None and not long:
-        raise ValueError(f"--lengths goes with --tasks {', '.join(SAMPLES)}")
+        raise ValueError(f"--lengths goes with --tasks {', '.join(SAMPLES)} and those of RULER")
     if args.depths is not None and "phd_needle" not in long:
         raise ValueError("--depths goes with --tasks phd_needle")
     for depth in args.depths or ():
@@ -195,18 +207,28 @@ def _write_grids(args: Namespace, tasks: list[str], lm: Any, folder: Path) -> li
     """The tasks' files, and the axes of each one's grid: rows are depths, columns lengths."""
     from phd.evaluation.haystack import Haystack
     from phd.evaluation.long_context import write_long_tasks
+    from phd.evaluation.ruler import Ruler, write_ruler_tasks
 
-    lengths: list[int] = args.lengths or default_lengths(lm.max_length)
+    theirs = [task for task in tasks if task in TOKENS]
+    least = RULER_LENGTHS_FROM if theirs else LENGTHS_FROM
+    lengths: list[int] = args.lengths or default_lengths(lm.max_length, least)
     if lengths[0] < 1:
         raise ValueError(f"--lengths must be at least 1, got {lengths[0]}")
     if lengths[-1] > lm.max_length:
         raise ValueError(f"--lengths {lengths[-1]}: the model reads at most {lm.max_length} tokens")
     depths: list[int] = args.depths or list(DEPTHS)
-    haystack = Haystack(args.corpus, lm.tok_encode, lm.tokenizer.unk_token_id, lengths[-1])
-    write_long_tasks(tasks, haystack, folder, lengths, depths, args.limit, args.seed)
+    unknown = lm.tokenizer.unk_token_id
+    haystack = None
+    if {*tasks} & {*SAMPLES, *OF_CORPUS}:
+        haystack = Haystack(args.corpus, lm.tok_encode, unknown, lengths[-1])
+    if own := [task for task in tasks if task in SAMPLES]:
+        assert haystack is not None
+        write_long_tasks(own, haystack, folder, lengths, depths, args.limit, args.seed)
+    ruler = Ruler(lm.tok_encode, unknown, haystack)
+    write_ruler_tasks(theirs, ruler, folder, lengths, args.limit or RULER_SAMPLES, args.seed)
     return [
         {"task": task, "lengths": lengths, "depths": depths if task == "phd_needle" else [None],
-         "samples": args.limit or SAMPLES[task]}
+         "samples": args.limit or LONG[task]}
         for task in tasks
     ]  # fmt: skip
 

@@ -80,9 +80,23 @@ def write_group(name: str, tasks: Sequence[str], settings: Mapping[str, Any], fo
     _write_settings(name, group, folder)
 
 
+def write_cells(
+    task: str,
+    cells: Mapping[str, Sequence[Any]],
+    settings: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+) -> None:
+    """Write the files of a task's cells (name: records) with their settings, and of their group."""
+    for name, records in cells.items():
+        write_task(name, records, settings[name], folder)
+    mean = {"aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]}
+    write_group(task, list(cells), mean, folder)
+
+
 def _write_settings(name: str, content: dict[str, Any], folder: Path) -> None:
-    # JSON is YAML
-    (folder / f"{name}.yaml").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    # JSON is YAML, but for its names of functions, which have a tag
+    text = re.sub(r'"(!function [\w.]+)"', r"\1", json.dumps(content, indent=2))
+    (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
 
 
 def read_texts(corpus: Path) -> Iterator[str]:

@@ -2,12 +2,16 @@
 
 The choices of a question share their context: it is read once, for its last logits alone (so a PHD model
 runs the hidden copies of its last chunk only), its cache is repeated, and only the choices run in full.
+
+A prompt longer than the model's context is refused. The harness would cut its beginning off, and go on.
 """
 
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,8 +21,17 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 """((context, continuation), context ids, continuation ids)"""
 
 
+class _TooLong(Exception):
+    """Request number ``args[0]`` has ``args[1]`` tokens with its answer."""
+
+
 class CachedLM(HFLM):
-    """HFLM for a model and tokenizer that are loaded already; ``settings`` are further ones of HFLM."""
+    """HFLM for a model and tokenizer that are loaded already; ``settings`` are further ones of HFLM.
+
+    Raises:
+        ValueError: a prompt is longer than ``max_length``. Names its task; nothing has been computed of the
+            other requests of its kind.
+    """
 
     def __init__(self, pretrained: Any, tokenizer: Any, **settings: Any) -> None:
         super().__init__(
@@ -30,14 +43,38 @@ class CachedLM(HFLM):
             **settings,
         )
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        try:
+            return super().loglikelihood(requests, disable_tqdm)
+        except _TooLong as error:
+            index, tokens = error.args
+            raise self._refusal(requests[index], f"{tokens:,} tokens with its answer") from None
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        for request in requests:
+            prompt, settings = request.args
+            tokens = len(self.tok_encode(prompt))
+            room = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
+            if tokens + room > self.max_length:
+                raise self._refusal(request, f"{tokens:,} tokens, with {room:,} more to generate")
+        return super().generate_until(requests, disable_tqdm)
+
+    def _refusal(self, request: Instance, length: str) -> ValueError:
+        return ValueError(
+            f"{request.task_name}: a prompt has {length}, and the model reads at most {self.max_length:,}: "
+            "take fewer --num-fewshot examples, other --tasks, or a model of a longer context"
+        )
+
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         answers: dict[int, tuple[float, bool]] = {}
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
-            fits = len(context) + len(continuation) - 1 <= self.max_length
-            if fits and len(context) >= len(continuation):
+            # the last token of the answer is not read
+            if (tokens := len(context) + len(continuation)) - 1 > self.max_length:
+                raise _TooLong(index, tokens)
+            if len(context) >= len(continuation):
                 groups.setdefault(tuple(context), []).append(index)
         cached = {index for members in groups.values() for index in members}
         with tqdm(total=len(cached), disable=disable_tqdm or not cached, desc="from cached contexts") as bar:

@@ -1,7 +1,7 @@
 """Text of a corpus, cut to prompts of so many of the model's own tokens."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from phd.evaluation.corpus import read_texts
@@ -54,34 +54,31 @@ class Haystack:
         most: int,
         guess: int | None = None,
         least: int = LEAST,
+        room: int = 0,
     ) -> int:
         """The number of words with which ``prompt`` has at most ``length`` tokens, and with one more has not.
 
         Args:
-            prompt: number of words of the corpus -> a prompt with its answer.
+            prompt: number of words of the corpus -> a prompt, with what is to come behind it unless ``room``
+                is for that.
             most: words that there are.
             guess: where to begin.
             least: words without which it is no haystack.
+            room: tokens of ``length`` that stay free behind the prompt.
 
         Raises:
             ValueError: ``length`` has no room for the prompt, or the corpus too few words.
         """
-        fits, over = -1, most + 1
-        count = min(length // 2 if guess is None else guess, most)
-        while over - fits > 1:
-            tokens = len(self.encode(prompt(count)))
-            if tokens <= length:
-                fits = count
-            else:
-                over = count
-            step = (length - tokens) * max(count, 1) // max(tokens, 1)
-            count += max(step, 1) if tokens <= length else min(step, -1)
-            if not fits < count < over:
-                count = (fits + over) // 2
+        fits = largest(
+            lambda count: len(self.encode(prompt(count))) + room,
+            length,
+            most,
+            length // 2 if guess is None else guess,
+        )
         if fits == most:
             raise ValueError(
                 f"{self.corpus} is too short for prompts of {length} tokens: its {len(self.words):,} words "
-                f"make {len(self.encode(prompt(most))):,}"
+                f"make {len(self.encode(prompt(most))) + room:,}"
             )
         if fits < least:
             raise ValueError(
@@ -89,6 +86,33 @@ class Haystack:
                 f"question, {least} are needed"
             )
         return fits
+
+
+def largest(tokens: Callable[[int], int], length: int, most: int, guess: int) -> int:
+    """The count from 0 to ``most`` for which ``tokens`` are at most ``length``, and for one more are not; -1
+    if they never are. Where ``tokens`` falls here and there, one of those counts.
+    """
+    fits, over = -1, most + 1
+    count = min(guess, most)
+    while over - fits > 1:
+        if (size := tokens(count)) <= length:
+            fits = count
+        else:
+            over = count
+        step = (length - size) * max(count, 1) // max(size, 1)
+        count += max(step, 1) if size <= length else min(step, -1)
+        if not fits < count < over:
+            count = (fits + over) // 2
+    return fits
+
+
+def insert(words: list[str], sentences: Sequence[tuple[float, str]]) -> str:
+    """The text of ``words`` with each sentence (and its space before) at its depth, a part of 1; in order."""
+    places = [near_sentence(words, round(depth * len(words))) for depth, _ in sentences]
+    pieces = []
+    for begin, end, (_, sentence) in zip([0, *places], places, sentences, strict=False):
+        pieces += [*words[begin:end], sentence]
+    return "".join(pieces + words[places[-1] :]).strip()
 
 
 def near_sentence(words: list[str], at: int) -> int:

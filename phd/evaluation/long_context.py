@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from phd.evaluation.corpus import write_group, write_task
-from phd.evaluation.haystack import Haystack, near_sentence
+from phd.evaluation.corpus import write_cells
+from phd.evaluation.haystack import Haystack, insert
 
 Record = dict[str, str]
 """A prompt, "context", and its "answer", which begins with a space."""
@@ -66,9 +66,9 @@ LENGTHS_FROM = 512
 DEPTHS = (0, 25, 50, 75, 100)
 
 
-def default_lengths(max_length: int) -> list[int]:
-    """Powers of two from 512 up to the model's longest; that alone if it is shorter."""
-    lengths = [1 << bit for bit in range(max_length.bit_length()) if LENGTHS_FROM <= 1 << bit <= max_length]
+def default_lengths(max_length: int, least: int = LENGTHS_FROM) -> list[int]:
+    """Powers of two from ``least`` up to the model's longest; that alone if it is shorter."""
+    lengths = [1 << bit for bit in range(max_length.bit_length()) if least <= 1 << bit <= max_length]
     return lengths or [max_length]
 
 
@@ -110,10 +110,7 @@ def write_long_tasks(
             else:
                 make = facts if task == "phd_facts" else question
                 cells[cell(task, length)] = [make(haystack, length, draw) for draw in samples]
-        for name, records in cells.items():
-            write_task(name, records, SETTINGS, folder)
-        mean = {"aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]}
-        write_group(task, list(cells), mean, folder)
+        write_cells(task, cells, dict.fromkeys(cells, SETTINGS), folder)
 
 
 def needle_statement(key: str) -> str:
@@ -225,15 +222,6 @@ def _passage(haystack: Haystack, length: int, draw: random.Random) -> tuple[int,
     # a word has seldom less than a token
     words = haystack.passage(start, min(2 * length, len(haystack.words)))
     return start, "".join(words).casefold()
-
-
-def insert(words: list[str], sentences: Sequence[tuple[float, str]]) -> str:
-    """The text of ``words`` with each sentence (and its space before) at its depth, a part of 1; in order."""
-    places = [near_sentence(words, round(depth * len(words))) for depth, _ in sentences]
-    pieces = []
-    for begin, end, (_, sentence) in zip([0, *places], places, sentences, strict=False):
-        pieces += [*words[begin:end], sentence]
-    return "".join(pieces + words[places[-1] :]).strip()
 
 
 def _fitted(

@@ -117,3 +117,30 @@ def test_rolling_perplexity(make_model, tokenizer):
     request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=("x",), idx=0)
     (score,) = lm.loglikelihood_rolling([request], disable_tqdm=True)
     assert score == pytest.approx(expected(model, [0], tokens)[0], rel=1e-4)
+
+
+def test_a_prompt_is_never_cut(make_model, tokenizer, monkeypatch):
+    """One that just fits is read whole; one token more is refused, before anything is computed."""
+    from lm_eval.api.instance import Instance
+
+    model = make_model("PHD-CSWA-3-5-12")
+    lm = CachedLM(pretrained=model, tokenizer=tokenizer, batch_size=2, max_length=64)
+    lm.tok_encode = lambda text, **kwargs: [int(word[1:]) for word in text.split()]
+
+    def request(tokens, *rest, kind="loglikelihood"):
+        arguments = (" ".join(["t5"] * tokens), *rest)
+        return Instance(kind, {}, arguments, idx=0, metadata=("its_task", 0, 1))
+
+    whole, answer = [5] * 63, [7, 9]  # of which the model reads all but the last
+    ((score, _),) = lm.loglikelihood([request(63, " t7 t9")], disable_tqdm=True)
+    assert score == pytest.approx(expected(model, whole, answer)[0], rel=1e-4)
+    (rolling,) = lm.loglikelihood_rolling([request(150, kind="loglikelihood_rolling")], disable_tqdm=True)
+    assert rolling < 0  # a text has windows
+    monkeypatch.setattr(model, "forward", None)
+    refused = r"its_task: a prompt has 66 tokens with its answer, and the model reads at most 64: take fewer"
+    with pytest.raises(ValueError, match=refused):
+        lm.loglikelihood([request(20, " t7"), request(64, " t7 t9")], disable_tqdm=True)
+    refused = "its_task: a prompt has 60 tokens, with 5 more to generate, and the model reads at most 64"
+    with pytest.raises(ValueError, match=refused):
+        settings = {"max_gen_toks": 5, "until": [], "do_sample": False}
+        lm.generate_until([request(60, settings, kind="generate_until")], disable_tqdm=True)
