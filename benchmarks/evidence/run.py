@@ -10,8 +10,10 @@ saved; the next call goes on.
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -36,13 +38,14 @@ from benchmarks.evidence.study import (
 from benchmarks.reproduce import copy_text
 from phd.compare.logs import find_runs
 from phd.run.files import read_json, write_json
-from phd.run.status import FINISHED, judge, newest_checkpoint
+from phd.run.record import BRANCH_FILE, METRICS_FILE, RUN_FILE
+from phd.run.status import FINISHED, STATUS_FILE, judge, newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 WORK = Path("runs/evidence")
 """Below ROOT: command lines that are kept hold no path of this machine."""
 KEPT = ROOT / "benchmarks" / "evidence"
-RECORD = ("phd_run.json", "metrics.jsonl", "starts.jsonl", "status.json", "branch.json")
+RECORD = (RUN_FILE, METRICS_FILE, "starts.jsonl", STATUS_FILE, BRANCH_FILE)
 PYTHON = os.path.relpath(sys.executable, ROOT)
 
 
@@ -63,6 +66,8 @@ def main() -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     prepare_text()
     study = Study(until=None if args.minutes is None else time.monotonic() + 60 * args.minutes)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, study.stop)
     trunks = [trunk for trunk in TRUNKS if trunk.name in args.trunk]
     study.together([partial(study.grow, trunk) for trunk in trunks])
     for trunk in trunks:
@@ -81,6 +86,13 @@ class Study:
 
     until: float | None
     out_of_time: bool = field(default=False, init=False)
+    running: set[subprocess.Popen[bytes]] = field(default_factory=set, init=False)
+
+    def stop(self, *_: object) -> None:
+        """A signal's handler: what runs is stopped, and saved."""
+        self.out_of_time, self.until = True, time.monotonic()
+        for process in list(self.running):
+            process.terminate()
 
     def together(self, calls: Sequence[Callable[[], None]]) -> None:
         """Call them, two at a time; the first that fails ends the study when the other has ended."""
@@ -153,13 +165,18 @@ class Study:
         }
         environment |= {"PYTHON": PYTHON}
         with folder.with_name(f"{folder.name}.log").open("a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            # in a session of its own: a terminal's signal comes to it once, from here
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+            self.running.add(process)
             try:
                 process.wait(self._seconds_left())
             except subprocess.TimeoutExpired:
-                self.out_of_time = True
-                process.terminate()  # it saves
+                self.stop()
                 process.wait()
+            finally:
+                self.running.remove(process)
         code, line = judge(folder)
         print(f"{folder}: {line}", flush=True)
         if code != FINISHED and not self.out_of_time:
@@ -196,14 +213,29 @@ def validation_loss(folder: Path) -> float:
 
 
 def keep(folder: Path, target: Path) -> None:
-    """Copy a run's record, without the paths of this machine, whole or not at all."""
+    """Copy a run's record, without the paths of this machine, whole or not at all. Of its iterations every
+    tenth is kept.
+    """
     temporary = target.with_name(f".{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name in RECORD:
         if (folder / name).exists():
             copy_text(folder / name, temporary, ROOT / WORK)
+    thin(temporary / METRICS_FILE)
     temporary.rename(target)
+
+
+def thin(metrics: Path) -> None:
+    """Of its training lines leave every tenth and the last one."""
+    lines = [(json.loads(line), line) for line in metrics.read_text().splitlines(keepends=True)]
+    last = max(line["iteration"] for line, _ in lines)
+    kept = [
+        text
+        for line, text in lines
+        if line["kind"] != "train" or line["iteration"] % 10 == 0 or line["iteration"] == last
+    ]
+    metrics.write_text("".join(kept))
 
 
 def prepare_text() -> None:

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.evidence.report import main, read_rows, slope_over_sizes, table
-from benchmarks.evidence.run import KEPT, more_orders, record_name
+from benchmarks.evidence.run import KEPT, more_orders, record_name, thin
 from benchmarks.evidence.study import (
     AGAIN,
     CLAIM,
@@ -128,6 +128,19 @@ def test_more_orders_wait_for_the_first_three(tmp_path, monkeypatch):
         make_record(tmp_path, SMALL, VANILLA, order, 3.0)
         make_record(tmp_path, SMALL, PRIMARY, order, 3.0 + difference)
     assert more_orders(SMALL) == list(range(4, MOST_ORDERS + 1))
+
+
+def test_of_a_kept_record_every_tenth_iteration_stays(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [{"kind": "train", "iteration": iteration} for iteration in range(1, 25)]
+    lines += [{"kind": "validation", "iteration": 24}]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    thin(metrics)
+    kept = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [(line["kind"], line["iteration"]) for line in kept] == [
+        *(("train", iteration) for iteration in (10, 20, 24)),
+        ("validation", 24),
+    ]
 
 
 def test_report_changes_its_part_of_the_page_alone(tmp_path, monkeypatch):
