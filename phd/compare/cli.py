@@ -95,12 +95,12 @@ def run(args: argparse.Namespace) -> int:
     law = PARSCALE
     if args.sizes:
         law = ScalingLaw.fit([run for folder in args.sizes for run in find_runs(folder)])
-    summaries = summarize(groups, criterion, law)
-    numbers = as_json(groups, summaries)
+    comparison = summarize(groups, criterion, law)
+    numbers = as_json(comparison)
     # A pipe has no width of its own, and rich would fold the table at 80 columns.
     console = Console()
     console = console if console.is_terminal else Console(width=240)
-    print_table(summaries, console, numbers["runs"] if args.seeds else ())
+    print_table(comparison, console, numbers["runs"] if args.seeds else ())
 
     # They import matplotlib and plotly, which the table need not wait for.
     from phd.compare.page import page
@@ -110,9 +110,9 @@ def run(args: argparse.Namespace) -> int:
     contents = {
         "json": json.dumps(numbers, indent=1, allow_nan=False).encode() + b"\n",
         "png": plot(groups, criterion),
-        "html": page(f"Compared with {groups[0].label}", groups, summaries).encode(),
-        "md": markdown(summaries).encode(),
-        "tex": latex(summaries).encode(),
+        "html": page(f"Compared with {groups[0].label}", comparison).encode(),
+        "md": markdown(comparison).encode(),
+        "tex": latex(comparison).encode(),
     }
     for end, content in contents.items():
         write_bytes(args.output.with_name(f"{args.output.name}.{end}"), content)

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from phd.compare.cli import add_run_arguments, read_groups
-from phd.compare.groups import Group
-from phd.compare.summary import Summary, summarize
+from phd.compare.summary import Comparison, summarize
 from phd.run.files import write_json, write_text
 
 
@@ -42,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
         FileNotFoundError, ValueError: see :func:`phd.compare.cli.read_groups`.
     """
     groups = read_groups(args)
-    summaries = summarize(groups)
+    comparison = summarize(groups)
     name = args.name or groups[0].runs[0].path.resolve().parent.name
     if args.wandb is None:
-        _write_page(args.output, name, groups, summaries)
+        _write_page(args.output, name, comparison)
         return 0
 
     from phd.compare.workspace import make_report, make_workspace, reason, unreachable
@@ -57,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
             workspace.save()
             print(f"Workspace: {workspace.url}")
             missing = "Report"
-            report = make_report(args.wandb, name, groups, summaries, args.vary).save()
+            report = make_report(args.wandb, name, comparison, args.vary).save()
             print(f"Report: {report.url}")
             return 0
         except Exception as error:  # W&B's errors are of many kinds, and none is worth a lost dashboard
             problem = reason(error)
     print(f"{missing} not saved in W&B: {problem}")
-    _write_page(args.output, name, groups, summaries)
+    _write_page(args.output, name, comparison)
     beside = args.output.with_name(f"{args.output.stem}.workspace.json")
     content = workspace._to_model().model_dump(by_alias=True, exclude_none=True)
     write_json(beside, content)
@@ -71,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_page(output: Path, name: str, groups: list[Group], summaries: list[Summary]) -> None:
+def _write_page(output: Path, name: str, comparison: Comparison) -> None:
     # It imports plotly, which a save in W&B need not wait for.
     from phd.compare.page import page
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, page(name, groups, summaries))
+    write_text(output, page(name, comparison))
     print(f"Written: {output}")

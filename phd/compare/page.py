@@ -12,23 +12,18 @@ from phd.compare.groups import Group
 from phd.compare.panels import expand
 from phd.compare.paper import NOTE
 from phd.compare.report import COLUMNS, caption, rows
-from phd.compare.summary import Summary
+from phd.compare.summary import Comparison, Summary
 from phd.compare.template import SCRIPT, STYLE
 
 SAMPLES = 100
 """The newest samples of a run that the page has."""
 
 
-def page(title: str, groups: Sequence[Group], summaries: Sequence[Summary]) -> str:
-    """A whole HTML document that loads nothing.
-
-    Args:
-        title: plain text.
-        groups: the first one is the baseline.
-        summaries: of the same groups, by :func:`phd.compare.summary.summarize`.
-    """
+def page(title: str, comparison: Comparison) -> str:
+    """A whole HTML document that loads nothing; ``title`` is plain text."""
+    groups = comparison.groups
     panels = expand(run for group in groups for run in group.runs)
-    drawn = figures(panels, groups, summaries[0].criterion)
+    drawn = figures(panels, groups, comparison.criterion)
     # In a script "<" could end it, whatever the quotes around.
     data = json.dumps([figure for _, figure in drawn], allow_nan=False).replace("<", r"\u003c")
     sections = [
@@ -55,10 +50,10 @@ def page(title: str, groups: Sequence[Group], summaries: Sequence[Summary]) -> s
 <body>
 <h1>{escape(title)}</h1>
 <div class="scroll results">
-{_results(summaries)}
+{_results(comparison.summaries)}
 </div>
 <details><summary>How to read this</summary>
-<p>{escape(caption(summaries))}</p>
+<p>{escape(caption(comparison))}</p>
 <p>{escape(NOTE)}</p>
 <p>A click on a name below hides that group in every panel, a double click all others; dragging in a panel
 zooms and a double click there shows all. Curves have {POINTS:,} points at most, means over neighbouring

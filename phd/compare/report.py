@@ -9,14 +9,14 @@ from rich.table import Table
 
 from phd.compare.paper import NOTE, paper_losses
 from phd.compare.statistics import Mean, PairedDifference
-from phd.compare.summary import Summary
+from phd.compare.summary import Comparison, Summary
 
 MISSING = "-"
 
 
-def caption(summaries: Sequence[Summary]) -> str:
+def caption(comparison: Comparison) -> str:
     """How to read the table."""
-    criterion = summaries[0].criterion
+    criterion = comparison.criterion
     text = (
         f"Losses in nats per token, means over seeds with {100 * (1 - criterion.alpha):g}% t-intervals: "
         "training loss over the last tenth of training, validation loss of the last validation. Differences "
@@ -25,12 +25,11 @@ def caption(summaries: Sequence[Summary]) -> str:
         f"{criterion.alpha:g}. Tokens and FLOPs to the baseline's final validation loss are multiples of the "
         "baseline's."
     )
-    laws = [summary.worth.law for summary in summaries if summary.worth is not None]
-    if laws:
+    if any(summary.worth is not None for summary in comparison.summaries):
         text += (
             " Worth: the factor of parameters by which a vanilla model would change its loss as much, by "
-            f"{laws[0]}; beside it the training FLOPs per token (to the baseline's) and the bytes of the KV "
-            "cache (to vanilla's)."
+            f"{comparison.law.about}; beside it the training FLOPs per token (to the baseline's) and the "
+            "bytes of the KV cache (to vanilla's)."
         )
     return text
 
@@ -141,15 +140,14 @@ def rows(summaries: Sequence[Summary], columns: Sequence[str]) -> list[list[str]
     return [[COLUMNS[name](summary, summaries[0]) for name in columns] for summary in summaries]
 
 
-def print_table(
-    summaries: Sequence[Summary], console: Console, runs: Sequence[Mapping[str, Any]] = ()
-) -> None:
+def print_table(comparison: Comparison, console: Console, runs: Sequence[Mapping[str, Any]] = ()) -> None:
     """Print a row for each group.
 
     Args:
         runs: the "runs" of :func:`phd.compare.summary.as_json`, to be listed beneath their groups.
     """
-    table = Table(caption=caption(summaries), caption_justify="left")
+    summaries = comparison.summaries
+    table = Table(caption=caption(comparison), caption_justify="left")
     for name in TERMINAL:
         table.add_column(name, justify="left" if name == "run" else "right")
     for summary, row in zip(summaries, rows(summaries, TERMINAL), strict=True):
@@ -176,13 +174,13 @@ def _run_cells(run: Mapping[str, Any]) -> dict[str, str]:
     return cells | {"run": f"  seed {run['seed']}"}
 
 
-def markdown(summaries: Sequence[Summary]) -> str:
+def markdown(comparison: Comparison) -> str:
     """The numbers as a table in Markdown."""
     columns = list(COLUMNS)
-    lines = [columns, ["---", *("---:" for _ in columns[1:])], *rows(summaries, columns)]
+    lines = [columns, ["---", *("---:" for _ in columns[1:])], *rows(comparison.summaries, columns)]
     # A bar ends a cell, even where Markdown would show it as code.
     table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-    return f"{table}\n\n{caption(summaries)}\n{NOTE}\n"
+    return f"{table}\n\n{caption(comparison)}\n{NOTE}\n"
 
 
 SPECIAL = {
@@ -197,7 +195,7 @@ SPECIAL = {
 }
 
 
-def latex(summaries: Sequence[Summary]) -> str:
+def latex(comparison: Comparison) -> str:
     """The numbers as a LaTeX table in the form of the paper's Table 1; needs the package booktabs."""
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -207,10 +205,10 @@ def latex(summaries: Sequence[Summary]) -> str:
         r"\toprule",
         _latex_row(PAPER_FORM),
         r"\midrule",
-        *(_latex_row(row) for row in rows(summaries, PAPER_FORM)),
+        *(_latex_row(row) for row in rows(comparison.summaries, PAPER_FORM)),
         r"\bottomrule",
         r"\end{tabular}",
-        rf"\caption{{{_escape(caption(summaries))} {_escape(NOTE)}}}",
+        rf"\caption{{{_escape(caption(comparison))} {_escape(NOTE)}}}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"

@@ -31,10 +31,8 @@ class Worth:
     """A difference of the validation loss in units of model size, and its cost."""
 
     parameters: float | None
-    """How many times the parameters a vanilla model would need for the same loss; None where no size is
-    enough."""
-    law: str
-    """The scaling law that says so."""
+    """How many times the parameters a vanilla model would need for the same loss, by the comparison's law;
+    None where no size is enough."""
     flops: float
     """Training FLOPs per token, to the baseline's."""
     kv_cache: float | None
@@ -59,25 +57,30 @@ class Summary:
     validation_difference: PairedDifference | None
     reach: Reach | None
     worth: Worth | None
-    criterion: Criterion
-    """Of the intervals and the differences."""
     tokens: int
     training_flops: float
     parameters: int
     tokens_per_second: float | None
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Groups, a summary for each, and what the summaries were made by. The first group is the baseline."""
+
+    groups: Sequence[Group]
+    summaries: Sequence[Summary]
+    criterion: Criterion
+    """Of intervals, p-values and the pairs that a difference needs."""
+    law: ScalingLaw
+    """By which a difference of losses is worth parameters."""
+
+
 def summarize(
     groups: Sequence[Group], criterion: Criterion = USUAL, law: ScalingLaw = PARSCALE
-) -> list[Summary]:
-    """One summary for each group; the first group is the baseline.
-
-    Args:
-        criterion: of intervals, p-values and the pairs that a difference needs.
-        law: by which a difference of losses is worth parameters.
-    """
-    baseline = groups[0]
-    return [_summarize(group, baseline, criterion, law) for group in groups]
+) -> Comparison:
+    """The comparison of ``groups``; the first one is the baseline."""
+    summaries = [_summarize(group, groups[0], criterion, law) for group in groups]
+    return Comparison(groups, summaries, criterion, law)
 
 
 def _summarize(group: Group, baseline: Group, criterion: Criterion, law: ScalingLaw) -> Summary:
@@ -95,7 +98,6 @@ def _summarize(group: Group, baseline: Group, criterion: Criterion, law: Scaling
         validation_difference=difference,
         reach=_reach(group, baseline),
         worth=None if difference is None else _worth(group, baseline, difference, law),
-        criterion=criterion,
         tokens=group.trained[0].tokens,
         training_flops=group.trained[0].training_flops,
         parameters=group.runs[0].parameters,
@@ -118,7 +120,6 @@ def _worth(group: Group, baseline: Group, difference: PairedDifference, law: Sca
     run, vanilla = group.runs[0], baseline.runs[0]
     return Worth(
         parameters=law.parameters_factor(difference.mean, vanilla.parameters),
-        law=law.about,
         flops=run.flops_per_token / vanilla.flops_per_token,
         kv_cache=kv_cache_ratio(run),
     )
@@ -141,17 +142,21 @@ def _reach(group: Group, baseline: Group) -> Reach | None:
     )
 
 
-def as_json(groups: Sequence[Group], summaries: Sequence[Summary]) -> dict[str, Any]:
-    """Everything, for JSON: ``baseline`` (a label), ``groups``, ``runs``; null is missing or not finite."""
-    baseline = groups[0]
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything, for JSON: ``baseline`` (a label), ``criterion``, ``law``, ``groups``, ``runs``; null is
+    missing or not finite.
+    """
+    baseline = comparison.groups[0]
     content = {
         "baseline": baseline.label,
+        "criterion": dataclasses.asdict(comparison.criterion),
+        "law": comparison.law.about,
         "groups": [
             dataclasses.asdict(summary)
             | {"paper": [dataclasses.asdict(loss) for loss in paper_losses(summary.name)]}
-            for summary in summaries
+            for summary in comparison.summaries
         ],
-        "runs": [_run_as_json(run, group, baseline) for group in groups for run in group.runs],
+        "runs": [_run_as_json(run, group, baseline) for group in comparison.groups for run in group.runs],
     }
     finite: dict[str, Any] = _finite(content)
     return finite

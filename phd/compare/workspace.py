@@ -13,7 +13,7 @@ from phd.compare.figures import color
 from phd.compare.groups import Group
 from phd.compare.panels import AXES, Panel, expand
 from phd.compare.report import markdown
-from phd.compare.summary import Summary
+from phd.compare.summary import Comparison
 from phd.run.record import ORIGINAL_LOSS, VALIDATION_LOSS
 
 if TYPE_CHECKING:  # importing it takes seconds, and only --wandb needs it
@@ -72,8 +72,7 @@ def make_workspace(
 def make_report(
     place: tuple[str, str],
     name: str,
-    groups: Sequence[Group],
-    summaries: Sequence[Summary],
+    comparison: Comparison,
     vary: Sequence[str] = (),
 ) -> "Report":
     """A report: the table as it is now, and the panels, which go on with the runs.
@@ -83,6 +82,7 @@ def make_report(
     import wandb_workspaces.reports.v2 as wr
 
     entity, project = place
+    groups = comparison.groups
     runs = wr.Runset(
         entity=entity,
         project=project,
@@ -90,7 +90,7 @@ def make_report(
         filters=_filter(groups),
         groupby=["config.phd.name", *(f"config.{argument}" for argument in vary)],
     )
-    blocks: list[Any] = [wr.MarkdownBlock(text=markdown(summaries))]
+    blocks: list[Any] = [wr.MarkdownBlock(text=markdown(comparison))]
     for section, panels in groupby(_panels(groups), key=lambda panel: panel.section):
         grid = wr.PanelGrid(runsets=[runs], panels=[_panel(panel) for panel in panels])
         blocks += [wr.H2(text=section), grid]

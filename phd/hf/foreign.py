@@ -21,8 +21,8 @@ def check_folder(folder: Path) -> None:
     """Raise ValueError if a file of ``folder`` asks for code or weights from elsewhere; names the field."""
     if (folder / "adapter_config.json").is_file():
         raise ValueError(
-            f"{folder} holds a peft adapter, which names another model: merge it "
-            "(AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()), save that with its "
+            f"{folder} holds a peft adapter, which names another model: load that model, merge the adapter "
+            "(peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()), save the result with its "
             "tokenizer, and give that folder"
         )
     for name in FILES:

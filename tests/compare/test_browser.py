@@ -167,7 +167,7 @@ def text(make_full_run):
         for seed in (1, 2)
     ]
     groups = group_runs([run for folder in folders for run in find_runs(folder)])
-    return page("A comparison", groups, summarize(groups))
+    return page("A comparison", summarize(groups))
 
 
 def test_desktop_in_light(text, tmp_path):

@@ -32,9 +32,12 @@ def test_criterion_and_sizes(make_run, tmp_path, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "99% t-intervals" in text and "power of 90% at p < 0.01" in text
     assert "a law fitted to vanilla runs of 4 sizes" in text
-    worth = json.loads((tmp_path / "out.json").read_text())["groups"][1]["worth"]
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    assert (
+        numbers["criterion"] == {"alpha": 0.01, "power": 0.9} and "vanilla runs of 4 sizes" in numbers["law"]
+    )
     # The law is 4 sqrt(1000 / N) above its floor: 0.25 less at 1000 parameters is 3.75 of 4.
-    assert worth["parameters"] == pytest.approx((4 / 3.75) ** 2, rel=1e-3)
+    assert numbers["groups"][1]["worth"]["parameters"] == pytest.approx((4 / 3.75) ** 2, rel=1e-3)
     assert compare(*runs, "--alpha", 2) == 2
     assert "--alpha must be between 0 and 1, got 2.0" in capsys.readouterr().err
 

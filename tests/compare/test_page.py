@@ -42,7 +42,7 @@ class Loaded(HTMLParser):
 
 def made(*folders):
     groups = group_runs([run for folder in folders for run in find_runs(folder)])
-    return page("A <b>comparison</b>", groups, summarize(groups))
+    return page("A <b>comparison</b>", summarize(groups))
 
 
 @pytest.fixture

@@ -30,9 +30,9 @@ def groups(make_run):
 
 
 def printed(groups, seeds):
-    summaries = summarize(groups)
+    comparison = summarize(groups)
     text = io.StringIO()
-    print_table(summaries, Console(file=text, width=260), as_json(groups, summaries)["runs"] if seeds else ())
+    print_table(comparison, Console(file=text, width=260), as_json(comparison)["runs"] if seeds else ())
     return text.getvalue()
 
 

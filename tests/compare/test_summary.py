@@ -25,7 +25,7 @@ def two_seeds(make_run):
 
 
 def test_groups_are_summarized(two_seeds):
-    vanilla, phd = summarize(two_seeds)
+    vanilla, phd = summarize(two_seeds).summaries
     assert (vanilla.is_baseline, phd.is_baseline) == (True, False)
     assert vanilla.validation_loss is not None and phd.validation_loss is not None
     assert vanilla.validation_loss.mean == pytest.approx(3.75)
@@ -46,7 +46,7 @@ def test_groups_are_summarized(two_seeds):
 
 def test_tokens_and_flops_to_the_baseline_s_loss(make_run):
     # 3.25, the baseline's last, lies half way between 3.5 at 120 tokens and 3.0 at 160.
-    vanilla, phd = summarize(read(make_run("v"), make_run("p", shift=-0.25, **PHD)))
+    vanilla, phd = summarize(read(make_run("v"), make_run("p", shift=-0.25, **PHD))).summaries
     assert phd.reach is not None
     assert phd.reach.tokens == pytest.approx(140)
     assert phd.reach.flops == pytest.approx(140 * 12000)
@@ -56,20 +56,20 @@ def test_tokens_and_flops_to_the_baseline_s_loss(make_run):
 
 
 def test_loss_that_is_not_reached(make_run):
-    _, phd = summarize(read(make_run("v"), make_run("p", shift=0.25, **PHD)))
+    _, phd = summarize(read(make_run("v"), make_run("p", shift=0.25, **PHD))).summaries
     assert phd.reach is None
 
 
 def test_no_validation_yet(make_run):
-    vanilla, phd = summarize(read(make_run("v"), make_run("p", iterations=3, **PHD)))
+    vanilla, phd = summarize(read(make_run("v"), make_run("p", iterations=3, **PHD))).summaries
     assert phd.validation_loss is phd.validation_difference is phd.train_difference is phd.reach is None
     assert phd.progress == {1234: pytest.approx(0.15)}
-    first, _ = summarize(read(make_run("w", iterations=3), make_run("q", **PHD)))
+    first, _ = summarize(read(make_run("w", iterations=3), make_run("q", **PHD))).summaries
     assert first.reach is None
 
 
 def test_json_has_all_numbers(two_seeds):
-    content = as_json(two_seeds, summarize(two_seeds))
+    content = as_json(summarize(two_seeds))
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert content["baseline"] == "vanilla"
     vanilla, phd = content["groups"]
@@ -96,7 +96,7 @@ def test_diverged_run_is_null_in_json(make_run):
     text = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(text.replace("NaN", "null"))
     groups = read(make_run("v"), folder)
-    content = as_json(groups, summarize(groups))
+    content = as_json(summarize(groups))
     json.dumps(content, allow_nan=False)
     assert content["runs"][1]["validation_loss"] is content["runs"][1]["train_loss"] is None
     assert content["groups"][1]["validation_loss"] is content["groups"][1]["validation_difference"] is None

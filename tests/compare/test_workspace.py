@@ -91,7 +91,7 @@ def test_report_has_the_table_and_the_panels(make_run, monkeypatch):
     answer = {"project": {"internalId": "7"}}
     monkeypatch.setattr(interface, "execute_graphql", lambda *args, **kwargs: answer)
     groups = read(make_run("it's/v"), make_run("it's/p", shift=-0.25, **PHD))
-    report = make_report(PLACE, "n" * 200, groups, summarize(groups))
+    report = make_report(PLACE, "n" * 200, summarize(groups))
     assert report.title == "n" * 128
     blocks = report._to_model().spec.model_dump(by_alias=True, exclude_none=True)["blocks"]
     (table,) = [block for block in blocks if block["type"] == "markdown-block"]

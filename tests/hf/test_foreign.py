@@ -5,6 +5,7 @@ import shutil
 from argparse import Namespace
 
 import pytest
+import torch
 
 from phd.commands import serve
 from phd.hf.foreign import check_folder
@@ -68,13 +69,29 @@ def test_what_phd_and_transformers_write_is_taken(folder):
     open_folder(folder)
 
 
-def test_an_adapter(folder):
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds a peft adapter.*merge it"):
-        load_model(folder)
-    (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match="holds a peft adapter.*merge it"):
-        load_model(folder)
+def test_an_adapter_is_to_be_merged(folder, tmp_path):
+    """Refused alone and beside its model; the remedy, walked, gives a folder with the adapter's logits."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    model, _ = load_model(folder)
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(model, config).eval()
+    adapted.save_pretrained(adapter)
+    ids = torch.arange(1, 9).unsqueeze(0)
+    with torch.no_grad():
+        expected = adapted(ids).logits
+    shutil.copy(adapter / "adapter_config.json", folder)
+    for refused in (adapter, folder):
+        with pytest.raises(ValueError, match="holds a peft adapter.*load that model, merge the adapter"):
+            load_model(refused)
+    (folder / "adapter_config.json").unlink()
+
+    model, tokenizer = load_model(folder)
+    PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(merged)
+    tokenizer.save_pretrained(merged)
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(merged)[0](ids).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_not_json(folder):

@@ -241,13 +241,16 @@ def test_rolling_back(make, ids):
 
 
 def test_hidden_copies_that_cannot_return(make, ids):
-    """They would see originals that are evicted."""
+    """They would see originals that are evicted; a new cache, the remedy, has them."""
     model = make("PHD-SWA-2-5-inf", HYBRIDS["sink"])
+    expected = reference_logits(model, ids)
     with torch.no_grad():
         cache = model(ids[:, :31]).past_key_values
         cache.drop_hidden()
-        with pytest.raises(ValueError, match="cannot go back to slot 19"):
+        with pytest.raises(ValueError, match="cannot go back to slot 19: .* Run the prompt again with a new"):
             model(ids[:, 31:32], past_key_values=cache)
+        cache = model(ids[:, :31]).past_key_values
+        assert_close(model(ids[:, 31:32], past_key_values=cache).logits, expected[:, 31:32])
 
 
 def test_samples_reordered_repeated_selected(model, expected, ids):
@@ -264,7 +267,7 @@ def test_samples_reordered_repeated_selected(model, expected, ids):
 
 
 def test_a_padded_sample_leaves(model, expected, ids):
-    """What is retained for the others alone goes with the next step."""
+    """Keys that only the other samples need are evicted in the next step."""
     padded = torch.stack([ids[0], ids[1].roll(6)])[:, :50]
     mask = torch.ones_like(padded)
     mask[1, :6] = 0
@@ -311,8 +314,8 @@ def test_assisted_generation_rolls_back(make, ids, variant, hybrid):
 @pytest.mark.parametrize("pads", [(0, 0), (0, 3)])
 @pytest.mark.parametrize("asked", [1, 4, 0])
 def test_recorded_steps_roll_back_exactly(make, ids, variant, pads, asked):
-    """By any number of slots, whichever logits were asked for: hidden copies that only led up to those are
-    not exact, and are made anew.
+    """By any number of slots, whichever logits were requested: hidden copies that were computed only on the
+    way to those are not exact, and are recomputed.
     """
     model = make(variant, HYBRIDS["mixed"])
     expected = [reference_logits(model, ids[i : i + 1, : 50 - pad])[0] for i, pad in enumerate(pads)]
