@@ -172,7 +172,7 @@ def test_room_for_the_answers():
     assert room == len(" ABCDE, ABCDE, ABCDE, ABCDE, ABCDE") > TOKENS["ruler_vt"]
     assert all(len(record["context"]) + room <= 3000 for record in records)
     assert Ruler(str.split, None, None).records("ruler_vt", 900, ["1"])[1] == TOKENS["ruler_vt"]
-    (record,), room = Ruler(lambda text: [*text] * 2, None, None).records("ruler_cwe", 9000, ["1"])
+    (record,), room = Ruler(lambda text: [*text] * 2, None, None).records("ruler_cwe", 20000, ["1"])
     assert room == 2 * (sum(map(len, record["answers"])) + len(" 1. ") * 9 + len(" 10. "))
 
 
