@@ -888,6 +888,34 @@ EVALUATION = (
         "[value for key in keys for value in values[key]]",
         "tests/evaluation/test_ruler.py::test_a_prompt_has_its_answers",
     ),
+    Mutation(
+        "layers-least-needed-stay-full",
+        "phd/evaluation/layers.py",
+        "key=lambda layer: -layers[layer].mean",
+        "key=lambda layer: layers[layer].mean",
+        "tests/evaluation/test_layers.py::test_the_layers_that_cost_most_stay_full",
+    ),
+    Mutation(
+        "layers-compared-where-chosen",
+        "phd/evaluation/layers.py",
+        "ranked, held_out = pieces[:half], pieces[half:]",
+        "ranked, held_out = pieces[:half], pieces[:half]",
+        "tests/evaluation/test_layers.py::test_the_layers_that_cost_most_stay_full",
+    ),
+    Mutation(
+        "layers-error-too-small",
+        "phd/evaluation/layers.py",
+        "stdev(differences) / sqrt(len(differences))",
+        "stdev(differences) / len(differences)",
+        "tests/evaluation/test_layers.py::test_the_layers_that_cost_most_stay_full",
+    ),
+    Mutation(
+        "layers-loss-of-the-token-itself",
+        "phd/evaluation/layers.py",
+        "ids[:, 1:][:, rows]",
+        "ids[:, :-1][:, rows]",
+        "tests/evaluation/test_layers.py::test_losses_are_the_models",
+    ),
 )
 
 MUTATIONS = (

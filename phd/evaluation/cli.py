@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phd.compare.paper import REPORTED, SIZES
+from phd.evaluation.layers import PIECES
 from phd.evaluation.long_context import DEPTHS, LENGTHS_FROM, SAMPLES, cell, default_lengths
 from phd.evaluation.patterns import add_arguments as add_pattern_arguments
 from phd.evaluation.patterns import asked_layers, with_layers
@@ -68,14 +69,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         type=_batch_size,
-        default=16,
-        help="a number, or auto for the harness's choice (default 16)",
+        help="a number, or auto for the harness's choice (default 16; 1 with --rank-layers)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the questions made from the corpus")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
     parser.add_argument("--tokenizer", type=Path, help="where it lies now, if not where training found it")
     add_pattern_arguments(parser)
+    parser.add_argument(
+        "--rank-layers",
+        metavar="RULE",
+        help="instead of tasks: make each layer sparse by itself (sink.64.1.4, ...), rank them by the loss "
+        "of pieces of --corpus, and compare the pattern made from that with the middle third; --lengths is "
+        f"one length (default the model's longest), --limit the pieces to rank by (default {PIECES}) and "
+        "those to compare on",
+    )
     parser.add_argument(
         "--output", type=Path, help="JSON file for the results; phd_needle's heat map is the .png beside it"
     )
@@ -92,12 +100,16 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(args: Namespace) -> int:
-    """Evaluate and print one table, and one of the accuracies by length.
+    """Evaluate and print one table, and one of the accuracies by length. Or rank the layers.
 
     Raises:
         ValueError: nothing to evaluate on, an unknown task, a corpus too short, a length or depth out of
             range, or the harness is not installed.
     """
+    if args.rank_layers is not None:
+        from phd.evaluation import rank_layers
+
+        return rank_layers.run(args)
     args.tasks = [name for asked in args.tasks for name in (TOKENS if asked == RULER else [asked])]
     _check(args)
     try:
@@ -139,7 +151,7 @@ def run(args: Namespace) -> int:
         lm = CachedLM(
             pretrained=model.to(device),
             tokenizer=tokenizer,
-            batch_size=args.batch_size,
+            batch_size=args.batch_size or 16,
             max_length=model.config.max_position_embeddings,
         )
         grids: list[dict[str, Any]] = []

@@ -57,9 +57,8 @@ def refuse_missing(tasks: Sequence[str], corpus: Path | None) -> None:
         )
     if corpus is None and (names := [name for name in tasks if name in OF_CORPUS]):
         raise ValueError(f"--tasks {names[0]} hides needles in a text: give --corpus")
-    if (names := [name for name in tasks if name in OF_WORDS]) and not importlib.util.find_spec(
-        "wonderwords"
-    ):
+    names = [name for name in tasks if name in OF_WORDS]
+    if names and importlib.util.find_spec("wonderwords") is None:
         raise ValueError(
             f"--tasks {names[0]} takes its words from wonderwords, which is not installed: pip install "
             "'pretrain-phd[ruler]'"
@@ -130,7 +129,7 @@ class Ruler:
         room = TOKENS[task]
         while True:
             records = [self.record(task, length, seed, room) for seed in seeds]
-            needed = max(len(self.encode(" " + ", ".join(record["answers"]))) for record in records)
+            needed = max(len(self.encode(_written(task, record["answers"]))) for record in records)
             if needed <= room:
                 return records, room
             room = needed
@@ -195,6 +194,13 @@ class Ruler:
         return text(max(largest(lambda more: len(self.encode(text(more))), most, most, most // 30), 0))
 
 
+def _written(task: str, answers: list[str]) -> str:
+    """As a model may put them: numbered where the worked example has numbers."""
+    if task == "ruler_cwe":
+        return "".join(f" {number}. {word}" for number, word in enumerate(answers, 1))
+    return " " + ", ".join(answers)
+
+
 class _Sized(NamedTuple):
     prompt: Prompt
     least: int
@@ -237,7 +243,7 @@ def _common_words(length: int, seed: int, words: int) -> tuple[str, list[str]]:
     with _seeded(seed):
         cwe_utils.RNG.seed(seed)
         example, context, answers = cwe_utils.generate_input_output(words, length, num_cw=COMMON)
-    return f"{example}\n\n{context}", answers
+    return f"{example}\n{context}", answers
 
 
 def _frequent_words(length: int, seed: int, words: int) -> tuple[str, list[str]]:

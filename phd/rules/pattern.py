@@ -77,13 +77,12 @@ class LayerPattern:
         """
         preset, numbers = _preset(self.text)
         if preset is not None:
-            if not (outer := num_layers // 3):
+            if num_layers < 3:
                 raise ValueError(
                     f"{preset} has sparse layers around full ones: it needs 3 layers, the model has "
                     f"{num_layers}"
                 )
-            keys = parse_keys(_PRESETS[preset] + numbers)
-            return (keys,) * outer + (Full(),) * (num_layers - 2 * outer) + (keys,) * outer
+            return middle_third(parse_keys(_PRESETS[preset] + numbers), num_layers)
         groups = _groups(self.text)
         if self.depth is None:
             return (groups[0][1],) * num_layers
@@ -106,6 +105,12 @@ class LayerPattern:
     def sparse(self) -> bool:
         """Whether some layer does not keep all keys."""
         return _preset(self.text)[0] is not None or any(keys != Full() for _, keys in _groups(self.text))
+
+
+def middle_third(keys: Keys, num_layers: int) -> tuple[Keys, ...]:
+    """LongGen's hybrid: full layers between two thirds of others, which are rounded down."""
+    outer = num_layers // 3
+    return (keys,) * outer + (Full(),) * (num_layers - 2 * outer) + (keys,) * outer
 
 
 def _preset(text: str) -> tuple[str | None, str]:

@@ -130,7 +130,7 @@ def test_a_worked_example_comes_first(ruler):
     assert set(tail.split()) == set(solve(given[0] + "they are:")) and len(tail.split()) == 5
     assert 450 < len(example.split()) <= 500 < len(question.split())
     listed = prompt_of(ruler, "ruler_cwe", 900, "1")["context"]
-    example = re.split(r"\n\n(?=Below)", listed)[0].rsplit("list are:", 1)
+    example = re.split(r"\n(?=Below)", listed)[0].rsplit("list are:", 1)
     assert set(re.findall(r"[a-z]+", example[1])) == set(solve(example[0]))
 
 
@@ -172,6 +172,8 @@ def test_room_for_the_answers():
     assert room == len(" ABCDE, ABCDE, ABCDE, ABCDE, ABCDE") > TOKENS["ruler_vt"]
     assert all(len(record["context"]) + room <= 3000 for record in records)
     assert Ruler(str.split, None, None).records("ruler_vt", 900, ["1"])[1] == TOKENS["ruler_vt"]
+    (record,), room = Ruler(lambda text: [*text] * 2, None, None).records("ruler_cwe", 20000, ["1"])
+    assert room == 2 * (sum(map(len, record["answers"])) + len(" 1. ") * 9 + len(" 10. "))
 
 
 class Oracle(LlamaForCausalLM):
