@@ -11,7 +11,7 @@ from phd.compare.paper import REPORTED, SIZES
 from phd.evaluation.long_context import DEPTHS, LENGTHS_FROM, SAMPLES, cell, default_lengths
 from phd.evaluation.patterns import add_arguments as add_pattern_arguments
 from phd.evaluation.patterns import asked_layers, with_layers
-from phd.loading import chosen_device, load_model
+from phd.loading import chosen_device, load_model, rope_scale_or_auto
 from phd.rules.pattern import LayerPattern
 from phd.run.arguments import flag
 
@@ -68,6 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", type=Path, help="where it lies now, if not where training found it")
     add_pattern_arguments(parser)
     parser.add_argument(
+        "--rope-scale",
+        type=rope_scale_or_auto,
+        default=1,
+        metavar="G",
+        help="divide rotary positions by G: a model trained with --rope-max-scale then reads G times its "
+        "context; auto: the least whole G for the longest of --lengths (default 1)",
+    )
+    parser.add_argument(
         "--output", type=Path, help="JSON file for the results; phd_needle's heat map is the .png beside it"
     )
 
@@ -101,6 +109,7 @@ def run(args: Namespace) -> int:
 
     from phd.evaluation.corpus import TASKS, write_group, write_tasks
     from phd.evaluation.harness import CachedLM
+    from phd.hf.rope import scale_for, scale_model
 
     long = [name for name in SAMPLES if name in args.tasks]
     tasks: list[Any] = [name for name in args.tasks if name not in SAMPLES]
@@ -120,6 +129,10 @@ def run(args: Namespace) -> int:
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model, tokenizer = load_model(args.model, args.tokenizer, dtype)
         title = str(args.model)
+        scale = scale_for(args.lengths[-1], model.config) if args.rope_scale is None else args.rope_scale
+        scale_model(model, scale)
+        if scale != 1:
+            title += f", rope scale {scale:g}"
         if args.attention_pattern is not None:
             layers = asked_layers(args.attention_pattern, model.config.num_hidden_layers)
             model = with_layers(model, layers)
@@ -157,6 +170,8 @@ def run(args: Namespace) -> int:
     report = {"model": str(args.model), "results": rows, "n_samples": outcome.get("n-samples")}
     if args.attention_pattern is not None:
         report["attention_pattern"] = pattern
+    if scale != 1:
+        report["rope_scale"] = scale
     if grids:
         report["grids"] = grids
     _print(title, rows, grids)
@@ -182,6 +197,11 @@ def _check(args: Namespace) -> None:
         raise ValueError(f"--tasks {long[0]} is made from a text: give --corpus")
     if args.lengths is not None and not long:
         raise ValueError(f"--lengths goes with --tasks {', '.join(SAMPLES)}")
+    if args.rope_scale is None and args.lengths is None:
+        raise ValueError(
+            "--rope-scale auto goes with --lengths: other tasks do not say how long their prompts are; pass "
+            "a number"
+        )
     if args.depths is not None and "phd_needle" not in long:
         raise ValueError("--depths goes with --tasks phd_needle")
     for depth in args.depths or ():
