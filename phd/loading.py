@@ -1,5 +1,7 @@
 """A model for inference, from a Hugging Face folder or straight from a checkpoint of pretrain_phd.py."""
 
+import argparse
+import math
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,26 @@ def chosen_device(name: str | None) -> "torch.device":
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of them
         raise ValueError(f"--device {name}: torch has no such device here: pass --device cpu") from error
     return device
+
+
+def rope_scale(text: str) -> float:
+    """The type of --rope-scale.
+
+    Raises:
+        argparse.ArgumentTypeError: no number, or less than 1.
+    """
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 1 <= scale < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
+    return scale
+
+
+def rope_scale_or_auto(text: str) -> float | None:
+    """The same, and None for "auto"."""
+    return None if text == "auto" else rope_scale(text)
 
 
 def load_model(

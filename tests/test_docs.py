@@ -36,6 +36,7 @@ OTHERS = frozenset(
         *("--async-save", "--no-check-for-nan-in-loss-and-grad", "--cuda-graph-impl", "--tp-comm-overlap"),
         *("--num-workers", "--check-for-spiky-loss", "--context-parallel-size"),
         *("--dataloader-inter-document-masking", "--rotary-base", "--lr", "--lr-decay-iters", "--bf16"),
+        "--max-position-embeddings",
         *("--lr-decay-style", "--optimizer"),
         *("--hidden-size", "--num-layers", "--seq-length", "--use-checkpoint-args", "--no-load-optim"),
         *("--no-load-rng", "--no-save-optim", "--no-save-rng", "--exit-on-missing-checkpoint"),
@@ -109,7 +110,8 @@ def commands_of(command: str) -> dict[str, argparse.ArgumentParser]:
 def our_training_flags() -> set[str]:
     """Of pretrain_phd.py: Megatron makes them from the fields of our dataclasses, and is slow to ask."""
     flags = set()
-    for file in ("phd/config.py", "phd/run/config.py", "phd/training/resume.py", "phd/training/dataset.py"):
+    files = ("config", "run/config", "training/resume", "training/dataset", "training/e2_llm")
+    for file in (f"phd/{name}.py" for name in files):
         for node in ast.walk(ast.parse(words(ROOT / file))):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 name = node.target.id.replace("_", "-")

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phd.loading import describe, open_checkpoint
+from phd.loading import describe, open_checkpoint, rope_scale
 from phd.rules.variant import Variant
 
 if TYPE_CHECKING:
@@ -31,15 +31,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="SentencePiece .model, tokenizer.json or a Hugging Face folder, if not where training found it",
     )
     group.add_argument("--no-tokenizer", action="store_true", help="export the model alone")
+    parser.add_argument(
+        "--rope-scale",
+        type=rope_scale,
+        default=1,
+        metavar="G",
+        help="divide rotary positions by G: a model trained with --rope-max-scale then reads G times its "
+        "context (default 1)",
+    )
 
 
 def run(args: Namespace) -> int:
     """Write the folder and say what is in it."""
     from phd.hf.convert import hf_weights
+    from phd.hf.rope import scale_rope
     from phd.hf.save import new_folder, save_weights
 
     trained, tensors, step = open_checkpoint(args.checkpoint)
     config, tokenizer = describe(trained, tensors, args.tokenizer, args.no_tokenizer)
+    scale_rope(config, args.rope_scale)
 
     with new_folder(args.output) as folder:
         total = save_weights(hf_weights(tensors.read, config), folder)
@@ -98,6 +108,7 @@ def training_facts(trained: Namespace, step: int) -> dict[str, object]:
         "iteration": step,
         "tokens": step * trained.global_batch_size * trained.seq_length,
         **{name: getattr(trained, name) for name in names},
+        **({"rope_max_scale": trained.rope_max_scale} if getattr(trained, "rope_max_scale", 0) else {}),
         "megatron_core": version("megatron-core"),
         "pretrain_phd": version("pretrain-phd"),
     }
@@ -131,6 +142,11 @@ predicts the next token.{own} The weights of the layers have a Llama model's nam
         about += f"""
 A LongGen hybrid (arXiv 2410.01485): sparse layers see and cache some blocks of tokens alone, by layers
 {variant.pattern}.
+"""
+    rope = dict(config.rope_parameters or {})
+    if rope.get("rope_type") == "linear":
+        about += f"""
+Rotary positions are divided by {rope["factor"]:g}: it reads {config.max_position_embeddings} tokens at once.
 """
     return f"""---
 library_name: transformers

@@ -15,7 +15,7 @@ from phd.evaluation.patterns import asked_layers, with_layers
 from phd.evaluation.ruler import LENGTHS_FROM as RULER_LENGTHS_FROM
 from phd.evaluation.ruler import OF_CORPUS, RULER, TOKENS, refuse_missing
 from phd.evaluation.ruler import SAMPLES as RULER_SAMPLES
-from phd.loading import chosen_device, load_model
+from phd.loading import chosen_device, load_model, rope_scale_or_auto
 from phd.rules.pattern import LayerPattern
 from phd.run.arguments import flag
 
@@ -85,6 +85,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "those to compare on",
     )
     parser.add_argument(
+        "--rope-scale",
+        type=rope_scale_or_auto,
+        default=1,
+        metavar="G",
+        help="divide rotary positions by G: a model trained with --rope-max-scale then reads G times its "
+        "context; auto: the least whole G for the longest of --lengths (default 1)",
+    )
+    parser.add_argument(
         "--output", type=Path, help="JSON file for the results; phd_needle's heat map is the .png beside it"
     )
 
@@ -123,6 +131,7 @@ def run(args: Namespace) -> int:
 
     from phd.evaluation.corpus import TASKS, write_group, write_tasks
     from phd.evaluation.harness import CachedLM
+    from phd.hf.rope import scale_for, scale_model
 
     long = [name for name in LONG if name in args.tasks]
     tasks: list[Any] = [name for name in args.tasks if name not in LONG]
@@ -143,6 +152,10 @@ def run(args: Namespace) -> int:
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model, tokenizer = load_model(args.model, args.tokenizer, dtype)
         title = str(args.model)
+        scale = scale_for(args.lengths[-1], model.config) if args.rope_scale is None else args.rope_scale
+        scale_model(model, scale)
+        if scale != 1:
+            title += f", rope scale {scale:g}"
         if args.attention_pattern is not None:
             layers = asked_layers(args.attention_pattern, model.config.num_hidden_layers)
             model = with_layers(model, layers)
@@ -180,6 +193,8 @@ def run(args: Namespace) -> int:
     report = {"model": str(args.model), "results": rows, "n_samples": outcome.get("n-samples")}
     if args.attention_pattern is not None:
         report["attention_pattern"] = pattern
+    if scale != 1:
+        report["rope_scale"] = scale
     if grids:
         report["grids"] = grids
     _print(title, rows, grids)
@@ -206,6 +221,11 @@ def _check(args: Namespace) -> None:
     refuse_missing(args.tasks, args.corpus)
     if args.lengths is not None and not long:
         raise ValueError(f"--lengths goes with --tasks {', '.join(SAMPLES)} and those of RULER")
+    if args.rope_scale is None and args.lengths is None:
+        raise ValueError(
+            "--rope-scale auto goes with --lengths: other tasks do not say how long their prompts are; pass "
+            "a number"
+        )
     if args.depths is not None and "phd_needle" not in long:
         raise ValueError("--depths goes with --tasks phd_needle")
     for depth in args.depths or ():

@@ -27,6 +27,7 @@ def run(args: Namespace) -> int:
     import torch
     from tqdm import tqdm
 
+    from phd.hf.rope import scale_for, scale_model
     from phd.hf.tokenizer import puts_bos_in_front
 
     device = chosen_device(args.device)
@@ -42,6 +43,7 @@ def run(args: Namespace) -> int:
         raise ValueError(
             f"--rank-layers is for models whose layers are full, {args.model} was trained with {variant}"
         )
+    scale_model(model, scale_for(args.lengths[0], config) if args.rope_scale is None else args.rope_scale)
     longest = config.max_position_embeddings
     length = args.lengths[0] if args.lengths else longest
     if not 2 <= length <= longest:
@@ -76,6 +78,8 @@ def _check(args: Namespace) -> None:
             raise ValueError(f"{flag(name)} has no meaning with --rank-layers: leave it out")
     if args.lengths is not None and len(args.lengths) > 1:
         raise ValueError("--lengths: --rank-layers takes one length")
+    if args.rope_scale is None and args.lengths is None:
+        raise ValueError("--rope-scale auto goes with --lengths: give the length, or a number for the scale")
     if args.limit is not None and args.limit < 2:
         raise ValueError(f"--limit must be at least 2 for a standard error, got {args.limit}")
     if args.batch_size == "auto" or (args.batch_size is not None and args.batch_size < 1):

@@ -86,7 +86,8 @@ def hf_config(args: Namespace, vocab_size: int, dtype: torch.dtype, variant: Var
         if args.group_query_attention
         else args.num_attention_heads,
         "head_dim": args.kv_channels,
-        "max_position_embeddings": args.max_position_embeddings,
+        # what E2-LLM extended, which is read whole at scale 1
+        "max_position_embeddings": getattr(args, "rope_context", None) or args.max_position_embeddings,
         "rms_norm_eps": args.layernorm_epsilon,
         "rope_parameters": _rope_parameters(args),
         "initializer_range": args.init_method_std,

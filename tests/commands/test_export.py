@@ -79,8 +79,10 @@ def export(phd):
     return run
 
 
-def megatron_logits(root: str, ids: list[list[int]]) -> torch.Tensor:
-    """What Megatron's model computes from a checkpoint; runs on a rank."""
+def megatron_logits(root: str, ids: list[list[int]], scale: int = 1) -> torch.Tensor:
+    """What Megatron's model computes from a checkpoint; with several copies, of positions divided by
+    ``scale``. Runs on a rank.
+    """
     import phd.megatron  # noqa: F401
 
     # isort: split
@@ -108,8 +110,10 @@ def megatron_logits(root: str, ids: list[list[int]]) -> torch.Tensor:
         model = PHDModelBuilder(model_config_from_args(args)).build_model(groups, True, True)
         load_checkpoint([model], None, None)
         tokens = torch.tensor(ids)
+        positions = torch.arange(tokens.shape[1])[None]
+        scaled = {} if scale == 1 else {"rotary_positions": positions.double() / scale}
         with torch.no_grad():
-            return model.eval()(tokens, torch.arange(tokens.shape[1])[None], None)
+            return model.eval()(tokens, positions, None, **scaled)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -141,6 +145,40 @@ def test_same_logits_as_megatron(name, train, export, world, tmp_path):
             assert (output.logits[:, 0] - expected[:, position - 1]).abs().max() <= tolerance
             step = ids[:, position : position + 1]
             output = model(step, past_key_values=output.past_key_values)
+
+
+def test_scaled_positions_are_those_of_training(train, phd, world, tmp_path):
+    """At a scale an exported model reads as many times its context, at the positions of E2-LLM's training; so
+    does `phd eval` of the checkpoint, which scales what it has loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from phd.hf.rope import scale_for, scale_model
+
+    name = "PHD-CSWA-3-5-12+vector"
+    status, _, err = phd("export", train(name), tmp_path / "model", "--no-tokenizer", "--rope-scale", 3)
+    assert status == 0, err
+    status, _, err = phd("export", train(name), tmp_path / "plain", "--no-tokenizer")
+    assert status == 0, err
+    scaled, plain = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / folder).eval() for folder in ("model", "plain")
+    )
+    assert scaled.config.max_position_embeddings == 120
+    assert scale_for(40, plain.config) == 1 and scale_for(81, plain.config) == 3
+    ids = torch.randint(0, 255, (2, 120), generator=torch.Generator().manual_seed(0))
+    (expected,) = world.run(megatron_logits, str(train(name)), ids.tolist(), 3)
+    expected = expected[..., : scaled.config.vocab_size]
+    tolerance = 1e-5 * expected.abs().max()
+    with torch.no_grad():
+        assert (scaled(ids).logits - expected).abs().max() <= tolerance
+        assert (plain(ids).logits - expected).abs().max() > 100 * tolerance
+        scale_model(plain, 3)
+        assert torch.equal(plain(ids).logits, scaled(ids).logits)
+    with pytest.raises(ValueError, match="of type linear already: leave it out"):
+        scale_model(plain, 2)
+    assert (
+        "Rotary positions are divided by 3: it reads 120 tokens" in (tmp_path / "model/README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("name", ["PHD-CSWA-3-5-12", "PHD-CSWA-3-5-12+vector", "PHD-SWA-2-5-inf+table"])

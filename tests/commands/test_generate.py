@@ -100,6 +100,32 @@ def test_refused(folder, flags, message):
         call(folder, *flags)
 
 
+def test_a_prompt_beyond_the_context_at_a_scale(folder, capsys):
+    """The least whole scale that has room for the prompt and what follows it."""
+    from transformers import AutoTokenizer
+
+    prompt = ("--prompt", "time " * 150, "--max-new-tokens", 9, "--temperature", 0)
+    length = len(AutoTokenizer.from_pretrained(folder)("time " * 150)["input_ids"])
+    assert 256 < length + 9 <= 512
+    assert call(folder, *prompt, "--rope-scale", "auto") == 0
+    automatic = capsys.readouterr()
+    assert "9 tokens in" in automatic.err
+    continued = {}
+    for scale in (2, 3):
+        call(folder, *prompt, "--rope-scale", scale)
+        continued[scale] = capsys.readouterr().out
+    assert continued[2] == automatic.out != continued[3]
+    with pytest.raises(ValueError, match="sequences of 256"):
+        call(folder, *prompt)
+
+
+@pytest.mark.parametrize("scale", ["0.5", "nan", "inf", "much"])
+def test_no_scale(folder, scale, capsys):
+    with pytest.raises(SystemExit):
+        call(folder, "--rope-scale", scale)
+    assert f"must be a number of at least 1, got '{scale}'" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint in"):
         call(tmp_path)

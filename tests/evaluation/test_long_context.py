@@ -265,10 +265,11 @@ def test_an_oracle(right, corpus, tokenizer, tmp_path, monkeypatch, capsys):
 
 
 def test_a_random_model(corpus, tokenizer, tmp_path, monkeypatch):
-    """And the pattern that is asked for reaches it."""
+    """And the pattern that is asked for reaches it, as does the scale that the longest prompt needs."""
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **shape))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=130, **shape))
+    frequencies = model.model.rotary_emb.inv_freq
     patterned = []
 
     def with_layers(*arguments):
@@ -276,19 +277,22 @@ def test_a_random_model(corpus, tokenizer, tmp_path, monkeypatch):
         return patterned[0]
 
     monkeypatch.setattr(cli, "with_layers", with_layers)
-    pattern = ("--attention-pattern", "sink.64.0.2,full")
+    pattern = ("--attention-pattern", "sink.64.0.2,full", "--rope-scale", "auto")
     report = evaluate(model, tokenizer, corpus, tmp_path, monkeypatch, *ALL[:-1], 5, *pattern)
     accuracies = [value for grid in report["grids"] for row in grid["accuracy"] for value in row]
     assert len(accuracies) == 8
     assert sum(accuracies) / 8 < 0.1
     assert report["attention_pattern"] == "1sink.64.0.2-1full"
     assert patterned[0].config.phd_variant == "1sink.64.0.2-1full"
+    assert report["rope_scale"] == 4 and patterned[0].config.max_position_embeddings == 520
+    assert torch.equal(patterned[0].model.rotary_emb.inv_freq, frequencies / 4)
 
 
 def test_refused(corpus, tokenizer, tmp_path, monkeypatch):
     for arguments, message in (
         (("--tasks", "phd_qa"), "--tasks phd_qa is made from a text: give --corpus"),
         (("--corpus", corpus, "--lengths", 512), "--lengths goes with --tasks phd_needle, phd_facts, phd_qa"),
+        (("--corpus", corpus, "--tasks", "phd_qa", "--rope-scale", "auto"), "auto goes with --lengths"),
         (("--corpus", corpus, "--tasks", "phd_qa", "--depths", 5), "--depths goes with --tasks phd_needle"),
         (("--corpus", corpus, "--tasks", "phd_needle", "--depths", "5,101"), "0 to 100, got 101"),
         (("--corpus", corpus, "--tasks", "phd_needle", "--output", "a.png"), "is for JSON"),

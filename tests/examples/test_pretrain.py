@@ -75,6 +75,7 @@ def torchrun(
     environment: dict[str, str],
     tmp_path: Path,
     hangup: signal.Handlers = signal.SIG_DFL,
+    script: str = "pretrain.sh",
 ) -> list[str]:
     """The command that the script makes, by a torchrun that prints it."""
     echo = tmp_path / "echo"
@@ -84,7 +85,7 @@ def torchrun(
     """)
     echo.chmod(0o755)
     done = subprocess.run(
-        [str(ROOT / "examples/pretrain.sh"), size, name],
+        [str(ROOT / "examples" / script), size, name],
         env=environment | {"PYTHON": str(echo), "RUNS": str(tmp_path)},
         preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
         capture_output=True,
@@ -353,6 +354,39 @@ def test_what_is_queued_or_finished_is_not_queued_again(queue, tmp_path):
     assert "vanilla seed 1: train finished, export 3" in said
     jobs = (tmp_path / "queue").read_text().splitlines()
     assert len(jobs) == 4 and all("--dependency=singleton" in job for job in jobs[2:])
+
+
+def test_e2_llm_starts_as_the_paper_says(queue, world, tmp_path):
+    """On this machine; and as a sweep that is queued, with its comparison."""
+    (tmp_path / "runs").mkdir()
+    settings = {"FROM": str(tmp_path / "start"), "CONTEXT": "128"}
+    command = torchrun(
+        "300k", "vanilla", queue | settings | {"LENGTH": "256"}, tmp_path / "runs", script="e2_llm.sh"
+    )
+    (args,) = world.run(e2_arguments, command[command.index(str(ROOT / "pretrain_phd.py")) + 1 :])
+    assert args == {
+        **{"rope_max_scale": 20, "rope_context": 128, "seq_length": 256, "lr": 1e-5, "train_iters": 30000},
+        **{"global_batch_size": 16, "pretrained_checkpoint": str(tmp_path / "start")},
+        **{"run_dir": str(run_folder(tmp_path / "runs/e2-llm", "vanilla"))},
+    }
+    sweep = queue | settings | {"START": "slurm/sweep.sh", "MAX_SCALE": "8"}
+    script = str(ROOT / "examples/e2_llm.sh")
+    subprocess.run([script, "300k", "vanilla", "PHD-2"], env=sweep, check=True, capture_output=True)
+    runs = [run_folder(tmp_path / "runs/e2-llm", name) for name in ("vanilla", "PHD-2")]
+    for run in runs:
+        launch = (run / "launch.sh").read_text()
+        assert f"--pretrained-checkpoint {tmp_path}/start --override-phd-variant --rope-max-scale 8" in launch
+    assert f"compare {runs[0]} {runs[1]} " in (tmp_path / "queue").read_text().splitlines()[-1]
+
+
+def e2_arguments(flags: list[str]) -> dict:
+    """In a rank: what a start makes of the flags."""
+    from phd.training.arguments import parse_and_validate_args
+
+    sys.argv = ["pretrain_phd.py", *flags]
+    args = vars(parse_and_validate_args().args)
+    names = "rope_max_scale rope_context seq_length lr train_iters global_batch_size run_dir"
+    return {name: args[name] for name in [*names.split(), "pretrained_checkpoint"]}
 
 
 def test_a_run_keeps_its_snapshot(queue, tmp_path):

@@ -124,7 +124,7 @@ def test_a_byte_level_tokenizer(bos, tmp_path):
     assert again.extra_special_tokens == ["<x>"]
 
 
-@pytest.mark.parametrize("scaling", [{}, LLAMA3])
+@pytest.mark.parametrize("scaling", [{}, LLAMA3, {"rope_type": "linear", "factor": 8.0}])
 def test_rotary_angles_by_both_names(scaling, tmp_path):
     rope = {"rope_type": "default", "rope_theta": 500000.0} | scaling
     save_config(LlamaConfig(rope_parameters=rope), tmp_path)
