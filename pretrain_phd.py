@@ -40,6 +40,7 @@ from phd.megatron.loop import HookedLoop
 from phd.run.output import outlive_readers
 from phd.training.arguments import make_global, parse_and_validate_args
 from phd.training.dataset import build_datasets
+from phd.training.e2_llm import draw, drawn_positions
 from phd.training.ending import refuse_start
 from phd.training.hooks import TrainingHooks
 from phd.training.metrics import describe
@@ -139,6 +140,16 @@ def loss_func(
     return loss, num_tokens, report
 
 
+def rotary_positions(document_starts: torch.Tensor | None) -> torch.Tensor | None:
+    """Where the rotary embedding takes this iteration's tokens to be in training, [b, s] or, for all samples,
+    [1, s]; None: where they stand.
+    """
+    args = get_args()
+    if not args.rope_max_scale:
+        return None
+    return drawn_positions(args, draw(args, args.curr_iteration + 1), document_starts)
+
+
 def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, partial]:
     """One micro batch through the model."""
     args, timers = get_args(), get_timers()
@@ -146,12 +157,14 @@ def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, par
     micro_batch_size = args.micro_batch_size if model.training else args.eval_micro_batch_size
     batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"), micro_batch_size)
     timers("batch-generator").stop()
+    positions = rotary_positions(batch["document_starts"]) if model.training else None
     output = model(
         batch["tokens"],
         batch["position_ids"],
         batch["attention_mask"],
         labels=batch["labels"],
         packed_seq_params=document_params(batch["document_starts"], get_model_config(model)),
+        **({} if positions is None else {"rotary_positions": positions}),
     )
     losses, original_losses = output if isinstance(output, tuple) else (output, None)
     return losses, partial(loss_func, batch["loss_mask"], original_losses)

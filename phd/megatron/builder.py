@@ -13,6 +13,7 @@ from phd.megatron.copy_embedding import add_copy_embedding
 from phd.megatron.documents import documents_masked
 from phd.megatron.layer_specs import phd_layer_spec
 from phd.megatron.phd_model import PHDModel
+from phd.megatron.rotary import positions_given
 from phd.megatron.transformer_config import PHDTransformerConfig
 
 
@@ -24,16 +25,16 @@ class PHDModelConfig(GPTModelConfig):
 
 
 class PHDModelBuilder(GPTModelBuilder):
-    """GPTModelBuilder; with K > 1 the model it returns is a PHDModel, with K = 1 Megatron's GPTModel
-    itself.
+    """GPTModelBuilder; with K > 1, and where rotary positions come with the batch, the model it returns is a
+    PHDModel, else Megatron's GPTModel itself.
     """
 
     def build_model(self, *args: Any, **kwargs: Any) -> GPTModel:
         model = super().build_model(*args, **kwargs)
-        if model.config.phd_copies > 1:
+        if model.config.phd_copies > 1 or model.config.phd_rotary_positions:
             become(model, PHDModel)
-            if model.pre_process and model.config.phd_copy_embedding != "none":
-                add_copy_embedding(model)
+        if model.pre_process and model.config.phd_copy_embedding != "none":
+            add_copy_embedding(model)
         return model
 
 
@@ -41,6 +42,7 @@ def model_config_from_args(args: Namespace) -> PHDModelConfig:
     """Megatron's arguments plus K, W, C -> model config. Raises ValueError that names the flag."""
     transformer = core_transformer_config_from_args(args, config_class=PHDTransformerConfig)
     transformer.phd_documents = documents_masked(args)
+    transformer.phd_rotary_positions = positions_given(args)
     config = gpt_config_from_args(args, config=transformer, model_config_cls=PHDModelConfig)
     config.transformer_layer_spec = phd_layer_spec
     return config

@@ -21,22 +21,24 @@ def documents_masked(args: Namespace) -> bool:
     return args.reset_attention_mask or args.dataloader_inter_document_masking
 
 
-def on_all_ranks(starts: Tensor | None, shape: tuple[int, int]) -> Tensor:
-    """Where each position's document starts, [b, s] on the device of every rank of the tensor-parallel group.
+def on_all_ranks(read: Tensor | None, shape: tuple[int, int], dtype: torch.dtype = torch.int64) -> Tensor:
+    """What a sample says of each of its positions (where its document starts, where the rotary embedding
+    takes it to be), [b, s] on the device of every rank of the tensor-parallel group.
 
     Args:
-        starts: [b, s] of the whole sequence, as the data set gives it; read on the group's first rank only.
+        read: [b, s] of the whole sequence, as the data set gives it; on the group's first rank only.
         shape: (b, s).
+        dtype: of ``read``.
     """
     if parallel_state.get_tensor_model_parallel_rank() == 0:
-        assert starts is not None
-        starts = starts.cuda(non_blocking=True)
+        assert read is not None and read.dtype == dtype
+        read = read.cuda(non_blocking=True)
     else:
-        starts = torch.empty(shape, dtype=torch.int64, device="cuda")
+        read = torch.empty(shape, dtype=dtype, device="cuda")
     if parallel_state.get_tensor_model_parallel_world_size() > 1:
         group = parallel_state.get_tensor_model_parallel_group()
-        torch.distributed.broadcast(starts, parallel_state.get_tensor_model_parallel_src_rank(), group)
-    return starts
+        torch.distributed.broadcast(read, parallel_state.get_tensor_model_parallel_src_rank(), group)
+    return read
 
 
 def document_params(starts: Tensor | None, config: PHDTransformerConfig) -> DocumentParams | None:

@@ -18,6 +18,9 @@ class PHDTransformerConfig(PHDConfig, TransformerConfig):
     phd_documents: bool = False
     """Packed documents: no token sees another document of its sample. No flag: set by the builder."""
 
+    phd_rotary_positions: bool = False
+    """Rotary positions come with the batch. No flag: set by the builder."""
+
     def __post_init__(self) -> None:
         PHDConfig.__post_init__(self)
         TransformerConfig.__post_init__(self)

@@ -25,6 +25,7 @@ from phd.megatron.transformer_config import PHDTransformerConfig
 from phd.run.config import RunConfig
 from phd.run.wandb import name_run
 from phd.training.dataset import OrderConfig, refuse_order
+from phd.training.e2_llm import E2Config, refuse_e2
 from phd.training.ending import OnlyHere
 from phd.training.flags import Flags, one_line_errors
 from phd.training.guard import RunGuard
@@ -79,6 +80,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
     ArgumentGroupFactory(OrderConfig).build_group(parser, title="order of the data")
+    ArgumentGroupFactory(E2Config).build_group(parser, title="E2-LLM")
     parser.set_defaults(
         exit_signal_handler=True,
         # Nothing reads it: causal attention, ours and Megatron's, makes its own, and documents come as
@@ -166,6 +168,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     if to_train:
         refuse_missing_modules(args)
     refuse_sizes(args)
+    refuse_e2(args)
     config.layers(args.num_layers)  # fits the model, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True

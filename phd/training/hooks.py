@@ -12,11 +12,12 @@ from phd.checkpoint.growth import resolve_births
 from phd.checkpoint.saves import Saves
 from phd.config import PHDConfig
 from phd.run.files import read_json
-from phd.run.record import BRANCH_FILE, MFU, TFLOPS, THROUGHPUT, write_run_info
+from phd.run.record import BRANCH_FILE, MFU, ROPE_SCALE, ROPE_SHIFT, TFLOPS, THROUGHPUT, write_run_info
 from phd.run.recorder import Recorder
 from phd.run.status import RunStatus
 from phd.training.arguments import Start
 from phd.training.copy_norms import copy_embedding_norms
+from phd.training.e2_llm import draw
 from phd.training.metrics import RunMetrics, about_run, count_parameters
 from phd.training.run_folder import run_folder
 from phd.training.samples import continue_prompts
@@ -113,6 +114,10 @@ class TrainingHooks:
 
     def trained(self, iteration: int) -> None:
         """An iteration is done and logged."""
+        if self.recorder is not None and self.args.rope_max_scale:
+            drawn = draw(self.args, iteration)
+            self.recorder.add_scalar(ROPE_SCALE, drawn.scale, iteration)
+            self.recorder.add_scalar(ROPE_SHIFT, drawn.shift, iteration)
         self._write("train", iteration)
 
     def evaluated(self, kind: str, iteration: int, model_chunks: list[torch.nn.Module]) -> None:

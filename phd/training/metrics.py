@@ -27,6 +27,8 @@ from phd.training.mfu import mfu, peak_flops
 def describe(args: Namespace, config: PHDConfig) -> str:
     """One line on what starts: the variant, its cost, the machine and the settings chosen for it."""
     text = str(config.variant) + (" on packed documents" if documents_masked(args) else "")
+    if args.rope_max_scale:
+        text += f" at rotary positions scaled by 1 to {args.rope_max_scale} (E2-LLM)"
     if config.phd_copies > 1:
         text += f": {config.phd_copies} copies a token, attention backend {config.phd_attention_backend}"
     if torch.cuda.is_available():

@@ -191,6 +191,41 @@ NEVER = (
         "use rope: no other kind rotates a copy by its position",
     ),
     Unsupported(
+        "--rope-max-scale with --position-embedding-type other than rope",
+        lambda a: a.rope_max_scale > 0 and a.position_embedding_type != "rope",
+        "use rope: what is scaled and shifted are its positions",
+    ),
+    Unsupported(
+        "--rope-max-scale with --rotary-seq-len-interpolation-factor",
+        lambda a: a.rope_max_scale > 0 and a.rotary_seq_len_interpolation_factor is not None,
+        "leave that out: the scale is drawn",
+    ),
+    Unsupported(
+        "--rope-max-scale with --use-rope-scaling",
+        lambda a: a.rope_max_scale > 0 and a.use_rope_scaling,
+        "leave one out: no exported folder can say both scales",
+    ),
+    Unsupported(
+        "--rope-max-scale with --phd-consecutive-positions",
+        lambda a: a.rope_max_scale > 0 and a.phd_consecutive_positions,
+        "leave one out: all copies of a token share its scaled position",
+    ),
+    Unsupported(
+        "--rope-max-scale with --cuda-graph-impl other than none",
+        lambda a: a.rope_max_scale > 0 and a.cuda_graph_impl != "none",
+        "use none: a graph would replay the rotary positions of its capture",
+    ),
+    Unsupported(
+        "--rope-max-scale with packed documents and without --no-rope-fusion, for several rows",
+        lambda a: (
+            a.rope_max_scale > 0
+            and a.apply_rope_fusion
+            and documents_masked(a)
+            and (a.micro_batch_size or 2) * a.phd_copies > 1
+        ),
+        "pass --no-rope-fusion: the fused kernel knows one rotary embedding for all rows",
+    ),
+    Unsupported(
         "--phd-copy-embedding table with --position-embedding-type learned_absolute",
         lambda a: a.phd_copy_embedding == "table" and a.position_embedding_type == "learned_absolute",
         "use rope, or --phd-copy-embedding vector: a table of tokens has no table of positions beside it",

@@ -68,8 +68,12 @@ def check_dense_reference(embedding: str, features: str) -> None:
         assert error < 1e-5, (name, float(error))
 
 
-def dense_losses(config, weights: dict, tokens, labels):
-    """The model in plain torch, with copies as an axis and attention as one masked softmax."""
+def dense_losses(config, weights: dict, tokens, labels, positions=None):
+    """The model in plain torch, with copies as an axis and attention as one masked softmax.
+
+    Args:
+        positions: [b, s] or [1, s], of the rotary embedding; those of the rows without it.
+    """
     import torch
 
     from phd.attention.reference import dense_mask, masked_attention
@@ -85,15 +89,18 @@ def dense_losses(config, weights: dict, tokens, labels):
 
     def rotate(states):
         frequencies = 1 / (10000 ** (torch.arange(0, size, 2, dtype=torch.float64) / size))
-        angles = torch.outer(torch.arange(len(states), dtype=torch.float64), frequencies)
-        cos, sin = (part.repeat(1, 2)[:, None, None, None] for part in (angles.cos(), angles.sin()))
+        at = torch.arange(len(states))[None] if positions is None else positions
+        angles = at.double().T[..., None] * frequencies  # [s, b, d/2]
+        cos, sin = (part.repeat(1, 1, 2)[:, :, None, None] for part in (angles.cos(), angles.sin()))
         left, right = states.chunk(2, dim=-1)
         return states * cos + torch.cat((-right, left), dim=-1) * sin
 
     table = weights["embedding.word_embeddings.weight"]
     entering = [table[tokens]]
     for copy in range(copies - 1):
-        if config.phd_copy_embedding == "vector":
+        if config.phd_copy_embedding == "none":
+            entering.append(table[tokens])
+        elif config.phd_copy_embedding == "vector":
             entering.append(table[tokens] + weights[f"copy_embedding.vectors.{copy}"])
         else:
             entering.append(weights[f"copy_embedding.tables.{copy}.word_embeddings.weight"][tokens])

@@ -168,6 +168,25 @@ NEVER = {
         "position_embedding_type": "learned_absolute",
         **CONSECUTIVE,
     },
+    "--rope-max-scale with --position-embedding-type other than rope": {
+        "rope_max_scale": 8,
+        "position_embedding_type": "yarn",
+    },
+    "--rope-max-scale with --rotary-seq-len-interpolation-factor": {
+        "rope_max_scale": 8,
+        "rotary_seq_len_interpolation_factor": 4,
+    },
+    "--rope-max-scale with --use-rope-scaling": {"rope_max_scale": 8, "use_rope_scaling": True},
+    "--rope-max-scale with --phd-consecutive-positions": {"rope_max_scale": 8, **CONSECUTIVE},
+    "--rope-max-scale with --cuda-graph-impl other than none": {
+        "rope_max_scale": 8,
+        "cuda_graph_impl": "local",
+    },
+    "--rope-max-scale with packed documents and without --no-rope-fusion, for several rows": {
+        "rope_max_scale": 8,
+        "apply_rope_fusion": True,
+        "dataloader_inter_document_masking": True,
+    },
     "--phd-copy-embedding table with --position-embedding-type learned_absolute": {
         "phd_copies": 2,
         "phd_copy_embedding": "table",
@@ -374,6 +393,11 @@ REMEDIES: dict[str, dict] = {
     "--phd-consecutive-positions without --no-rope-fusion": {"apply_rope_fusion": False},
     "--phd-consecutive-positions with --position-embedding-type other than rope and yarn": {
         "position_embedding_type": "rope"
+    },
+    "--rope-max-scale with --position-embedding-type other than rope": {"position_embedding_type": "rope"},
+    "--rope-max-scale with --cuda-graph-impl other than none": {"cuda_graph_impl": "none"},
+    "--rope-max-scale with packed documents and without --no-rope-fusion, for several rows": {
+        "apply_rope_fusion": False
     },
     "--phd-copy-embedding table with --position-embedding-type learned_absolute": {
         "phd_copy_embedding": "vector"
