@@ -90,7 +90,7 @@ def rewrite(
         the card.
 
     Raises:
-        ValueError: the place is taken, or holds the beginnings of something else.
+        ValueError: the place is taken, or holds the beginnings of something else; or nothing is left.
     """
     check_prefix(output, (".bin", ".idx"), "--output")
     progress_file, lengths_file = append_suffix(output, PROGRESS), append_suffix(output, LENGTHS)
@@ -191,6 +191,10 @@ def _blocks(source: Indexed, first: int) -> Iterator[Block]:
 
 def _finish(source: Indexed, output: Path, done: _Done, more: dict[str, Any]) -> dict[str, Any]:
     """The index, and all files in their places."""
+    if not done.documents:
+        for end in (".bin.tmp", LENGTHS, PROGRESS):
+            append_suffix(output, end).unlink(missing_ok=True)
+        raise ValueError(f"nothing of {source.prefix} would be left, and nothing is written: keep more of it")
     index = append_suffix(output, ".idx.tmp")
     write_index(index, source.dtype, _length_blocks(append_suffix(output, LENGTHS), done.documents))
     content = {

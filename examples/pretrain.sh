@@ -5,7 +5,7 @@
 #
 # The variables are explained in common.sh. On several nodes start it on each, with NNODES and RDZV_ENDPOINT. Run it
 # again to continue; its end is told by `phd status RUN`. Flags after the variant are added last and so win; those that
-# the variant's name stands for are refused.
+# the variant's name stands for are refused. With PLAN=1 it prints what `phd plan` says of the flags, and trains nothing.
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 SIZE VARIANT [FLAG ...]" >&2; exit 2; }
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -28,5 +28,9 @@ FLAGS=(
   --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather
   --ckpt-fully-parallel-save --dist-ckpt-optim-fully-reshardable --keep-last-checkpoints 3
 )
+if [ -n "${PLAN:-}" ]; then
+  export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+  exec "$PYTHON" -m phd.commands.cli plan pretrain_phd.py "${MODEL[@]}" "${TRAINING[@]}" "${FLAGS[@]}" "${PHD_FLAGS[@]}" "$@"
+fi
 export PYTHON RDZV_ID=${RDZV_ID:-$NAME-seed$SEED}
 exec "$ROOT/examples/torchrun.sh" "$ROOT/pretrain_phd.py" "${MODEL[@]}" "${TRAINING[@]}" "${FLAGS[@]}" "${PHD_FLAGS[@]}" "$@"

@@ -875,6 +875,20 @@ DATA = (
         "np.tile((False, True), len(pieces))",
         "tests/data_tools/test_cut.py",
     ),
+    Mutation(
+        "data-target-behind-the-sample-not-masked",
+        "phd/training/dataset.py",
+        "next_begins = offset == 0",
+        "next_begins = False",
+        "tests/training/test_dataset.py::test_first_tokens_of_documents_are_not_trained_on",
+    ),
+    Mutation(
+        "data-last-token-masked-for-the-first",
+        "phd/training/dataset.py",
+        "masked_fill(begins[1:], 0.0)",
+        "masked_fill(begins[:-1], 0.0)",
+        "tests/training/test_dataset.py::test_first_tokens_of_documents_are_not_trained_on",
+    ),
 )
 
 COMPARE = (

@@ -24,7 +24,7 @@ from phd.megatron import compat, cpu
 from phd.megatron.transformer_config import PHDTransformerConfig
 from phd.run.config import RunConfig
 from phd.run.wandb import name_run
-from phd.training.dataset import OrderConfig, refuse_order
+from phd.training.dataset import SamplesConfig, refuse_order
 from phd.training.e2_llm import E2Config, refuse_e2
 from phd.training.ending import OnlyHere
 from phd.training.flags import Flags, one_line_errors
@@ -79,7 +79,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     add_variant_flags(parser)
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
-    ArgumentGroupFactory(OrderConfig).build_group(parser, title="order of the data")
+    ArgumentGroupFactory(SamplesConfig).build_group(parser, title="training samples")
     ArgumentGroupFactory(E2Config).build_group(parser, title="E2-LLM")
     parser.set_defaults(
         exit_signal_handler=True,

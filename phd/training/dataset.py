@@ -33,13 +33,17 @@ SIZES_FILE = "data.json"
 
 
 @dataclass(kw_only=True)
-class OrderConfig:
-    """In which order the training samples come, beside --seed."""
+class SamplesConfig:
+    """What the training samples are, beside Megatron's flags: their order, and what of them is trained on."""
 
     data_iters: int | None = None
     """Order the training samples as a run of so many iterations would, of which this one trains the first
     --train-iters. How often Megatron goes through the data, and so its order, follows from the number of
     iterations: runs of several lengths see the same batches with one --data-iters."""
+
+    mask_document_starts: bool = False
+    """With packed documents: no loss for the first token of a document, of which nothing that the model may
+    see tells. Megatron's masking has the last token of a document predict it."""
 
 
 def refuse_order(args: Namespace) -> None:
@@ -123,8 +127,9 @@ def build_datasets(
         torch.distributed.barrier()
     kind = MockGPTDataset if args.mock_data else GPTDataset
     if documents_masked(args):
+        more = _DocumentStartsMasked if args.mask_document_starts else _DocumentStarts
         # of the same name: Megatron names the index caches after the class
-        kind = type(kind.__name__, (_DocumentStarts, kind), {})
+        kind = type(kind.__name__, (more, kind), {})
     try:
         return tuple(_WantedSplits(kind, wanted, is_built_on_rank, config).build())
     except (ValueError, EOFError, OSError, pickle.UnpicklingError) as error:  # numpy's, which name no file
@@ -146,6 +151,22 @@ class _DocumentStarts(GPTDataset):
         sample = super().__getitem__(idx)
         positions = sample["position_ids"]
         return sample | {"document_starts": torch.arange(len(positions)) - positions}
+
+
+class _DocumentStartsMasked(_DocumentStarts):
+    """Masks the loss of targets that begin a document, the one behind the sample's last token included."""
+
+    def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
+        sample = super().__getitem__(idx)
+        starts = sample["document_starts"]
+        if self.config.inter_document_masking:
+            # Where the next sample begins is where this one's last target lies.
+            _, offset = self.sample_index[self.shuffle_index[idx or 0] + 1]
+            next_begins = offset == 0
+        else:  # documents end where their EOD says
+            next_begins = sample["tokens"][-1] == self.config.tokenizer.eod
+        begins = torch.cat([starts == torch.arange(len(starts)), torch.tensor([bool(next_begins)])])
+        return sample | {"loss_mask": sample["loss_mask"].masked_fill(begins[1:], 0.0)}
 
 
 class _WantedSplits(BlendedMegatronDatasetBuilder):

@@ -231,6 +231,12 @@ NEVER = (
         "use rope, or --phd-copy-embedding vector: a table of tokens has no table of positions beside it",
     ),
     Unsupported(
+        "--mask-document-starts without packed documents",
+        lambda a: a.mask_document_starts and not documents_masked(a),
+        "pass --dataloader-inter-document-masking too, or --reset-attention-mask: else the tokens before a "
+        "document are seen, and train its first",
+    ),
+    Unsupported(
         "--optimizer-cpu-offload without a GPU",
         lambda a: a.optimizer_cpu_offload and cpu.needed(),
         "leave it out: the optimizer is on the CPU",

@@ -13,6 +13,7 @@ from data_tools.indexed import open_indexed
 from data_tools.sentences import digit_ids, sentence_ends, token_texts
 from data_tools.tokenize import tokenize
 from data_tools.verify import verify
+from phd.commands.cli import main
 
 WORDS = ["it", "was", "the", "best", "of", "times", "worst", "and", "wisdom", "an", "age", "in", "years"]
 
@@ -112,10 +113,12 @@ def test_against_one_sentence_at_a_time(block, tokens, corpus, tokenizer_model, 
 
 
 def test_the_card_says_what_was_kept(corpus, tokenizer_model, tmp_path):
-    flags = {"ends": "newline", "keep_share": 0.25, "keep_without_end": True}
-    condense(corpus, tmp_path / "out", tokenizer_model=tokenizer_model, **flags)
+    words = ["data", "condense", str(corpus), "--output", str(tmp_path / "out"), "--sentence-ends", "newline"]
+    words += ["--tokenizer-model", str(tokenizer_model), "--keep-share", "0.25", "--tokens", "300"]
+    assert main([*words, "--seed", "3", "--on-no-sentence-end", "keep"]) == 0
     card, source = read_card(tmp_path / "out"), read_card(corpus)
-    assert card["condensed_from"]["keep_share"] == 0.25
+    numbers = {"keep_share": 0.25, "tokens_at_most": 300, "seed": 3}
+    assert numbers.items() <= card["condensed_from"].items()
     assert card["condensed_from"]["tokens"] == source["tokens"]
     assert card["sentence_ends"] == sentence_ends(
         "newline", token_texts(load_encoder(tokenizer_model, fast=False))
@@ -179,6 +182,7 @@ def test_refusals(corpus, tokenizer_model, tokenizer_json, tmp_path):
     for changes, message in (
         ({"keep_share": 1.5}, "--keep-share must be from 0 to 1, got 1.5"),
         ({"tokens": 0}, "--tokens must be at least 1"),
+        ({"tokens": 1}, "nothing of .*a would be left, and nothing is written"),
         ({"ends": "stops"}, "--sentence-ends stops: expected marks, newline, or ids"),
         ({"ends": "13,600"}, "--sentence-ends 13,600: the tokenizer has 600 ids"),
         ({"tokenizer_model": tokenizer_json}, "was made with another one"),

@@ -7,6 +7,7 @@ from data_tools import rewrite as rewrite_module
 from data_tools.cut import cut
 from data_tools.indexed import open_indexed, write_index
 from data_tools.verify import verify
+from phd.commands.cli import main
 
 LENGTHS = [3, 20, 5, 11, 0, 9, 30, 10, 1]
 
@@ -59,7 +60,7 @@ def test_documents_of_several_sequences(tmp_path):
 
 
 def test_again_and_refusals(prefix, tmp_path, capsys):
-    cut(prefix, tmp_path / "out", 10)
+    assert main(["data", "cut", str(prefix), "--output", str(tmp_path / "out"), "--length", "10"]) == 0
     before = (tmp_path / "out.bin").stat()
     cut(prefix, tmp_path / "out", 10)
     after = (tmp_path / "out.bin").stat()

@@ -222,6 +222,74 @@ def test_a_context_is_extended_by_torchrun(environment, tmp_path):
     extend_by_a_schedule(environment, tmp_path)
 
 
+def planned(flags: list[str]) -> dict:
+    """In a rank: what `phd plan` says."""
+    from phd.commands.plan import make_plan
+    from tests.world import megatron_globals
+
+    with megatron_globals():
+        return make_plan(flags, on="cpu")
+
+
+@pytest.fixture
+def plans(world, environment, tmp_path):
+    """plans(script, argument, ..., NAME=VALUE): of each length its flags, and `phd plan` of them for a small
+    layer without data.
+    """
+    python = tmp_path / "python"
+    python.write_text(f"""#!/bin/bash
+        if [[ "$*" != *cli\\ plan* ]]; then exec {sys.executable} "$@"; fi
+        printf "%s\\n" plan "$@"
+    """)
+    python.chmod(0o755)
+    small = "--num-layers 1 --hidden-size 64 --ffn-hidden-size 64 --num-attention-heads 1"
+    small += " --tokenizer-type NullTokenizer --vocab-size 95 --mock-data"
+
+    def run(script: str, *arguments: str, **more: str) -> list[tuple[list[str], dict]]:
+        given = {"FROM": "start", "PLAN": "1", "RUNS": str(tmp_path), "PYTHON": str(python), **more}
+        done = subprocess.run(
+            [str(ROOT / "examples" / script), "7b", "vanilla", *arguments],
+            env=environment | given, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found = []
+        for words in done.stdout.split("plan\n-m\n")[1:]:
+            flags = words.split("pretrain_phd.py\n")[1].split()
+            without = list(flags)
+            for flag, count in (("--pretrained-checkpoint", 2), ("--override-phd-variant", 1)):
+                at = without.index(flag)
+                del without[at : at + count]
+            for flag in ("--data-path", "--data-args-path"):
+                if flag in without:
+                    del without[without.index(flag) : without.index(flag) + 2]
+            (plan,) = world.run(planned, [*without, *small.split()])
+            found.append((flags, plan))
+        return found
+
+    return run
+
+
+def value_of(flag: str, flags: list[str]) -> str:
+    """Of the last one, which counts."""
+    return flags[len(flags) - flags[::-1].index(flag)]
+
+
+def test_prolong_is_planned(plans, tmp_path):
+    """Its dry run: two lengths of 20,971,520,000 tokens, each with its base, rates and data."""
+    names = ("--seq-length", "--rotary-base", "--global-batch-size", "--train-iters", "--lr-warmup-iters")
+    expected = [
+        ["65536", "8000000", "64", "5000", "500", str(tmp_path / "64k.txt")],
+        ["524288", "128000000", "16", "2500", "250", str(tmp_path / "512k.txt")],
+    ]
+    lengths = plans("prolong.sh", "--context-parallel-size", "2", DATA=str(tmp_path))
+    for (flags, plan), numbers in zip(lengths, expected, strict=True):
+        assert [value_of(name, flags) for name in (*names, "--data-args-path")] == numbers
+        rates = [value_of(name, flags) for name in ("--lr", "--min-lr", "--lr-decay-style")]
+        assert rates == ["1e-5", "1e-06", "cosine"]
+        assert {"--dataloader-inter-document-masking", "--mask-document-starts"} <= {*flags}
+        assert plan["iterations"] * plan["tokens_per_iteration"] == 20_971_520_000
+        assert plan["seq_length"] == int(numbers[0])
+
+
 def test_an_interrupted_length_is_not_passed_over(environment, tmp_path):
     """By a Python that trains nothing and says so."""
     python = tmp_path / "python"
@@ -244,6 +312,15 @@ def test_lengths_must_divide_the_batch(environment, tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "BATCH_TOKENS 4194304 is no multiple of the length 3000" in done.stderr
+    for lengths, message in (
+        ("256:1:2:3", "expected LENGTH, LENGTH:BASE"),
+        ("256:x", "256:x: expected LENGTH"),
+    ):
+        done = subprocess.run(
+            [str(ROOT / "examples/extend.sh"), "300k", "vanilla", lengths],
+            env=environment | {"FROM": "checkpoints", "RUNS": str(tmp_path)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 2 and message in done.stderr
 
 
 PAPER = {

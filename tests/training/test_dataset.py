@@ -84,7 +84,9 @@ def test_what_is_asked_for_does_not_rename_the_caches(world, base_flags, few):
 
 
 def samples_of(cases: dict[str, list[str]]) -> dict[str, list]:
-    """For each case a list of its data sets, each [(tokens, document_starts or None), ...] of 16 samples."""
+    """For each case a list of its data sets, each [(tokens, document_starts or None, loss_mask), ...] of 16
+    samples.
+    """
     import sys
 
     import phd.megatron  # noqa: F401 (before Megatron)
@@ -104,7 +106,11 @@ def samples_of(cases: dict[str, list[str]]) -> dict[str, list]:
             splits = build_datasets(args, get_tokenizer(), get_train_valid_test_num_samples(), lambda: True)
             found[name] = [
                 [
-                    (sample["tokens"].tolist(), starts if starts is None else starts.tolist())
+                    (
+                        sample["tokens"].tolist(),
+                        starts if starts is None else starts.tolist(),
+                        sample["loss_mask"].tolist(),
+                    )
                     for sample in (dataset[number] for number in range(min(16, len(dataset))))
                     for starts in (sample.get("document_starts"),)
                 ]
@@ -134,13 +140,40 @@ def test_samples_tell_where_documents_start(world, base_flags, packed_data, tmp_
         "one document": ["--data-path", prefix, *split, "--reset-position-ids"],
     }
     (found,) = world.run(samples_of, {name: [*common, *flags] for name, flags in cases.items()})
-    assert all(starts is None for dataset in found.pop("one document") for _, starts in dataset)
+    assert all(starts is None for dataset in found.pop("one document") for _, starts, _ in dataset)
     assert {name: len(datasets) for name, datasets in found.items()} == dict.fromkeys(found, 3)
     for name, datasets in found.items():
         for dataset in datasets:
-            for tokens, starts in dataset:
+            for tokens, starts, mask in dataset:
+                assert all(mask), name
                 expected = [0]
                 for position, before in enumerate(tokens[:-1], start=1):
                     expected.append(position if before == END_OF_DOCUMENT else expected[-1])
                 assert starts == expected, name
-        assert any(max(starts) for dataset in datasets for _, starts in dataset), name
+        assert any(max(starts) for dataset in datasets for _, starts, _ in dataset), name
+
+
+def test_first_tokens_of_documents_are_not_trained_on(world, base_flags, packed_data, tmp_path):
+    """One target for each document of a sample but its first, told by lengths or last tokens; of pieces cut
+    at the sequence length the last target, which begins the next piece and has no EOD before it.
+    """
+    at = base_flags.index("--data-path")
+    common = [*base_flags[:at], *base_flags[at + 4 :], "--data-cache-path", str(tmp_path / "cache")]
+    common += ["--mask-document-starts", "--split", "80,10,10", "--data-path"]
+    length = int(base_flags[base_flags.index("--seq-length") + 1])
+    write_documents(tmp_path / "pieces", [np.arange(1, length + 1) % 90 + 1] * 200)
+    prefix = packed_data[packed_data.index("--data-path") + 1]
+    by_length = "--dataloader-inter-document-masking"
+    cases = {
+        "last tokens": [prefix, "--reset-attention-mask"],
+        "lengths": [prefix, by_length],
+        "pieces": [str(tmp_path / "pieces"), by_length],
+    }
+    (found,) = world.run(samples_of, {name: [*common, *flags] for name, flags in cases.items()})
+    for sample in (sample for dataset in found.pop("pieces") for sample in dataset):
+        assert sample[2] == [1.0] * (length - 1) + [0.0]
+    masked = 0
+    for tokens, _, mask in (sample for name in found for dataset in found[name] for sample in dataset):
+        assert mask == [float(token != END_OF_DOCUMENT) for token in tokens]
+        masked += tokens[-1] == END_OF_DOCUMENT
+    assert masked  # a last target, too
