@@ -29,15 +29,16 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 def cpu_seconds() -> float:
     """CPU time of this process and all below it, also of those that have ended."""
     times: dict[int, tuple[int, int]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
+    for name in os.listdir("/proc"):  # twice a test: no Path, which takes four times as long
+        if not name.isdecimal():
             continue
         try:
-            # the name of the program, the second field, may hold spaces and brackets
-            fields = (entry / "stat").read_text(errors="replace").rpartition(") ")[2].split()
+            with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+                # the name of the program, the second field, may hold spaces and brackets
+                fields = file.read(4096).rpartition(b") ")[2].split()
         except OSError:
             continue  # it has ended
-        times[int(entry.name)] = (int(fields[1]), sum(int(ticks) for ticks in fields[11:15]))
+        times[int(name)] = (int(fields[1]), sum(map(int, fields[11:15])))
     total, found = 0, [os.getpid()]
     while found:
         pid = found.pop()

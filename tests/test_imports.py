@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,19 +42,39 @@ ALLOWED = {
 OURS = {"phd", "data_tools", "megatron", "pretrain_phd", "examples", "benchmarks", "tests"}
 
 
-def source_files() -> list[str]:
+def source_files(*below: str) -> list[str]:
+    """All, or those below these folders."""
     files = [ROOT / "pretrain_phd.py", *ROOT.glob("phd/**/*.py"), *ROOT.glob("data_tools/**/*.py")]
-    return sorted(str(file.relative_to(ROOT)) for file in files)
+    names = sorted(str(file.relative_to(ROOT)) for file in files)
+    found = [name for name in names if name.startswith(below or "")]
+    assert len(found) > 5
+    return found
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(file: str) -> Iterator[str]:
     """Full dotted names that a file imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(ROOT / file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            assert node.level == 0, f"{file}:{node.lineno}: relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def packages(files: list[str]) -> set[tuple[str, str]]:
+    """(file, package that it imports)."""
+    return {(file, name.partition(".")[0]) for file in files for name in imports(file)}
+
+
+def others(files: list[str], *allowed: str) -> list[tuple[str, str]]:
+    """Of these, those beyond the standard library and ``allowed``."""
+    known = {*sys.stdlib_module_names, *allowed}
+    return sorted((file, name) for file, name in packages(files) if name not in known)
 
 
 def within(name: str, packages: set[str]) -> bool:
@@ -66,38 +87,35 @@ def allowed_for(file: str) -> set[str]:
     return next(ALLOWED[prefix] for prefix in prefixes if prefix in ALLOWED)
 
 
-@pytest.mark.parametrize("file", source_files())
-def test_imports_point_one_way(file):
-    names = [name for name in imports(ROOT / file) if within(name, OURS)]
-    wrong = [name for name in names if not within(name, allowed_for(file))]
-    assert not wrong
+def test_imports_point_one_way():
+    wrong = [
+        (file, name)
+        for file in source_files()
+        for name in imports(file)
+        if within(name, OURS) and not within(name, allowed_for(file))
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("file", [file for file in source_files() if file.startswith("phd/attention/")])
-def test_attention_needs_torch_only(file):
+def test_attention_needs_torch_only():
     """The Hugging Face export copies these files out of the repository, and a GPU kernel may need Triton."""
-    packages = {name.partition(".")[0] for name in imports(ROOT / file)}
-    assert packages <= {*sys.stdlib_module_names, "torch", "triton", "phd"}
+    assert others(source_files("phd/attention/"), "torch", "triton", "phd") == []
 
 
-@pytest.mark.parametrize("file", [file for file in source_files() if file.startswith("phd/rules/")])
-def test_rules_need_the_standard_library_only(file):
+def test_rules_need_the_standard_library_only():
     """Whoever asks for a name or a cost waits for nothing."""
-    packages = {name.partition(".")[0] for name in imports(ROOT / file)}
-    assert packages <= {*sys.stdlib_module_names, "phd"}
+    assert others(source_files("phd/rules/"), "phd") == []
 
 
-@pytest.mark.parametrize(
-    "file", [file for file in source_files() if file.startswith(("phd/run/", "phd/compare/"))]
-)
-def test_run_folders_are_read_without_torch(file):
+def test_run_folders_are_read_without_torch():
     """phd status and phd compare would wait for it."""
-    assert "torch" not in {name.partition(".")[0] for name in imports(ROOT / file)}
+    found = packages(source_files("phd/run/", "phd/compare/"))
+    assert [file for file, name in found if name == "torch"] == []
 
 
 def private_names(path: Path, package: str) -> Iterator[str]:
     """Names of ``package`` that begin with an underscore, imported or reached through an imported name."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parse(path)
     bound = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -118,9 +136,10 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-@pytest.mark.parametrize("file", [file for file in source_files() if file not in MAY_NAME_PRIVATE])
-def test_private_names_of_megatron_stay_in_compat(file):
-    assert not list(private_names(ROOT / file, "megatron"))
+def test_private_names_of_megatron_stay_in_compat():
+    files = [file for file in source_files() if file not in MAY_NAME_PRIVATE]
+    found = {file: [*private_names(ROOT / file, "megatron")] for file in files}
+    assert {file: names for file, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize(
