@@ -9,6 +9,7 @@ from phd.evaluation.layers import PIECES, Ranking, draw_pieces, piece_losses, ra
 from phd.evaluation.patterns import with_layers
 from phd.loading import chosen_device, load_model
 from phd.rules.keys import Full, Keys
+from phd.rules.pattern import middle_third
 from phd.rules.variant import Variant
 from phd.run.arguments import flag
 
@@ -93,17 +94,20 @@ def _print(args: Namespace, ranking: Ranking, keys: Keys) -> None:
     title = f"{args.model}, one layer {keys}, {difference.n} pieces"
     console.print(_layers_table(title, ranking))
     console.print(_patterns_table(ranking))
-    console.print(
-        f"chosen less middle third: {difference.mean:+.4f} "
-        f"(95%: {difference.low:+.4f} to {difference.high:+.4f})"
-    )
+    if ranking.chosen == middle_third(keys, len(ranking.layers)):
+        console.print("the chosen layers are the middle third")
+    else:
+        console.print(
+            f"chosen less middle third: {difference.mean:+.4f} "
+            f"(95%: {difference.low:+.4f} to {difference.high:+.4f})"
+        )
     print(f"--attention-pattern {ranking.pattern}")
 
 
 def _layers_table(title: str, ranking: Ranking) -> "Table":
     from rich.table import Table
 
-    table = Table("layer", "loss", "standard error", "in the pattern", title=title)
+    table = Table("layer", "change in loss", "standard error", "in the pattern", title=title)
     for layer, change in sorted(enumerate(ranking.layers), key=lambda item: -item[1].mean):
         kept = "full" if ranking.chosen[layer] == Full() else ""
         table.add_row(str(layer), f"{change.mean:+.4f}", f"{change.standard_error:.4f}", kept)
@@ -114,7 +118,7 @@ def _patterns_table(ranking: Ranking) -> "Table":
     from rich.table import Table
 
     title = f"on other pieces, whose loss is {ranking.held_out_loss:.4f} with full layers"
-    table = Table("pattern", "loss", "standard error", title=title)
+    table = Table("pattern", "change in loss", "standard error", title=title)
     for name, change in ranking.held_out.items():
         table.add_row(name, f"{change.mean:+.4f}", f"{change.standard_error:.4f}")
     return table

@@ -136,7 +136,9 @@ def test_end_to_end(tiny_folder, corpus, tmp_path, capsys):
         assert change.mean != 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"--attention-pattern {wanted.pattern}"
-    assert "chosen less middle third: " in printed
+    third = wanted.pattern == "1sink.4.1.2-1full-1sink.4.1.2"
+    assert ("the chosen layers are the middle third" in printed) == third
+    assert ("chosen less middle third: " in printed) != third
 
 
 def test_refused(tiny_folder, corpus, make_model, monkeypatch):
