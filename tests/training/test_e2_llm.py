@@ -24,7 +24,7 @@ def arguments(**changes: int) -> Namespace:
 def drawn(args: Namespace, iterations: int) -> list[tuple[int, int]]:
     from phd.training.e2_llm import draw
 
-    return [tuple(draw(args, iteration)) for iteration in range(1, iterations + 1)]
+    return [draw(args, iteration) for iteration in range(1, iterations + 1)]
 
 
 def check_draws() -> None:
@@ -68,6 +68,7 @@ def check_positions() -> None:
     for scale, shift in ((1, 7), (3, 0), (3, 14), (20, 1268)):
         for documents in (None, starts):
             positions = drawn_positions(args, Draw(scale, shift), documents)
+            assert positions is not None
             for row, begins in enumerate([[0] * 12] if documents is None else starts.tolist()):
                 expected = [(m + (shift if m - begin >= 4 else 0)) / scale for m, begin in enumerate(begins)]
                 assert positions[row].tolist() == expected
@@ -77,7 +78,9 @@ def check_positions() -> None:
     args.curr_iteration = 6  # Megatron counts from 0, the record from 1
     with patch.object(pretrain_phd, "get_args", lambda: args):
         trained = pretrain_phd.rotary_positions(starts)
-    assert torch.equal(trained, drawn_positions(args, draw(args, 7), starts))
+    seventh = drawn_positions(args, draw(args, 7), starts)
+    assert trained is not None and seventh is not None
+    assert torch.equal(trained, seventh)
 
 
 def test_positions(world):
