@@ -34,7 +34,7 @@ OTHERS = frozenset(
         *("--pretrained-checkpoint", "--override-opt-param-scheduler", "--distributed-timeout-minutes"),
         *("--data-cache-path", "--data-args-path", "--data-path", "--rerun-mode", "--error-injection-rate"),
         *("--async-save", "--no-check-for-nan-in-loss-and-grad", "--cuda-graph-impl", "--tp-comm-overlap"),
-        *("--num-workers", "--check-for-spiky-loss", "--context-parallel-size"),
+        *("--num-workers", "--check-for-spiky-loss", "--context-parallel-size", "--max-position-embeddings"),
         *("--dataloader-inter-document-masking", "--rotary-base", "--lr", "--lr-decay-iters", "--bf16"),
         *("--lr-decay-style", "--optimizer"),
         *("--hidden-size", "--num-layers", "--seq-length", "--use-checkpoint-args", "--no-load-optim"),
@@ -109,7 +109,13 @@ def commands_of(command: str) -> dict[str, argparse.ArgumentParser]:
 def our_training_flags() -> set[str]:
     """Of pretrain_phd.py: Megatron makes them from the fields of our dataclasses, and is slow to ask."""
     flags = set()
-    for file in ("phd/config.py", "phd/run/config.py", "phd/training/resume.py", "phd/training/dataset.py"):
+    for file in (
+        "phd/config.py",
+        "phd/run/config.py",
+        "phd/training/resume.py",
+        "phd/training/dataset.py",
+        "phd/training/position_gaps.py",
+    ):
         for node in ast.walk(ast.parse(words(ROOT / file))):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 name = node.target.id.replace("_", "-")
