@@ -49,20 +49,28 @@ SPIKY_LOSS_FACTOR = 10  # times the largest loss so far, for --check-for-spiky-l
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
-def get_batch(data_iterator: Any, vp_stage: int | None, micro_batch_size: int) -> dict[str, Any]:
+def get_batch(
+    data_iterator: Any, vp_stage: int | None, micro_batch_size: int, training: bool
+) -> dict[str, Any]:
     """Next micro batch of original tokens, [b, s] each (less where ranks share the sequence); the model makes
-    the copies. With packed documents also ``document_starts`` [b, s], of the whole sequence.
+    the copies. With packed documents also ``document_starts`` [b, s], and in training with gaps between
+    sentences ``rotary_positions`` [b, s], both of the whole sequence.
     """
     args = get_args()
     first_or_last = is_first_or_last_pipeline_stage(vp_stage)
-    with_documents = documents_masked(args)
-    sample, starts = {}, None
-    if parallel_state.get_tensor_model_parallel_rank() == 0 and (first_or_last or with_documents):
+    # what the attention of every stage needs to know
+    shape, told = (micro_batch_size, args.seq_length), []
+    if documents_masked(args):
+        told.append("document_starts")
+    if args.position_gaps_to is not None and training:
+        told.append("rotary_positions")
+    sample = {}
+    if parallel_state.get_tensor_model_parallel_rank() == 0 and (first_or_last or told):
         sample = next(data_iterator)
-    if with_documents:  # the attention of every stage needs to know
-        starts = on_all_ranks(sample.get("document_starts"), (micro_batch_size, args.seq_length))
+    on_every_stage = {key: on_all_ranks(sample.get(key), shape) for key in told}
     batch = tokens_on_this_rank(sample, vp_stage, micro_batch_size) if first_or_last else {}
-    return {key: batch.get(key) for key in BATCH_KEYS} | {"document_starts": starts}
+    keys = (*BATCH_KEYS, "document_starts", "rotary_positions")
+    return dict.fromkeys(keys) | {key: batch.get(key) for key in BATCH_KEYS} | on_every_stage
 
 
 def tokens_on_this_rank(
@@ -140,11 +148,20 @@ def loss_func(
     return loss, num_tokens, report
 
 
-def rotary_positions(document_starts: torch.Tensor | None) -> torch.Tensor | None:
+def rotary_positions(
+    document_starts: torch.Tensor | None, with_gaps: torch.Tensor | None = None
+) -> torch.Tensor | None:
     """Where the rotary embedding takes this iteration's tokens to be in training, [b, s] or, for all samples,
     [1, s]; None: where they stand.
+
+    Args:
+        document_starts: [b, s].
+        with_gaps: [b, s], positions that the data set has drawn.
     """
     args = get_args()
+    if with_gaps is not None:
+        # float64: as exact far out as near; without room for gaps they are the rows' numbers
+        return with_gaps.double() if args.position_gaps_to > args.seq_length else None
     if not args.rope_max_scale:
         return None
     return drawn_positions(args, draw(args, args.curr_iteration + 1), document_starts)
@@ -155,9 +172,13 @@ def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, par
     args, timers = get_args(), get_timers()
     timers("batch-generator", log_level=2).start()
     micro_batch_size = args.micro_batch_size if model.training else args.eval_micro_batch_size
-    batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"), micro_batch_size)
+    batch = get_batch(
+        data_iterator, get_attr_wrapped_model(model, "vp_stage"), micro_batch_size, model.training
+    )
     timers("batch-generator").stop()
-    positions = rotary_positions(batch["document_starts"]) if model.training else None
+    positions = None
+    if model.training:
+        positions = rotary_positions(batch["document_starts"], batch["rotary_positions"])
     output = model(
         batch["tokens"],
         batch["position_ids"],
@@ -175,7 +196,8 @@ def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | N
     args = get_args()
 
     def is_built_on_rank() -> bool:
-        needed = is_first_or_last_pipeline_stage(vp_stage) or documents_masked(args)
+        on_every_stage = documents_masked(args) or args.position_gaps_to is not None
+        needed = is_first_or_last_pipeline_stage(vp_stage) or on_every_stage
         return needed and parallel_state.get_tensor_model_parallel_rank() == 0
 
     return build_datasets(args, get_tokenizer(), num_samples, is_built_on_rank)

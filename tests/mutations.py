@@ -889,6 +889,20 @@ DATA = (
         "masked_fill(begins[:-1], 0.0)",
         "tests/training/test_dataset.py::test_first_tokens_of_documents_are_not_trained_on",
     ),
+    Mutation(
+        "gaps-first-segment-moved",
+        "phd/training/position_gaps.py",
+        "offsets[first + 1 : stop] = (slots - np.arange(count))[1:]",
+        "offsets[first:stop] = slots - np.arange(count)",
+        "tests/training/test_position_gaps.py::test_against_slots",
+    ),
+    Mutation(
+        "gaps-within-a-run-of-ends",
+        "phd/training/position_gaps.py",
+        "begins[1:] |= is_end[:-1] & ~is_end[1:]",
+        "begins[1:] |= is_end[:-1]",
+        "tests/training/test_position_gaps.py::test_against_slots",
+    ),
 )
 
 COMPARE = (

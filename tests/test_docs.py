@@ -34,9 +34,8 @@ OTHERS = frozenset(
         *("--pretrained-checkpoint", "--override-opt-param-scheduler", "--distributed-timeout-minutes"),
         *("--data-cache-path", "--data-args-path", "--data-path", "--rerun-mode", "--error-injection-rate"),
         *("--async-save", "--no-check-for-nan-in-loss-and-grad", "--cuda-graph-impl", "--tp-comm-overlap"),
-        *("--num-workers", "--check-for-spiky-loss", "--context-parallel-size"),
+        *("--num-workers", "--check-for-spiky-loss", "--context-parallel-size", "--max-position-embeddings"),
         *("--dataloader-inter-document-masking", "--rotary-base", "--lr", "--lr-decay-iters", "--bf16"),
-        "--max-position-embeddings",
         *("--lr-decay-style", "--optimizer"),
         *("--hidden-size", "--num-layers", "--seq-length", "--use-checkpoint-args", "--no-load-optim"),
         *("--no-load-rng", "--no-save-optim", "--no-save-rng", "--exit-on-missing-checkpoint"),
@@ -110,7 +109,8 @@ def commands_of(command: str) -> dict[str, argparse.ArgumentParser]:
 def our_training_flags() -> set[str]:
     """Of pretrain_phd.py: Megatron makes them from the fields of our dataclasses, and is slow to ask."""
     flags = set()
-    files = ("config", "run/config", "training/resume", "training/dataset", "training/e2_llm")
+    training = ("resume", "dataset", "e2_llm", "position_gaps")
+    files = ("config", "run/config", *(f"training/{name}" for name in training))
     for file in (f"phd/{name}.py" for name in files):
         for node in ast.walk(ast.parse(words(ROOT / file))):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

@@ -12,7 +12,7 @@ from phd.attention.slices import rank_runs
 
 def positions_given(args: Namespace) -> bool:
     """Whether rotary positions come with the batch."""
-    return args.rope_max_scale > 0
+    return args.rope_max_scale > 0 or args.position_gaps_to is not None
 
 
 def rotary_angles(rotary: RotaryEmbedding, positions: Tensor) -> Tensor:

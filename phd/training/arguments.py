@@ -31,6 +31,7 @@ from phd.training.flags import Flags, one_line_errors
 from phd.training.guard import RunGuard
 from phd.training.inputs import refuse_missing_inputs
 from phd.training.modules import refuse_missing_modules
+from phd.training.position_gaps import GapsConfig, refuse_gaps
 from phd.training.refusals import in_our_words
 from phd.training.resume import (
     CannotGoOn,
@@ -81,6 +82,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
     ArgumentGroupFactory(SamplesConfig).build_group(parser, title="training samples")
     ArgumentGroupFactory(E2Config).build_group(parser, title="E2-LLM")
+    ArgumentGroupFactory(GapsConfig).build_group(parser, title="LongRecipe")
     parser.set_defaults(
         exit_signal_handler=True,
         # Nothing reads it: causal attention, ours and Megatron's, makes its own, and documents come as
@@ -169,6 +171,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
         refuse_missing_modules(args)
     refuse_sizes(args)
     refuse_e2(args)
+    refuse_gaps(args)
     config.layers(args.num_layers)  # fits the model, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True

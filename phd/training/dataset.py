@@ -18,10 +18,12 @@ import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
+from megatron.core.datasets.utils import Split
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from phd.megatron.documents import documents_masked
 from phd.run.files import read_json, write_json
+from phd.training.position_gaps import gap_positions, segment_starts, sentence_end_ids
 from phd.training.run_folder import run_folder
 
 SPLITS = ("train", "validation", "test")
@@ -79,7 +81,7 @@ def build_datasets(
 
     Raises:
         ValueError: see ``refuse_missing``, ``refuse_torn``, ``refuse_other_tokenizer``,
-            ``refuse_empty_splits``.
+            ``refuse_empty_splits``, ``sentence_end_ids``.
     """
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(
@@ -126,10 +128,19 @@ def build_datasets(
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     kind = MockGPTDataset if args.mock_data else GPTDataset
+    more: list[type] = []
     if documents_masked(args):
-        more = _DocumentStartsMasked if args.mask_document_starts else _DocumentStarts
+        more = [_DocumentStartsMasked if args.mask_document_starts else _DocumentStarts]
+    told = {}
+    if args.position_gaps_to is not None:
+        more = [_PositionGaps, *more]
+        told = {
+            "sentence_ends": np.array(sentence_end_ids(args.position_sentence_ends, [*_prefixes(config)])),
+            "room": args.position_gaps_to - args.seq_length,
+        }
+    if more:
         # of the same name: Megatron names the index caches after the class
-        kind = type(kind.__name__, (more, kind), {})
+        kind = type(kind.__name__, (*more, kind), told)
     try:
         return tuple(_WantedSplits(kind, wanted, is_built_on_rank, config).build())
     except (ValueError, EOFError, OSError, pickle.UnpicklingError) as error:  # numpy's, which name no file
@@ -167,6 +178,27 @@ class _DocumentStartsMasked(_DocumentStarts):
             next_begins = sample["tokens"][-1] == self.config.tokenizer.eod
         begins = torch.cat([starts == torch.arange(len(starts)), torch.tensor([bool(next_begins)])])
         return sample | {"loss_mask": sample["loss_mask"].masked_fill(begins[1:], 0.0)}
+
+
+class _PositionGaps(GPTDataset):
+    """Adds to each training sample ``rotary_positions`` [s], int64, drawn from --seed and the sample's number
+    alone: the same for any number of workers and ranks, and after a resume.
+    """
+
+    sentence_ends: np.ndarray
+    room: int
+
+    def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
+        sample = super().__getitem__(idx)
+        if self.index_split is not Split.train:
+            return sample
+        tokens = sample["tokens"].numpy()
+        starts = sample.get("document_starts")
+        documents = np.zeros(len(tokens), np.int64) if starts is None else starts.numpy()
+        segments = segment_starts(np.isin(tokens, self.sentence_ends), documents)
+        draw = np.random.default_rng([self.config.random_seed, int(idx or 0)])
+        positions = gap_positions(segments, documents, self.room, draw)
+        return sample | {"rotary_positions": torch.from_numpy(positions)}
 
 
 class _WantedSplits(BlendedMegatronDatasetBuilder):

@@ -29,6 +29,8 @@ def describe(args: Namespace, config: PHDConfig) -> str:
     text = str(config.variant) + (" on packed documents" if documents_masked(args) else "")
     if args.rope_max_scale:
         text += f" at rotary positions scaled by 1 to {args.rope_max_scale} (E2-LLM)"
+    if args.position_gaps_to is not None:
+        text += f" with gaps between sentences up to position {args.position_gaps_to} (LongRecipe)"
     if config.phd_copies > 1:
         text += f": {config.phd_copies} copies a token, attention backend {config.phd_attention_backend}"
     if torch.cuda.is_available():

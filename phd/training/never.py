@@ -231,6 +231,35 @@ NEVER = (
         "use rope, or --phd-copy-embedding vector: a table of tokens has no table of positions beside it",
     ),
     Unsupported(
+        "--position-gaps-to with --position-embedding-type other than rope",
+        lambda a: a.position_gaps_to is not None and a.position_embedding_type != "rope",
+        "use rope: gaps are positions of the rotary embedding",
+    ),
+    Unsupported(
+        "--position-gaps-to with --rope-max-scale",
+        lambda a: a.position_gaps_to is not None and a.rope_max_scale > 0,
+        "leave one out: both say where the tokens are",
+    ),
+    Unsupported(
+        "--position-gaps-to with --phd-consecutive-positions",
+        lambda a: a.position_gaps_to is not None and a.phd_consecutive_positions,
+        "leave one out: all copies of a token share its position",
+    ),
+    Unsupported(
+        "--position-gaps-to with --cuda-graph-impl other than none",
+        lambda a: a.position_gaps_to is not None and a.cuda_graph_impl != "none",
+        "use none: a graph would replay the rotary positions of its capture",
+    ),
+    Unsupported(
+        "--position-gaps-to without --no-rope-fusion, for several rows",
+        lambda a: (
+            a.position_gaps_to is not None
+            and a.apply_rope_fusion
+            and (a.micro_batch_size or 2) * a.phd_copies > 1
+        ),
+        "pass --no-rope-fusion: the fused kernel knows one rotary embedding for all rows",
+    ),
+    Unsupported(
         "--mask-document-starts without packed documents",
         lambda a: a.mask_document_starts and not documents_masked(a),
         "pass --dataloader-inter-document-masking too, or --reset-attention-mask: else the tokens before a "

@@ -290,6 +290,24 @@ def test_prolong_is_planned(plans, tmp_path):
         assert plan["seq_length"] == int(numbers[0])
 
 
+def test_longrecipe_is_planned(plans):
+    """104 iterations of 96 samples, for 80K and for 128K."""
+    for length, base, target, tokens in (
+        (24_000, 48_877_310, 80_000, 239_616_000),
+        (38_400, 131_460_973, 128_000, 383_385_600),
+    ):
+        ((flags, plan),) = plans(
+            *("extend.sh", f"{length}:{base}:5e-5", "--position-gaps-to", str(target)),
+            *("--position-sentence-ends", "13", "--max-position-embeddings", str(target)),
+            ATTENTION_PATTERN="full",
+            STAGE_TOKENS=str(tokens),
+            BATCH_TOKENS=str(96 * length),
+        )
+        assert [value_of(name, flags) for name in ("--rotary-base", "--lr")] == [str(base), "5e-5"]
+        assert plan["tokens_per_iteration"] == 96 * length
+        assert (plan["iterations"], plan["iterations"] * plan["tokens_per_iteration"]) == (104, tokens)
+
+
 def test_an_interrupted_length_is_not_passed_over(environment, tmp_path):
     """By a Python that trains nothing and says so."""
     python = tmp_path / "python"
