@@ -3,6 +3,7 @@
 import multiprocessing.util
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
@@ -12,10 +13,13 @@ import pytest
 # Several ranks share the machine's cores in one test; more threads than cores only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
+# Images of containers set it, and then each interpreter compiles torch, transformers and Megatron for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
-from tests.models import ids, make_model, tiny_folder  # noqa: F401 (fixtures of several folders)
-from tests.trainings import base_flags, data, packed_data, start_flags  # noqa: F401 (the same)
-from tests.world import World, fork_server
+from tests.models import ids, make_model, tiny_folder  # noqa: E402, F401 (fixtures of several folders)
+from tests.trainings import base_flags, data, packed_data, start_flags  # noqa: E402, F401 (the same)
+from tests.world import World, fork_server  # noqa: E402
 
 pytest_plugins = ["tests.lane"]
 

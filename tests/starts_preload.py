@@ -1,6 +1,10 @@
-"""What the fork server of tests/starts.py imports and reads, once for all starts."""
+"""What the fork server of tests/starts.py imports and reads, once for all starts, and what they leave out."""
 
-import torch
+import sys
+
+sys.dont_write_bytecode = False  # as tests/conftest.py has it; multiprocessing hands on what the shell said
+
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -10,6 +14,7 @@ import phd.megatron  # noqa: E402, F401 (before Megatron)
 
 import megatron.core.tokenizers.text.text_tokenizer  # noqa: E402, F401 (transformers: four seconds)
 import wandb  # noqa: E402, F401
+from megatron.training import training  # noqa: E402
 from megatron.training.argument_utils import ArgumentGroupFactory  # noqa: E402
 
 import pretrain_phd  # noqa: E402, F401
@@ -26,3 +31,6 @@ def _field_docstrings(factory: ArgumentGroupFactory, source: type) -> dict[str, 
 
 
 setattr(ArgumentGroupFactory, "_get_field_docstrings", _field_docstrings)  # noqa: B010
+
+# Eight hundred texts in each event file; TensorBoard takes their checksums in Python, and so does a reader.
+setattr(training, "write_args_to_tensorboard", lambda: None)  # noqa: B010

@@ -81,6 +81,13 @@ class World:
         for _, connection in self._ranks:
             assert connection.recv() == READY
 
+    def pid(self) -> int:
+        """Of rank 0."""
+        self.start()
+        pid = self._ranks[0][0].pid
+        assert pid is not None
+        return pid
+
     def close(self) -> None:
         """End the ranks; each ends by itself when its pipe closes, and so do its own children."""
         for _, connection in self._ranks:

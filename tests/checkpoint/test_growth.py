@@ -1,15 +1,21 @@
 """A copy embedding that a checkpoint lacks, for some or all copies, is added to its training."""
 
 import shlex
+from functools import cache
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 
 import pytest
 
+from phd.run.status import TRACKER
 from tests.trainings import losses
 
 NONE = shlex.split("--phd-copies 2 --phd-window 5 --phd-chunk 12")
+SCHEDULE = "--train-iters 6 --save-interval 1 --global-batch-size 4 --eval-iters 0"
 TRAINED = 3  # iterations, before anything is added
 FULLY = "--use-distributed-optimizer --dist-ckpt-optim-fully-reshardable"
+PARALLEL_LOAD = "--pipeline-model-parallel-size 2 --ckpt-fully-parallel-load"
+"""What a rank loads is put where it stands in the state dict, not into the tensors that are there."""
 STILL = ["--phd-copy-embedding-warmup-iters", str(10**30)]
 """Added weights stay as they were loaded: a step of 2e-3 / 1e30 is less than half a unit in the last place
 of every weight."""
@@ -22,15 +28,21 @@ LAYOUTS = {
     "TP2": ("", 2, "--tensor-model-parallel-size 2"),
     "bf16-TP2-SP-distopt": (f"--bf16 {FULLY}", 2, "--tensor-model-parallel-size 2 --sequence-parallel"),
     # a pipeline stage without added parameters has an empty group
-    "bf16-PP2": ("--bf16", 2, "--pipeline-model-parallel-size 2"),
+    "bf16-PP2-DP2": ("--bf16", 4, PARALLEL_LOAD),
+    "bf16-PP2-DP2-distopt": (f"--bf16 {FULLY}", 4, PARALLEL_LOAD),
 }
 """Flags of the checkpoint, which one rank trains, and of what goes on; the ranks and flags of that alone."""
+CASES = [
+    *(("vector", layout) for layout in ("bf16", "DP2-distopt", "bf16-TP2-SP-distopt", "bf16-PP2-DP2")),
+    *(("table", layout) for layout in ("fp32", "bf16-DP2-distopt", "TP2", "bf16-TP2-SP-distopt")),
+    ("table", "bf16-PP2-DP2-distopt"),
+]
 
 
 @pytest.fixture(scope="module")
 def flags(base_flags) -> list[str]:
     # the gradient norm is that of all parameters, the added ones included
-    return [*base_flags, *NONE, "--clip-grad", "0", "--train-iters", "6", "--save-interval", "1"]
+    return [*base_flags, *NONE, *shlex.split(SCHEDULE), "--clip-grad", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +75,31 @@ def tensors(folder: Path, iteration: int) -> dict:
     return {name: found.read(name) for name in found._tensors}
 
 
-@pytest.mark.parametrize("embedding", ["vector", "table"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_first_pass_is_the_checkpoint_s(layout, embedding, world, flags, trained, tmp_path):
+@pytest.fixture(scope="module")
+def next_step(world, flags, trained, tmp_path_factory):
+    """next_step(layout, variant): the loss, the checkpoint and the words of one more iteration."""
+
+    @cache
+    def run(layout: str, *variant: str) -> tuple[list[float], dict, str]:
+        precision, ranks, more = LAYOUTS[layout]
+        folder = tmp_path_factory.mktemp("next")
+        on = [*flags, *precision.split(), *more.split(), "--load", str(trained(precision))]
+        on += [*variant, "--override-phd-variant", "--exit-interval", str(TRAINED + 1)]
+        said = world.pretrain([*on, "--save", str(folder), "--tensorboard-dir", str(folder / "logs")], ranks)
+        return losses(folder / "logs")["lm loss"], tensors(folder, TRAINED + 1), said
+
+    return run
+
+
+@pytest.mark.parametrize(("embedding", "layout"), CASES)
+def test_the_first_pass_is_the_checkpoint_s(layout, embedding, trained, next_step):
     """Bit for bit. Existing parameters make the same step from the same moments; added ones have their
     source's master weights, and moments of their first gradient alone.
     """
     import torch
 
-    precision, ranks, more = LAYOUTS[layout]
-    start = trained(precision)
-    on = [*flags, *precision.split(), *more.split(), "--load", str(start), "--exit-interval", "4"]
-    runs = {}
-    for name, variant in {"none": [], embedding: ["--phd-copy-embedding", embedding, *STILL]}.items():
-        logs, save = tmp_path / "logs" / name, tmp_path / name
-        out = ["--save", str(save), "--tensorboard-dir", str(logs)]
-        said = world.pretrain([*on, *variant, "--override-phd-variant", *out], ranks)
-        runs[name] = (losses(logs)["lm loss"], tensors(save, 4), said)
-    (plain, old, _), (grown, new, said) = runs["none"], runs[embedding]
+    plain, old, _ = next_step(layout)
+    grown, new, said = next_step(layout, "--phd-copy-embedding", embedding, *STILL)
     assert plain == grown and len(plain) == 1
     assert f"the {embedding} of copy 1 at iteration 3 joined the training; its learning rate rises" in said
 
@@ -94,7 +113,7 @@ def test_the_first_pass_is_the_checkpoint_s(layout, embedding, world, flags, tra
     for name, tensor in old.items():
         if embedding == "vector" or embedded not in name:  # it has no gradient of copy 1 any more
             assert torch.equal(tensor, new[name]), name
-    first = tensors(start, TRAINED)
+    first = tensors(trained(LAYOUTS[layout][0]), TRAINED)
     for kind in {"", *state} - moments:
         if embedding == "table":
             assert torch.equal(new[kind + added], first[kind + embedded])
@@ -174,7 +193,9 @@ def test_a_resume_after_growth_equals_a_training_never_stopped(
     assert added_at(once, 4) == [3]
     twice = f"{short} --phd-copies 3"
     grow(world, flags, once, tmp_path / "straight", twice, ranks)
-    grow(world, flags, once, tmp_path / "stopped", f"{twice} --exit-interval 5", ranks)
+    stopped = ignore_patterns("iter_0000006")
+    copytree(tmp_path / "straight", tmp_path / "stopped", ignore=stopped)
+    (tmp_path / "stopped" / TRACKER).write_text("5")
     said = grow(world, flags, tmp_path / "stopped", tmp_path / "resumed", twice, ranks)
     assert "> the vector of copy 1 at iteration 3, copy 2 at iteration 4 joined the training" in said
     assert "anew begins" not in said

@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
+import signal
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,16 +29,16 @@ SEED = 7  # the trunk's, of TRAINING
 # As the scripts train; a validation in the middle of a branch and one at its end.
 FLAGS = shlex.split("""
     --lr-warmup-iters 2 --use-distributed-optimizer --dist-ckpt-optim-fully-reshardable
-    --eval-interval 5 --save-interval 100
+    --eval-interval 5 --save-interval 100 --global-batch-size 4
 """)
 
 
 @pytest.fixture(scope="module")
 def trunk(world, tmp_path_factory) -> Trunk:
-    """Trained on a data set of 49 samples: 6 of its batches are an epoch."""
+    """Trained on a data set of 24 samples: 6 of its batches are an epoch."""
     prefix = tmp_path_factory.mktemp("few") / "few"
     rng = np.random.default_rng(0)
-    write_documents(prefix, [rng.integers(0, 250, 40, dtype=np.uint8) for _ in range(55)])
+    write_documents(prefix, [rng.integers(0, 250, 20, dtype=np.uint8) for _ in range(55)])
     run = tmp_path_factory.mktemp("trunk") / "trunk"
     flags = [*MODEL, *TRAINING, *data_flags(prefix), *FLAGS, "--train-iters", str(BEGIN)]
     world.pretrain([*flags, "--run-dir", str(run)])
@@ -83,7 +88,7 @@ def branches(world, trunk, tmp_path_factory) -> dict[tuple[str, int, int], tuple
 def test_branches_of_an_order_see_the_same_batches(branches):
     """Whatever the variant and the length; Megatron would order the data of each length anew."""
     batches = {key: seen for key, (_, seen) in branches.items()}
-    micro_batches = 4  # of an iteration
+    micro_batches = 2  # of an iteration
     for order in (SEED, 2):
         assert len(batches["vanilla", order, SHORT]) == SHORT * micro_batches
         assert batches["vanilla", order, SHORT] == batches[PHD, order, SHORT]
@@ -155,14 +160,44 @@ def warm(world, monkeypatch) -> Iterator[WarmPython]:
         yield python
 
 
+def terminated(pid: int, flags: list[str]) -> str:
+    """In a rank: a training that sends ``pid`` SIGTERM after an iteration, and waits for its own."""
+    from unittest.mock import patch
+
+    from megatron.training import get_signal_handler
+
+    from phd.run.recorder import Recorder
+
+    write = Recorder.write
+
+    def write_and_wait(self: Recorder, kind: str, *args: Any, **kwargs: Any) -> None:
+        write(self, kind, *args, **kwargs)
+        if kind == "train":
+            os.kill(pid, signal.SIGTERM)
+            while not any(get_signal_handler().signals_received()):
+                time.sleep(0.01)
+
+    with patch.object(Recorder, "write", write_and_wait):
+        return run_pretrain(flags)
+
+
 def test_the_command_passes_over_and_continues(warm, trunk, branches, tmp_path, capsys):
-    """The record of a branch that was interrupted half-way equals that of one that was not."""
+    """The record of a branch that was interrupted half-way equals that of one that was not. A signal to the
+    command reaches the training, which saves, and no other branch begins.
+    """
     output = tmp_path / "family"
     command = ["branch", str(trunk.folder), "--variants", "vanilla", PHD, "--orders", "2"]
     command += ["--iterations", str(SHORT), "--longest", str(LONG), "--output", str(output)]
+    warm.train = partial(terminated, os.getpid())
+    assert main(command) == 75
+    said = capsys.readouterr().out
+    where = f"checkpoint at iteration {BEGIN + 1} of {BEGIN + SHORT}"
+    assert f"{output / 'vanilla-order2'}: interrupted: SIGTERM; {where}" in said
+    assert len(warm.calls) == 1 and PHD not in said
+    warm.train = run_pretrain
     assert main([*command, "--flags", "--exit-interval", str(BEGIN + 1)]) == 75
     said = capsys.readouterr().out
-    assert said.count("interrupted: stopped by an --exit- flag") == 2, said
+    assert f"{output / f'{PHD}-order2'}: interrupted: stopped by an --exit- flag; {where}" in said
     assert main(command) == 0
     assert len(warm.calls) == 4
     for variant in ("vanilla", PHD):
@@ -170,7 +205,7 @@ def test_the_command_passes_over_and_continues(warm, trunk, branches, tmp_path, 
     assert main(command) == 0 and main([*command, "--print"]) == 0
     assert len(warm.calls) == 4
     said = capsys.readouterr()
-    assert said.err.count("finished already") == 4 and "bash" not in said.out
+    assert said.err.count("finished already") == 5 and "bash" not in said.out
 
 
 def test_print_gives_the_commands(trunk, tmp_path, capsys):

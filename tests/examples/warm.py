@@ -10,18 +10,23 @@ import io
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
-from tests.world import RankFailed, World
+from tests.world import RankFailed, World, run_pretrain
 
 COMMAND = """#!{python} -SE
+import os
+import signal
 import sys
 from multiprocessing.connection import Client
 
 with Client({address!r}) as server:
     server.send(sys.argv[1:])
+    rank = server.recv()
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(rank, number))  # as torchrun hands it on
+    server.send("begin")
     code, output = server.recv()
 sys.stdout.write(output)
 sys.exit(code)
@@ -29,11 +34,14 @@ sys.exit(code)
 
 
 class WarmPython:
-    """``path`` is the command; ``calls`` what it was called with, flags of pretrain_phd.py or of `phd`."""
+    """``path`` is the command; ``calls`` what it was called with, flags of pretrain_phd.py or of `phd`;
+    ``train`` what a rank runs for a training.
+    """
 
     def __init__(self, path: Path, world: World) -> None:
         self.path = path
         self.calls: list[list[str]] = []
+        self.train: Callable[[list[str]], str] = run_pretrain
         self._world = world
 
     def answer(self, words: list[str]) -> tuple[int, str]:
@@ -46,7 +54,7 @@ class WarmPython:
                 return self._world.run(run_phd, arguments)[0]
             (at,) = (i for i, word in enumerate(arguments) if word.endswith("/pretrain_phd.py"))
             self.calls.append(arguments[at + 1 :])
-            return 0, self._world.pretrain(arguments[at + 1 :])
+            return 0, self._world.run(self.train, arguments[at + 1 :])[0]
         except RankFailed as error:
             return 1, str(error)
 
@@ -72,6 +80,8 @@ def warm_python(world: World) -> Iterator[WarmPython]:
                 with listener.accept() as client:
                     if (words := client.recv()) is None:
                         return
+                    client.send(world.pid())
+                    client.recv()  # now no signal ends it
                     client.send(python.answer(words))
 
         thread = threading.Thread(target=serve)
