@@ -4,7 +4,7 @@ import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
-from phd.attention.slices import rank_runs
+from phd.attention.slices import rank_segments
 
 
 def rotary_angles(rotary: RotaryEmbedding, positions: Tensor, length: int) -> Tensor:
@@ -21,7 +21,7 @@ def rotary_angles(rotary: RotaryEmbedding, positions: Tensor, length: int) -> Te
     if isinstance(table, tuple):  # YaRN's, with a factor that attention works out for itself
         table, _ = table
     if (group := rotary.cp_group) is not None:
-        runs = rank_runs(positions.shape[1], group.rank(), group.size())
+        runs = rank_segments(positions.shape[1], group.rank(), group.size())
         slices = [positions[:, run.begin : run.begin + run.length] for run in runs]
         positions = torch.cat(slices, dim=1)
     # [length, 1, 1, d] -> [s, b, 1, d]
