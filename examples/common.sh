@@ -23,6 +23,10 @@ find_python() { # -> ROOT, PYTHON
   if [[ $PYTHON == */* ]]; then PYTHON=$(realpath -ms "$PYTHON"); fi # -s: an environment's is a link
 }
 
+local_gpus() { # -> how many this node has
+  (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l
+}
+
 read_settings() { # SIZE VARIANT -> ROOT, RUN, MODEL, TRAINING, PHD_FLAGS, TOKENIZER, PYTHON
   find_python
   local size=$1 variant=$2 sizes

@@ -13,8 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_settings "$1" "$2"
 NAME=${PHD_FLAGS[1]} # as everything writes it
 shift 2
-LOCAL_GPUS=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
-if [ "$LOCAL_GPUS" -gt 0 ]; then TRAINING+=(--bf16); fi
+if [ "$(local_gpus)" -gt 0 ]; then TRAINING+=(--bf16); fi
 if [ -n "${WANDB_PROJECT:-}" ]; then TRAINING+=(--wandb-project "$WANDB_PROJECT" --wandb-exp-name "$NAME-seed$SEED"); fi
 
 DATA=(--data-path "$DATA_PREFIX")

@@ -5,12 +5,13 @@
 #
 # NNODES, NPROC_PER_NODE, RDZV_ENDPOINT and MAX_RESTARTS are explained in common.sh.
 set -euo pipefail
-PYTHON=${PYTHON:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python}
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+find_python
 if [ "${NNODES:-1}" != 1 ] && [ -z "${RDZV_ENDPOINT:-}" ]; then
-  echo "torchrun.sh: NNODES is $NNODES: set RDZV_ENDPOINT=HOST:PORT, the same on every node" >&2
-  exit 2
+  fail "NNODES is $NNODES: set RDZV_ENDPOINT=HOST:PORT, the same on every node"
 fi
-LOCAL_GPUS=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
+GPUS=$(local_gpus)
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 # Without it the ranks of a restart read in torchrun's store where those before them listened (torch 2.13).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
@@ -22,7 +23,7 @@ NODE=()
 SIGNALS=SIGTERM,SIGINT,SIGQUIT,SIGUSR1
 [ -n "$(trap -p HUP)" ] || SIGNALS+=,SIGHUP
 exec "$PYTHON" -m torch.distributed.run \
-  --nnodes "${NNODES:-1}" --nproc-per-node "${NPROC_PER_NODE:-$((LOCAL_GPUS > 0 ? LOCAL_GPUS : 1))}" \
+  --nnodes "${NNODES:-1}" --nproc-per-node "${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}" \
   --rdzv-backend c10d --rdzv-endpoint "${RDZV_ENDPOINT:-127.0.0.1:0}" --rdzv-id "${RDZV_ID:-pretrain_phd}" \
   "${NODE[@]}" --max-restarts "${MAX_RESTARTS:-3}" \
   --signals-to-handle "$SIGNALS" --shutdown-timeout "${SHUTDOWN_TIMEOUT:-120}" "$@"

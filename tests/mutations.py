@@ -195,8 +195,8 @@ CONTEXT_PARALLEL = (
     Mutation(
         "cp-wrong-slice",
         "phd/attention/slices.py",
-        "Run(slice(part, 2 * part), (2 * size - 1 - rank) * part),",
-        "Run(slice(part, 2 * part), (size + rank) * part),",
+        "Segment(slice(part, 2 * part), (2 * size - 1 - rank) * part),",
+        "Segment(slice(part, 2 * part), (size + rank) * part),",
         "tests/attention/test_context_parallel.py::test_ranks_equal_one_process",
     ),
     Mutation(
@@ -520,6 +520,13 @@ RUNS = (
         "tests/megatron/test_added_parameters.py",
     ),
     Mutation(
+        "second-interrupt-ends-a-rank-of-torchrun",
+        "phd/megatron/compat.py",
+        ' and "TORCHELASTIC_RUN_ID" not in os.environ:\n            raise KeyboardInterrupt',
+        ":\n            raise KeyboardInterrupt",
+        "tests/megatron/test_compat.py::test_a_second_interrupt_ends_at_once_but_under_torchrun",
+    ),
+    Mutation(
         "checkpoint-replaced-before-the-new-one-is-whole",
         "phd/checkpoint/saves.py",
         "            save()\n            maybe_finalize_async_save(blocking=True)\n",
@@ -717,6 +724,20 @@ HUGGING_FACE = (
         "blocks = max(0, -(-(start - min(pads)) // keys.block))",
         "blocks = max(0, (start - min(pads)) // keys.block)",
         "tests/hf/test_retained.py",
+    ),
+    Mutation(
+        "copy-embedding-parameters-numbered-from-one",
+        "phd/rules/variant.py",
+        "return _COPY_PARAMETERS[embedding].format(copy - 1)",
+        "return _COPY_PARAMETERS[embedding].format(copy)",
+        "tests/hf/test_convert.py::test_copy_embedding_there_and_back",
+    ),
+    Mutation(
+        "adapter-taken-for-a-model",
+        "phd/hf/foreign.py",
+        'if (folder / "adapter_config.json").is_file():',
+        'if (folder / "adapter_config.json").is_dir():',
+        "tests/hf/test_foreign.py::test_an_adapter_is_to_be_merged",
     ),
     Mutation(
         "convert-keys-for-values",

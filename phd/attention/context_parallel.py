@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from phd.attention.slices import rank_runs
+from phd.attention.slices import rank_segments
 
 COMM_TYPES = ("p2p", "all_gather", "a2a")
 
@@ -223,8 +223,8 @@ def _gather_positions(rows: Tensor, parallel: ContextParallel) -> Tensor:
     dist.all_to_all_single(received, send, group=parallel.group)
     ordered = torch.empty_like(received).flatten(0, 1)
     for rank in range(size):
-        for run in rank_runs(ordered.shape[0], rank, size):
-            ordered[run.begin : run.begin + run.length] = received[rank, run.rows]
+        for segment in rank_segments(ordered.shape[0], rank, size):
+            ordered[segment.begin : segment.begin + segment.length] = received[rank, segment.rows]
     return ordered
 
 
@@ -232,8 +232,8 @@ def _gather_heads(rows: Tensor, parallel: ContextParallel) -> Tensor:
     size = parallel.size
     send = rows.new_empty((size, rows.shape[0] // size, *rows.shape[1:]))
     for rank in range(size):
-        for run in rank_runs(rows.shape[0], rank, size):
-            send[rank, run.rows] = rows[run.begin : run.begin + run.length]
+        for segment in rank_segments(rows.shape[0], rank, size):
+            send[rank, segment.rows] = rows[segment.begin : segment.begin + segment.length]
     received = torch.empty_like(send)
     dist.all_to_all_single(received, send, group=parallel.group)
     # [P, s_l, n, h/P, d] -> [s_l, n, h, d]

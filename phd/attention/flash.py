@@ -83,11 +83,11 @@ class _Attention:
         halo = None
         if self.hidden:
             halo = self._halo()
-            for run, (rows, samples), band in self._bands():
+            for segment, (rows, samples), band in self._bands():
                 where = rows, samples, self.hidden_queries
                 band.merge(
                     out[where], lse[where], self.query[where], *self._hidden_keys(rows, samples),
-                    _of_run(halo, run, samples),
+                    _of_segment(halo, segment, samples),
                 )  # fmt: skip
         return out.to(self.query.dtype), lse, halo
 
@@ -107,33 +107,33 @@ class _Attention:
             _add_up(part, grad[:, :, 0])
         grad_hidden = grad_keys[:, :, :, 1:]
         grad_halo = None if halo is None else torch.empty_like(halo)
-        for run, (rows, samples), band in self._bands():
+        for segment, (rows, samples), band in self._bands():
             where = rows, samples, self.hidden_queries
             band.backward(
                 grad_out[where], self.query[where], *self._hidden_keys(rows, samples), out[where],
                 lse[where], grad_query[where], grad_hidden[:, rows, samples],
-                _of_run(halo, run, samples), _of_run(grad_halo, run, samples),
+                _of_segment(halo, segment, samples), _of_segment(grad_halo, segment, samples),
             )  # fmt: skip
         if grad_halo is not None:
             assert self.layout.parallel is not None
-            for run, grad_tail in enumerate(self.layout.parallel.tails(grad_halo)):
-                grad_hidden[:, self._tail(run)] += grad_tail
+            for segment, grad_tail in enumerate(self.layout.parallel.tails(grad_halo)):
+                grad_hidden[:, self._tail(segment)] += grad_tail
         grad_key, grad_value = grad_keys.unbind()
         return grad_query, grad_key, grad_value
 
     def _bands(self) -> Iterator[tuple[int, tuple[slice, slice], Any]]:
-        """(number of the run, (rows, samples), Band) for each run, and each sample where bands differ."""
+        """(segment number, (rows, samples), Band) for each segment, and each sample where bands differ."""
         start = self.layout.start
-        for number, run in enumerate(self.layout.runs):
+        for number, segment in enumerate(self.layout.segments):
             for sample in range(start.shape[1]):
                 samples = slice(None) if start.shape[1] == 1 else slice(sample, sample + 1)
-                starts = start[run.rows, sample]
-                if run.begin:
-                    starts = starts - run.begin
-                query = self.query[run.rows, samples, self.hidden_queries]
+                starts = start[segment.rows, sample]
+                if segment.begin:
+                    starts = starts - segment.begin
+                query = self.query[segment.rows, samples, self.hidden_queries]
                 make = _band_class(query.device.type, self.hidden, query.shape[-1])
                 band = make(query, self.hidden, starts, self.layout.window, self.scale)
-                yield number, (run.rows, samples), band
+                yield number, (segment.rows, samples), band
 
     def _hidden_keys(self, rows: slice, samples: slice) -> tuple[Tensor, Tensor]:
         return self.key[rows, samples, 1:], self.value[rows, samples, 1:]
@@ -142,12 +142,12 @@ class _Attention:
         if not self.layout.halo:
             return None
         assert self.layout.parallel is not None
-        tails = [torch.stack(self._hidden_keys(self._tail(run), slice(None))) for run in range(2)]
+        tails = [torch.stack(self._hidden_keys(self._tail(segment), slice(None))) for segment in range(2)]
         return self.layout.parallel.halos(torch.stack(tails))
 
-    def _tail(self, run: int) -> slice:
-        """The last W - 1 rows of a run."""
-        end = self.layout.runs[run].rows.stop
+    def _tail(self, segment: int) -> slice:
+        """The last W - 1 rows of a segment."""
+        end = self.layout.segments[segment].rows.stop
         return slice(end - self.layout.halo, end)
 
 
@@ -165,8 +165,8 @@ def _band_class(device: str, hidden: int, dim: int) -> Any:
     return kernels.TritonBand if kernels.fits(hidden, dim) else Band
 
 
-def _of_run(halo: Tensor | None, run: int, samples: slice) -> Tensor | None:
-    return None if halo is None else halo[run][:, :, samples]
+def _of_segment(halo: Tensor | None, segment: int, samples: slice) -> Tensor | None:
+    return None if halo is None else halo[segment][:, :, samples]
 
 
 def _add_up(parts: Tensor, total: Tensor) -> None:

@@ -20,7 +20,7 @@ from phd.attention.kernels import (
     packed_forward,
 )
 from phd.attention.layout import Layout
-from phd.attention.slices import Run
+from phd.attention.slices import Segment
 
 
 class FullOriginals:
@@ -41,9 +41,9 @@ class FullOriginals:
         others = self.parallel.blocks_of_others(torch.stack((self.key, self.value)))
         out, lse = self._documents()
         out = out.to(torch.promote_types(out.dtype, torch.float32))
-        self._add_earlier(out, lse, self.layout.runs, self.key, self.value)
+        self._add_earlier(out, lse, self.layout.segments, self.key, self.value)
         for rank, (key, value) in others:
-            self._add_earlier(out, lse, self.layout.runs_of(rank), key, value)
+            self._add_earlier(out, lse, self.layout.segments_of(rank), key, value)
         return out, lse
 
     def backward(self, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -57,20 +57,20 @@ class FullOriginals:
             groups = self.key.shape[2]
             grad_originals = torch.stack([_sum_parts(grad, groups) for grad in grads])
 
-            def share(runs: tuple[Run, ...], keys: Tensor) -> Tensor:
+            def share(segments: tuple[Segment, ...], keys: Tensor) -> Tensor:
                 """Add to grad_query; return the gradients of these keys and values."""
-                return self._earlier_backward(grad_query, runs, *given, keys)
+                return self._earlier_backward(grad_query, segments, *given, keys)
 
             originals = torch.stack((self.key, self.value))
-            grad_originals += share(self.layout.runs, originals)
+            grad_originals += share(self.layout.segments, originals)
             grad_originals += self.parallel.sum_from_others(
-                originals, lambda rank, keys: share(self.layout.runs_of(rank), keys)
+                originals, lambda rank, keys: share(self.layout.segments_of(rank), keys)
             )
             return grad_query, grad_originals.unbind()
         return grad_query, tuple(grads)
 
     def _documents(self) -> tuple[Tensor, Tensor]:
-        """Each document's part of each run, with causal attention within the part."""
+        """Each document's part of each segment, with causal attention within the part."""
         if len(self.layout.pieces) == 1:
             return _causal_or_full(self.query, self.key, self.value, self.scale, causal=True)
         key, value = _pack_keys(self.key), _pack_keys(self.value)
@@ -110,10 +110,10 @@ class FullOriginals:
         return rows.permute(1, 0, 3, 2, 4, 5).flatten(3, 4)
 
     def _add_earlier(
-        self, out: Tensor, lse: Tensor, runs: tuple[Run, ...], key: Tensor, value: Tensor
+        self, out: Tensor, lse: Tensor, segments: tuple[Segment, ...], key: Tensor, value: Tensor
     ) -> None:
-        """Add the originals of a rank's ``runs`` to the pieces that see them."""
-        for piece, rows in self.layout.earlier(runs):
+        """Add the originals of a rank's ``segments`` to the pieces that see them."""
+        for piece, rows in self.layout.earlier(segments):
             where, keys = (piece.rows, piece.samples), (rows, piece.samples)
             more = _causal_or_full(self.query[where], key[keys], value[keys], self.scale, causal=False)
             merge(out[where], lse[where], *more)
@@ -121,14 +121,14 @@ class FullOriginals:
     def _earlier_backward(
         self,
         grad_query: Tensor,
-        runs: tuple[Run, ...],
+        segments: tuple[Segment, ...],
         grad_out: Tensor,
         out: Tensor,
         lse: Tensor,
         originals: Tensor,
     ) -> Tensor:
         grads = torch.zeros_like(originals)
-        for piece, rows in self.layout.earlier(runs):
+        for piece, rows in self.layout.earlier(segments):
             where, keys = (piece.rows, piece.samples), (rows, piece.samples)
             grad_rows, grad_key, grad_value = _causal_or_full_backward(
                 grad_out[where], self.query[where], originals[0][keys], originals[1][keys], out[where],

@@ -85,7 +85,7 @@ def _on_rows(part: Part, piece: Piece, row_of: Sequence[int], device: torch.devi
 def _needed(layout: Layout, rank: int) -> bytearray:
     """For each position whether a rank's rows see its key; their own count as seen."""
     needed = bytearray(layout.length)
-    for piece in pieces_of(layout.runs_of(rank), layout.document_starts):
+    for piece in pieces_of(layout.segments_of(rank), layout.document_starts):
         for part in _parts(layout.rule.keys, piece):
             for keys in part.keys:
                 # of all blocks of queries together
@@ -102,7 +102,13 @@ def _exchange(layout: Layout, device: torch.device) -> tuple[list[int], Exchange
     ranks = range(layout.size)
     held = []  # the positions of each rank's rows, in the order of the rows
     for rank in ranks:
-        held.append([x for run in layout.runs_of(rank) for x in range(run.begin, run.begin + run.length)])
+        held.append(
+            [
+                x
+                for segment in layout.segments_of(rank)
+                for x in range(segment.begin, segment.begin + segment.length)
+            ]
+        )
     needed = [_needed(layout, rank) for rank in ranks]
     others = [rank for rank in ranks if rank != layout.rank]
     own, mine = held[layout.rank], needed[layout.rank]

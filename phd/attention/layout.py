@@ -1,9 +1,9 @@
 """Which positions the rows of a tensor hold, which documents they belong to, and the rule of their attention.
 
-One process without packed documents holds one run of positions and one document. Packed documents cut a
+One process without packed documents holds one segment of positions and one document. Packed documents cut a
 sample into pieces; context parallelism cuts the sequence into twice as many slices as there are ranks and
 gives each rank one slice of the first half and one of the second, so that all do the same causal work.
-A piece sees itself causally and everything of its document before its run: the whole of causal attention
+A piece sees itself causally and everything of its document before its segment: the whole of causal attention
 falls into rectangles and triangles, and no mask is needed.
 
 Legend: s positions of the whole sequence, s_l rows on this rank, b samples, K copies. Naive repetition is a
@@ -18,31 +18,31 @@ from torch import Tensor
 
 from phd.attention.context_parallel import ContextParallel
 from phd.attention.memo import made_once
-from phd.attention.slices import Run, rank_runs
+from phd.attention.slices import Segment, rank_segments
 from phd.rules.rule import AttentionRule
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of one document in one run."""
+    """The part of one document in one segment."""
 
-    run: Run
+    segment: Segment
     rows: slice
     samples: slice
     """The sample that it belongs to; all samples where there is one document a sample."""
     document: int
-    """Position at which the document starts, in this run or before it."""
+    """Position at which the document starts, in this segment or before it."""
 
     @property
     def begin(self) -> int:
         """Position of the first row."""
-        return self.run.begin + self.rows.start - self.run.rows.start
+        return self.segment.begin + self.rows.start - self.segment.rows.start
 
-    def earlier_keys(self, keys: Run) -> slice | None:
-        """Rows of the run ``keys`` that every row of the piece sees beyond its own run, or None."""
-        goes_on = self.rows.start == self.run.rows.start and self.document < self.run.begin
+    def earlier_keys(self, keys: Segment) -> slice | None:
+        """Rows of the segment ``keys`` that every row of the piece sees beyond its own segment, or None."""
+        goes_on = self.rows.start == self.segment.rows.start and self.document < self.segment.begin
         skipped = max(0, self.document - keys.begin)
-        if not goes_on or keys.begin >= self.run.begin or skipped >= keys.length:
+        if not goes_on or keys.begin >= self.segment.begin or skipped >= keys.length:
             return None
         return slice(keys.rows.start + skipped, keys.rows.stop)
 
@@ -61,15 +61,15 @@ class Layout:
     """Of the ranks that each hold some positions; one where ranks share heads (a2a)."""
     document_starts: Tensor | None
     """[b, s], on the host."""
-    runs: tuple[Run, ...]
+    segments: tuple[Segment, ...]
     pieces: tuple[Piece, ...]
     start: Tensor
     """[s_l, b], or [s_l, 1] for all samples: first position whose hidden keys a row's hidden queries see."""
     window: int
     """The longest reach of ``start`` (positions, the own one included)."""
     halo: int
-    """Positions before a run whose hidden keys it needs from the rank that holds them; 0 where no band
-    crosses the border between runs."""
+    """Positions before a segment whose hidden keys it needs from the rank that holds them; 0 where no band
+    crosses the border between segments."""
     groupless: "Layout | None" = None
     """The same layout without ``parallel``, shared by all calls: what is derived from a layout is cached
     under it."""
@@ -118,35 +118,35 @@ class Layout:
         """The same for rows on another device."""
         return replace(self, start=self.start.to(device))
 
-    def earlier(self, keys: tuple[Run, ...]) -> Iterator[tuple[Piece, slice]]:
-        """Pieces and the rows of ``keys``, the runs of any rank, that all rows of the piece see."""
+    def earlier(self, keys: tuple[Segment, ...]) -> Iterator[tuple[Piece, slice]]:
+        """Pieces and the rows of ``keys``, the segments of any rank, that all rows of the piece see."""
         for piece in self.pieces:
-            for run in keys:
-                rows = piece.earlier_keys(run)
+            for segment in keys:
+                rows = piece.earlier_keys(segment)
                 if rows is not None:
                     yield piece, rows
 
-    def runs_of(self, rank: int) -> tuple[Run, ...]:
-        """The runs of any rank."""
-        return rank_runs(self.length, rank, self.size)
+    def segments_of(self, rank: int) -> tuple[Segment, ...]:
+        """The segments of any rank."""
+        return rank_segments(self.length, rank, self.size)
 
 
-def pieces_of(runs: tuple[Run, ...], document_starts: Tensor | None) -> Iterator[Piece]:
-    """The parts of each document in ``runs``. ``document_starts``: [b, s], or None for one document a
+def pieces_of(segments: tuple[Segment, ...], document_starts: Tensor | None) -> Iterator[Piece]:
+    """The parts of each document in ``segments``. ``document_starts``: [b, s], or None for one document a
     sample.
     """
     if document_starts is None:
-        yield from (Piece(run, run.rows, slice(None), 0) for run in runs)
+        yield from (Piece(segment, segment.rows, slice(None), 0) for segment in segments)
         return
     for sample, starts in enumerate(document_starts):
-        for run in runs:
-            positions = starts[run.begin : run.begin + run.length]
-            first = positions == torch.arange(run.begin, run.begin + run.length, device="cpu")
+        for segment in segments:
+            positions = starts[segment.begin : segment.begin + segment.length]
+            first = positions == torch.arange(segment.begin, segment.begin + segment.length, device="cpu")
             first[:1] = True  # there may be no position
-            bounds = [*first.nonzero().flatten().tolist(), run.length]
+            bounds = [*first.nonzero().flatten().tolist(), segment.length]
             for begin, end in zip(bounds, bounds[1:], strict=False):
-                rows = slice(run.rows.start + begin, run.rows.start + end)
-                yield Piece(run, rows, slice(sample, sample + 1), int(positions[begin]))
+                rows = slice(segment.rows.start + begin, segment.rows.start + end)
+                yield Piece(segment, rows, slice(sample, sample + 1), int(positions[begin]))
 
 
 def _make(
@@ -164,21 +164,24 @@ def _make(
             # a document starts with the first copy of its first token
             document_starts = document_starts.repeat_interleave(copies.count, dim=1) * copies.count
     window = min(copies.window, length)
-    runs = rank_runs(length, rank, size)
-    pieces = tuple(pieces_of(runs, document_starts))
+    segments = rank_segments(length, rank, size)
+    pieces = tuple(pieces_of(segments, document_starts))
 
     # with chunks that divide the slices no band crosses a border, unless documents shift the chunks
-    aligned = document_starts is None and copies.chunk is not None and runs[0].length % copies.chunk == 0
+    aligned = document_starts is None and copies.chunk is not None and segments[0].length % copies.chunk == 0
     halo = 0 if size == 1 or aligned else window - 1
-    if halo > runs[0].length:
+    if halo > segments[0].length:
         raise ValueError(
-            f"a slice of {runs[0].length} positions ({length} positions on {size} context-parallel ranks) is "
-            f"shorter than the {halo} positions of the window before it: use fewer ranks or a smaller window"
+            f"a slice of {segments[0].length} positions ({length} positions on {size} context-parallel "
+            f"ranks) is shorter than the {halo} positions of the window before it: use fewer ranks or a "
+            "smaller window"
         )
-    position = torch.cat([torch.arange(run.begin, run.begin + run.length, device="cpu") for run in runs])
+    position = torch.cat(
+        [torch.arange(segment.begin, segment.begin + segment.length, device="cpu") for segment in segments]
+    )
     document = 0 if document_starts is None else document_starts[:, position].T
     start = copies.band_start(position.unsqueeze(1), document).to(device)
-    return Layout(rule, None, length, rank, size, document_starts, runs, pieces, start, window, halo)
+    return Layout(rule, None, length, rank, size, document_starts, segments, pieces, start, window, halo)
 
 
 @made_once(maxsize=64)

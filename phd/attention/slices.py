@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Run:
+class Segment:
     """Consecutive positions in consecutive rows: the sequence, or a rank's slice of it."""
 
     rows: slice
@@ -16,19 +16,19 @@ class Run:
         return self.rows.stop - self.rows.start
 
 
-def rank_runs(length: int, rank: int, size: int) -> tuple[Run, ...]:
-    """Runs of a context-parallel rank, as Megatron slices the batch: slices ``rank`` and
+def rank_segments(length: int, rank: int, size: int) -> tuple[Segment, ...]:
+    """Segments of a context-parallel rank, as Megatron slices the batch: slices ``rank`` and
     ``2 * size - 1 - rank`` of ``2 * size``.
 
     Raises:
         ValueError: the positions cannot be sliced evenly.
     """
     if size == 1:
-        return (Run(slice(0, length), 0),)
+        return (Segment(slice(0, length), 0),)
     if length % (2 * size):
         raise ValueError(f"{length} positions cannot be cut into {2 * size} slices for {size} ranks")
     part = length // (2 * size)
     return (
-        Run(slice(0, part), rank * part),
-        Run(slice(part, 2 * part), (2 * size - 1 - rank) * part),
+        Segment(slice(0, part), rank * part),
+        Segment(slice(part, 2 * part), (2 * size - 1 - rank) * part),
     )

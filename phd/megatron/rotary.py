@@ -7,7 +7,7 @@ import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
-from phd.attention.slices import rank_runs
+from phd.attention.slices import rank_segments
 
 
 def positions_given(args: Namespace) -> bool:
@@ -64,8 +64,8 @@ def _on_this_rank(rotary: RotaryEmbedding, positions: Tensor) -> Tensor:
     """[b, s of the whole sequence] -> [b, s of this context-parallel rank]."""
     if (group := rotary.cp_group) is None:
         return positions
-    runs = rank_runs(positions.shape[1], group.rank(), group.size())
-    return torch.cat([positions[:, run.begin : run.begin + run.length] for run in runs], dim=1)
+    segments = rank_segments(positions.shape[1], group.rank(), group.size())
+    return torch.cat([positions[:, each.begin : each.begin + each.length] for each in segments], dim=1)
 
 
 def consecutive_positions(length: int, rows: int, copies: int, device: torch.device) -> Tensor:

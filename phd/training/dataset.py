@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
 import math
 import pickle
 import resource
@@ -22,7 +21,7 @@ from megatron.core.datasets.utils import Split
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from phd.megatron.documents import documents_masked
-from phd.run.files import read_json, write_json
+from phd.run.files import read_json, sha256, write_json
 from phd.training.position_gaps import gap_positions, segment_starts, sentence_end_ids
 from phd.training.run_folder import run_folder
 
@@ -255,7 +254,7 @@ def refuse_missing(config: GPTDatasetConfig | Namespace) -> None:
 
 
 def refuse_weights(config: GPTDatasetConfig | Namespace) -> None:
-    """Check the weights of blends. Megatron divides by what a data set of weight 0 is short of.
+    """Check the weights of blends: a weight of 0 makes Megatron divide by zero.
 
     Raises:
         ValueError: names the data set and its weight.
@@ -323,8 +322,7 @@ def refuse_other_tokenizer(config: GPTDatasetConfig, tokenizer_model: str | None
     """
     if tokenizer_model is None or not Path(tokenizer_model).is_file():
         return
-    with Path(tokenizer_model).open("rb") as file:
-        ours = hashlib.file_digest(file, "sha256").hexdigest()
+    ours = sha256(Path(tokenizer_model))
     for prefix in _prefixes(config):
         card = read_json(Path(f"{prefix}.json"))
         theirs = card.get("tokenizer_sha256", card.get("made_from", {}).get("tokenizer_sha256"))
@@ -415,7 +413,7 @@ def refuse_empty_splits(config: GPTDatasetConfig, num_samples: Sequence[int | No
 
 
 def _parts(config: GPTDatasetConfig, split: int) -> Iterator[tuple[str, tuple[float, float]]]:
-    """The data sets of a split, and which part of each is its."""
+    """The data sets of a split, and the part of each that belongs to it."""
     if config.blend is not None:
         blend, bounds = config.blend, config.split_matrix[split] if config.split_matrix else None
     else:

@@ -1,8 +1,7 @@
-"""In what the model of a checkpoint and that of a run differ: shapes, what is computed with them, what an id
-means, and the variant; each by the name of its flag.
+"""The differences between a checkpoint's model and a run's: shapes, what is computed with them, the
+tokenizer, and the variant; each by the name of its flag.
 """
 
-import hashlib
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from phd.config import PHDConfig
 from phd.rules.variant import Variant
 from phd.run.arguments import flag
+from phd.run.files import sha256
 
 type Arguments = dict[str, Any]
 
@@ -38,7 +38,7 @@ SHAPES = (
     ),
     "hybrid_layer_pattern",
 )
-"""What gives the weights their names and shapes."""
+"""Arguments that decide the names and shapes of the weights."""
 
 FUNCTIONS = (
     *("swiglu", "squared_relu", "quick_geglu", "openai_gelu", "onnx_safe", "glu_linear_offset"),
@@ -55,7 +55,8 @@ FUNCTIONS = (
     ),
     *("mup_base_hidden_size", "mup_base_head_dim", "mup_width_mult", "mup_attn_scale_power"),
 )
-"""What is computed with the weights: they would load, and mean something else."""
+"""Arguments that decide what is computed with the weights, which would load and then compute something
+else."""
 
 POSITIONS = (
     *("rotary_base", "use_rope_scaling", "rope_scaling_factor", "rotary_seq_len_interpolation_factor"),
@@ -68,7 +69,7 @@ TOKENIZER = (
     *("tokenizer_type", "tiktoken_pattern", "tiktoken_num_special_tokens", "tokenizer_sentencepiece_legacy"),
     *("tokenizer_hf_no_include_special_tokens", "special_tokens", "vocab_extra_ids", "null_tokenizer_eod_id"),
 )
-"""Beside its files, what gives an id its meaning."""
+"""Arguments that decide what a token id means, beside the tokenizer's files."""
 
 # Where Megatron's name of an argument is not its flag's.
 FLAGS = {
@@ -89,8 +90,8 @@ def other_model(was: Arguments, now: Arguments, names: list[str]) -> list[str]:
 
 
 def other_tokenizer(was: Arguments, now: Arguments) -> list[str]:
-    """Differences in what an id means. A tokenizer that lies elsewhere is the same by its content; where the
-    checkpoint does not tell that, nor the path that it tells, by its name.
+    """Differences in what a token id means. A tokenizer that lies elsewhere is the same by its content;
+    where the checkpoint does not tell that, nor the path that it tells, by its name.
     """
     names = [name for name in TOKENIZER if name in was and was[name] != now[name]]
     if (
@@ -102,7 +103,7 @@ def other_tokenizer(was: Arguments, now: Arguments) -> list[str]:
     paths = [was["tokenizer_model"], now["tokenizer_model"]]
     before, ours = was.get("tokenizer_sha256"), now["tokenizer_sha256"]
     if before is None and paths[0] != paths[1] and (file := tokenizer_file(paths[0])):
-        before = hashlib.sha256(file.read_bytes()).hexdigest()
+        before = sha256(file)
     if before and ours:
         if before != ours:
             sums = f" (sha256 {before[:12]} and {ours[:12]})"
@@ -125,7 +126,7 @@ def tokenizer_file(path: str | None) -> Path | None:
 
 
 def other_variant(saved: Namespace, config: PHDConfig) -> tuple[str, str] | None:
-    """The variant that a checkpoint was trained as and that of ``config``, where they are two."""
+    """The variants of a checkpoint and of ``config``, where they differ."""
     trained, ours = Variant.from_arguments(vars(saved)), config.variant
     # a pattern may be spelled in two ways
     layers = trained.layers(saved.num_layers) == config.layers(saved.num_layers)

@@ -3,7 +3,6 @@ written. Another model is refused; other training arguments are printed. A start
 anything is refused too.
 """
 
-import hashlib
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from phd.config import PHDConfig
 from phd.megatron.transformer_config import key_value_heads
 from phd.rules.variant import ARGUMENTS
 from phd.run.arguments import differing
+from phd.run.files import sha256
 from phd.training.metrics import plain_arguments
 from phd.training.other_model import (
     FUNCTIONS,
@@ -71,12 +71,9 @@ def record_contents(args: Namespace) -> None:
     """Note among the arguments, which go into checkpoints and phd_run.json, what the files hold of which the
     flags give the path alone; every rank reads them.
     """
-    files = [tokenizer_file(getattr(args, name)) for name in ("tokenizer_model", "vocab_file", "merge_file")]
-    digest = hashlib.sha256()
-    for file in files:
-        if file is not None:
-            digest.update(file.read_bytes())
-    args.tokenizer_sha256 = digest.hexdigest() if any(files) else None
+    paths = (tokenizer_file(getattr(args, name)) for name in ("tokenizer_model", "vocab_file", "merge_file"))
+    files = [path for path in paths if path is not None]
+    args.tokenizer_sha256 = sha256(*files) if files else None
     for name in ("data_args", "per_split_data_args"):
         path = getattr(args, f"{name}_path")
         setattr(args, name, Path(path).read_text().split() if path and Path(path).is_file() else None)

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from phd.attention.context_parallel import COMM_TYPES, ContextParallel
-from phd.attention.slices import rank_runs
+from phd.attention.slices import rank_segments
 from phd.rules.keys import Blocks, Full, Groups
 from tests.attention.calls import attend, rule_of
 from tests.attention.test_attention import random_inputs, run, starts_of
@@ -43,13 +43,13 @@ def on_ranks(rank_job, *args):
 def rank_results(comm_type, dtype, cases):
     """Outputs and gradients of these cases on this rank's rows, packed and not."""
     parallel = ContextParallel(dist.group.WORLD, comm_type)
-    runs = rank_runs(LENGTH, parallel.rank, parallel.size)
+    segments = rank_segments(LENGTH, parallel.rank, parallel.size)
     results = {}
     for name in cases:
         rule, arguments = CASES[name]
         for documents in (None, DOCUMENTS):
             rows = [
-                torch.cat([x[run.begin : run.begin + run.length] for run in runs])
+                torch.cat([x[part.begin : part.begin + part.length] for part in segments])
                 for x in case_inputs(name, dtype)
             ]
             results[name, documents is None] = run(
@@ -75,7 +75,7 @@ def test_ranks_equal_one_process(world, ranks, comm_type):
         expected = run(inputs, rule, document_starts=None if one_document else DOCUMENTS, **arguments)
         for rank, results in enumerate(by_rank):
             for result, whole in zip(results[name, one_document], expected, strict=True):
-                mine = [whole[r.begin : r.begin + r.length] for r in rank_runs(LENGTH, rank, ranks)]
+                mine = [whole[r.begin : r.begin + r.length] for r in rank_segments(LENGTH, rank, ranks)]
                 torch.testing.assert_close(result, torch.cat(mine), rtol=1e-11, atol=1e-12)
 
 
@@ -91,7 +91,7 @@ def test_bf16_rounds_no_more_than_one_process(world):
         serial_error = (serial[index].double() - exact).abs().mean()
         errors = []
         for rank, results in enumerate(by_rank):
-            mine = torch.cat([exact[r.begin : r.begin + r.length] for r in rank_runs(LENGTH, rank, 4)])
+            mine = torch.cat([exact[r.begin : r.begin + r.length] for r in rank_segments(LENGTH, rank, 4)])
             errors.append((results[case, True][index].double() - mine).abs().mean())
         assert sum(errors) / 4 < 1.5 * serial_error
 

@@ -9,7 +9,7 @@ from phd.attention import Layout
 from phd.attention.context_parallel import ContextParallel
 from phd.attention.kept import kept_keys
 from phd.attention.reference import dense_mask
-from phd.attention.slices import rank_runs
+from phd.attention.slices import rank_segments
 from phd.attention.sparse import SparseOriginals
 from phd.rules.copies import Copies
 from phd.rules.keys import Blocks
@@ -43,16 +43,16 @@ def test_every_visible_pair_is_covered_once(size, documents):
     starts = None if documents is None else documents
     for rank in range(size):
         layout = layout_of(4, 8, documents=starts, rank=rank, size=size)
-        positions = torch.cat([run.begin + torch.arange(run.length) for run in layout.runs])
+        positions = torch.cat([segment.begin + torch.arange(segment.length) for segment in layout.segments])
         for piece in layout.pieces:
             rows = positions[piece.rows]
             count[piece.samples, rows[:, None], rows] += torch.ones(
                 len(rows), len(rows), dtype=torch.int
             ).tril()
         for source in range(size):
-            runs = rank_runs(LENGTH, source, size)
-            keys = torch.cat([run.begin + torch.arange(run.length) for run in runs])
-            for piece, key_rows in layout.earlier(runs):
+            segments = rank_segments(LENGTH, source, size)
+            keys = torch.cat([segment.begin + torch.arange(segment.length) for segment in segments])
+            for piece, key_rows in layout.earlier(segments):
                 count[piece.samples, positions[piece.rows][:, None], keys[key_rows]] += 1
     expected = dense_mask(rule_of(1), LENGTH, document_starts=documents)[:, :, 0, :, 0]
     assert torch.equal(count, expected.int().expand_as(count))
@@ -63,7 +63,9 @@ def test_starts_are_the_rule_s(documents):
     position = torch.arange(LENGTH)
     for rank in range(2):
         layout = layout_of(5, 7, documents=documents, rank=rank, size=2)
-        mine = torch.cat([position[run.begin : run.begin + run.length] for run in layout.runs])
+        mine = torch.cat(
+            [position[segment.begin : segment.begin + segment.length] for segment in layout.segments]
+        )
         start = Copies(2, 5, 7).band_start(position, 0 if documents is None else documents)
         expected = start.expand(3, LENGTH)
         assert torch.equal(layout.start.expand(-1, 3), expected[:, mine].T)

@@ -49,6 +49,9 @@ def test_damaged_checkpoint_is_named(world, saved, copy, damage):
         assert sum(bool(answer) for answer in answers) == 1
         return
     assert re.search(f"{message}.*There is no whole checkpoint to go back to", *world.run(refusal, copy))
+    aside = copy.rename(copy.with_name("aside"))  # the remedy of the message: to start afresh
+    assert world.run(refusal, copy) == [""]
+    aside.rename(copy)
     shutil.copytree(saved / "iter_0000003", copy / "iter_0000002")
     assert world.run(refusal, copy) == [""]
     assert re.search(

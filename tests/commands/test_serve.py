@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -36,20 +37,25 @@ def command(log: str, words: list[str]) -> None:
 
 
 def test_answers_until_it_is_interrupted(tiny_folder, forks, tmp_path):
-    log = tmp_path / "log"
+    """A folder with an @ in its name, which is refused with a remedy, by that remedy."""
+    named = shutil.copytree(tiny_folder, tmp_path / "model@1")
+    with pytest.raises(ValueError, match="no folder with an @ in its name: give it by a link"):
+        serve.run(arguments(named, 8000))
+    folder, log = tmp_path / "model", tmp_path / "log"
+    folder.symlink_to(named)
     with held_ports(1) as (port,):
-        words = ["serve", str(tiny_folder), "--port", str(port), "--device", "cpu"]
+        words = ["serve", str(folder), "--port", str(port), "--device", "cpu"]
         process: Any = forks.Process(target=command, args=(str(log), words))
         process.start()
         try:
-            assert_answers(tiny_folder, port, str(process.pid), process.is_alive)
+            assert_answers(folder, port, str(process.pid), process.is_alive)
         finally:
             os.kill(process.pid, signal.SIGINT)
             process.join(PATIENCE_S)
             process.kill()
     output = log.read_text()
     assert process.exitcode >= 0 and "Traceback" not in output
-    assert f"http://127.0.0.1:{port}/v1/completions, model {tiny_folder}" in output
+    assert f"http://127.0.0.1:{port}/v1/completions, model {folder}" in output
 
 
 def assert_answers(folder: Path, port: int, process: str, alive: Callable[[], bool]) -> None:

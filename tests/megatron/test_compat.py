@@ -1,6 +1,7 @@
-"""Megatron's internals as they are mended for copies."""
+"""Megatron's internals as compat.py patches them for copies."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
@@ -79,6 +80,30 @@ def handled_signals(hangup: int) -> list[int]:
 def test_nohup_is_respected(world):
     assert world.run(handled_signals, signal.SIG_IGN) == [[*SIGNALS[:-1]]]
     assert world.run(handled_signals, signal.SIG_DFL) == [[*SIGNALS]]
+
+
+def interrupted_twice(torchrun: bool) -> tuple[str | None, bool]:
+    """The name of the signal that ends the training, and whether a second ^C ends the process at once."""
+    from unittest.mock import patch
+
+    from phd.megatron import compat
+
+    with handlers_restored(), patch.dict(os.environ, {"TORCHELASTIC_RUN_ID": "1"} if torchrun else {}):
+        if not torchrun:
+            os.environ.pop("TORCHELASTIC_RUN_ID", None)
+        signals = compat._ExitSignals(async_save=False)
+        signal.raise_signal(signal.SIGINT)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            return signals.name, True
+        return signals.name, False
+
+
+def test_a_second_interrupt_ends_at_once_but_under_torchrun(world):
+    """There a terminal sends each rank two of them."""
+    assert world.run(interrupted_twice, False) == [("SIGINT", True)]
+    assert world.run(interrupted_twice, True) == [("SIGINT", False)]
 
 
 def preloaded_by_the_fork_server(gpu: bool) -> list[str]:

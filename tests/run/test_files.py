@@ -1,6 +1,6 @@
 import pytest
 
-from phd.run.files import read_json, write_bytes, write_json, write_text
+from phd.run.files import read_json, sha256, write_bytes, write_json, write_text
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -36,3 +36,12 @@ def test_what_is_no_json_object_is_named(tmp_path, text, problem):
     (tmp_path / "file").write_text(text)
     with pytest.raises(ValueError, match=f"file is {problem}.*: remove it"):
         read_json(tmp_path / "file")
+
+
+def test_a_digest_is_of_the_contents_one_after_another(tmp_path):
+    (tmp_path / "a").write_bytes(b"ab")
+    (tmp_path / "b").write_bytes(b"c")
+    # FIPS 180-2, appendix B.1: the digest of "abc"
+    assert sha256(tmp_path / "a", tmp_path / "b") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )

@@ -1,15 +1,34 @@
 """Errors whose cause and remedy are known."""
 
+import errno
+import os
 
-def told_of_too_many() -> str | None:
-    import errno
+import pytest
 
+
+def explained(number: int, file: str) -> str | None:
+    """The line on an error of the system that a save met, as Megatron hands it on."""
     from phd.training.errors import explain
 
-    return explain(OSError(errno.EMFILE, "Too many open files"))
+    error = RuntimeError("Worker failure")
+    error.__cause__ = OSError(number, os.strerror(number), file)
+    return explain(error)
 
 
-def test_too_many_open_files_for_the_machine(world):
-    assert world.run(told_of_too_many) == [
-        "too many open files: raise `ulimit -Hn`, or make fewer data sets of them (phd data merge)"
-    ]
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (
+            errno.EMFILE,
+            "too many open files: raise `ulimit -Hn`, or make fewer data sets of them (phd data merge)",
+        ),
+        (
+            errno.EDQUOT,
+            "cannot write RUN/x (Disk quota exceeded): make room within the quota and start the same command "
+            "again",
+        ),
+        (errno.EACCES, "cannot write RUN/x (Permission denied): choose a --run-dir that can be written"),
+    ],
+)
+def test_errors_of_the_system(world, number, line):
+    assert world.run(explained, number, "RUN/x") == [line]

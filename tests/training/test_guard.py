@@ -268,6 +268,10 @@ def test_checkpoints_that_are_not_mounted(world, flags, part, tmp_path):
     (answer,) = world.run(refused_at_start, [*flags, *own(part)])
     assert f"{part}/checkpoints links to {tmp_path}/elsewhere, which is not there" in answer
     assert contents(part) == before
+    (tmp_path / "scratch").rename(tmp_path / "elsewhere")  # the remedies: mounted, or the link removed
+    assert world.run(refused_at_start, [*flags, *own(part)]) == [""]
+    (part / "checkpoints").unlink()
+    assert world.run(refused_at_start, [*flags, *own(part)]) == [""]
 
 
 def test_a_checkpoint_that_was_asked_for_is_not_replaced(flags, part, tmp_path):
