@@ -181,8 +181,8 @@ CONTEXT_PARALLEL = (
     Mutation(
         "cp-halo-gradient-overwrites",
         "phd/attention/flash.py",
-        "grad_hidden[:, self._tail(run)] += grad_tail",
-        "grad_hidden[:, self._tail(run)] = grad_tail",
+        "grad_hidden[:, self._tail(segment)] += grad_tail",
+        "grad_hidden[:, self._tail(segment)] = grad_tail",
         "tests/attention/test_context_parallel.py::test_ranks_equal_one_process",
     ),
     Mutation(
