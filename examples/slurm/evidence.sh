@@ -21,7 +21,9 @@ read_settings "$1" vanilla
 trunk_iters=$(printf '%s\n' "${TRAINING[@]}" | sed -n '/^--train-iters$/{n;p;}')
 variants=${VARIANTS:-vanilla PHD-CSWA-2-16-32 PHD-CSWA-2-16-32+vector PHD-CSWA-2-16-32+table}
 shares=${SHARES:-10 30}
-longest=$((trunk_iters * $(printf '%s\n' $shares | sort -n | tail -1) / 100))
+longest=0
+for share in $shares; do if [ "$share" -gt "$longest" ]; then longest=$share; fi; done
+longest=$((trunk_iters * longest / 100))
 
 trunk=$("$HERE/submit.sh" "$1" vanilla --lr-decay-style constant) # no job for one that is finished
 script=

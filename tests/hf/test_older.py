@@ -20,11 +20,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 expected = load_file("version_1/expected_logits.safetensors")
-model = AutoModelForCausalLM.from_pretrained("version_1", trust_remote_code=True).eval()
+model = AutoModelForCausalLM.from_pretrained("version_1", trust_remote_code=True).eval().double()
 with torch.no_grad():
     found = model(expected["ids"]).logits
-torch.testing.assert_close(found, expected["logits"], rtol=1e-6, atol=1e-6)
+torch.testing.assert_close(found.float(), expected["logits"], rtol=0, atol=1e-5)
 """
+"""The recorded logits are fp32, 6.4e-6 away from those of the same weights in fp64. Processors agree in fp64; in
+fp32 they differ by as much."""
 
 
 @pytest.fixture
@@ -40,7 +42,8 @@ def test_by_this_code(folder):
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert model.config.phd_variant == "PHD-CSWA-2-3-4+1sink.4.1.2-1full-1block-sparse.4.3.1"
     with torch.no_grad():
-        torch.testing.assert_close(model(expected["ids"]).logits, expected["logits"], rtol=1e-6, atol=1e-6)
+        found = model.double()(expected["ids"]).logits
+    torch.testing.assert_close(found.float(), expected["logits"], rtol=0, atol=1e-5)
     model.save_pretrained(folder / "again")
     again = AutoModelForCausalLM.from_pretrained(folder / "again").eval()
     assert (again.config.phd_variant, again.config.phd_config_version) == (model.config.phd_variant, 2)

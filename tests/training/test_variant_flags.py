@@ -13,6 +13,8 @@ OURS = {
     "--phd-copy-embedding-warmup-iters",
     *("--phd-attention-backend", "--attention-pattern", "--variant", "--override-phd-variant"),
     *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens", "--data-iters"),
+    *("--rope-max-scale", "--rope-context", "--rope-still-tokens"),
+    *("--position-gaps-to", "--position-sentence-ends", "--mask-document-starts"),
 }
 STOPPED = {
     *("--attention-pattern-block", "--attention-pattern-sink-blocks", "--attention-pattern-local-blocks"),
