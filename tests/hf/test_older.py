@@ -25,8 +25,8 @@ with torch.no_grad():
     found = model(expected["ids"]).logits
 torch.testing.assert_close(found.float(), expected["logits"], rtol=0, atol=1e-5)
 """
-"""The recorded logits are fp32, 6.4e-6 away from those of the same weights in fp64. Processors agree in fp64; in
-fp32 they differ by as much."""
+"""The recorded logits are fp32, 6.4e-6 away from those of the same weights in fp64, in which processors agree;
+in fp32 they differ by as much."""
 
 
 @pytest.fixture
