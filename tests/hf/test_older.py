@@ -25,7 +25,7 @@ with torch.no_grad():
     found = model(expected["ids"]).logits
 torch.testing.assert_close(found.float(), expected["logits"], rtol=0, atol=1e-5)
 """
-"""The recorded logits are fp32, 6.4e-6 away from those of the same weights in fp64, in which processors agree;
+"""The recorded logits are fp32, 6.4e-6 away from those of the same weights in fp64, where processors agree;
 in fp32 they differ by as much."""
 
 
