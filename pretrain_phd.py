@@ -38,6 +38,7 @@ from phd.megatron.builder import model_config_from_args
 from phd.megatron.documents import document_params, documents_masked, on_all_ranks
 from phd.megatron.loop import HookedLoop
 from phd.run.output import outlive_readers
+from phd.run.record import POSITION_REACH
 from phd.training.arguments import make_global, parse_and_validate_args
 from phd.training.dataset import build_datasets
 from phd.training.e2_llm import draw, drawn_positions
@@ -103,7 +104,10 @@ def tokens_on_this_rank(
 
 
 def loss_func(
-    loss_mask: torch.Tensor, original_losses: torch.Tensor | None, losses: torch.Tensor
+    loss_mask: torch.Tensor,
+    original_losses: torch.Tensor | None,
+    losses: torch.Tensor,
+    gap_positions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """Sum of the next-token losses of the last copies, number of original tokens, and both for the log.
 
@@ -114,6 +118,7 @@ def loss_func(
         loss_mask: [b, s].
         original_losses: [b, s], what the original copies predict; in validation alone.
         losses: [b, s], one per original token.
+        gap_positions: [b, s], the rotary positions of samples with gaps, whose mean reach is logged.
     """
     loss_mask = loss_mask.view(-1).float()
     loss = torch.sum(losses.view(-1).float() * loss_mask)
@@ -141,6 +146,9 @@ def loss_func(
     if original_losses is not None:
         original = torch.sum(original_losses.view(-1).float() * loss_mask)
         report["lm loss original"] = torch.cat([original.view(1), num_tokens.view(1)])
+    if gap_positions is not None:
+        reach = gap_positions.amax(dim=1) + 1
+        report[POSITION_REACH] = torch.stack([reach.sum(), torch.tensor(len(reach)).to(reach)]).float()
     ranks = get_args().context_parallel_size
     if ranks > 1 and not get_args().calculate_per_token_loss:
         torch.distributed.all_reduce(num_tokens, group=parallel_state.get_context_parallel_group())
@@ -188,7 +196,8 @@ def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, par
         **({} if positions is None else {"rotary_positions": positions}),
     )
     losses, original_losses = output if isinstance(output, tuple) else (output, None)
-    return losses, partial(loss_func, batch["loss_mask"], original_losses)
+    gap_positions = batch["rotary_positions"]
+    return losses, partial(loss_func, batch["loss_mask"], original_losses, gap_positions=gap_positions)
 
 
 def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:

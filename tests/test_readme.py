@@ -1,4 +1,4 @@
-"""README.md, docs/results.md and docs/support.md keep to the code and to the committed measurements."""
+"""README.md and pages of docs/ keep to the code and to the committed measurements."""
 
 import dataclasses
 import json
@@ -9,9 +9,8 @@ import pytest
 from phd.config import PHDConfig
 from tests.world import ROOT
 
-README, RESULTS, SUPPORT = (
-    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/results.md", "docs/support.md")
-)
+PAGES = ("README.md", "docs/training.md", "docs/results.md", "docs/support.md")
+README, TRAINING, RESULTS, SUPPORT = ((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 
 
 def measured(file: str) -> dict:
@@ -35,7 +34,7 @@ def test_support_matrix_names_every_refused_flag():
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(PHDConfig)])
 def test_every_flag_is_explained(field):
     off = "no-" if getattr(PHDConfig, field) is True else ""
-    assert f"`--{off}{field.replace('_', '-')}" in README
+    assert f"`--{off}{field.replace('_', '-')}" in TRAINING
 
 
 def test_attention_numbers_are_the_benchmarks():
@@ -50,7 +49,12 @@ def test_attention_numbers_are_the_benchmarks():
 
 def test_demo_numbers_are_the_recorded_ones():
     for row in measured("demo.json")["runs"]:
-        assert f"{row['validation_loss']:.4f}" in README
+        assert f"{row['validation_loss']:.4f}" in RESULTS
+
+
+def test_readme_is_one_screen_and_a_half():
+    lines = README.splitlines()
+    assert len(lines) <= 130 and max(map(len, (line for line in lines if line[:1] not in "|!"))) <= 120
 
 
 def test_full_demo_numbers_are_the_recorded_ones():
@@ -124,8 +128,9 @@ def test_every_data_command_is_named():
     source = (ROOT / "data_tools" / "cli.py").read_text(encoding="utf-8")
     commands = re.findall(r'^        \(\s*"([\w-]+)",\s*"', source, re.MULTILINE)
     assert len(commands) == 10
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     for command in [*commands, "prepare"]:
-        assert f"`phd data {command}`" in README
+        assert f"`phd data {command}`" in page
 
 
 def test_links_and_scripts_exist():

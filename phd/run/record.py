@@ -24,6 +24,7 @@ LEARNING_RATE = "learning-rate"
 THROUGHPUT = "phd/tokens-per-second"
 TFLOPS = "phd/tflops-per-device"
 MFU = "phd/mfu"
+POSITION_REACH = "position reach"  # of samples with gaps between sentences: the largest position + 1, mean
 ROPE_SCALE, ROPE_SHIFT = "phd/rope-scale", "phd/rope-shift"  # what E2-LLM drew for the iteration
 COPY_EMBEDDING_NORM = "phd/copy-embedding-norm"  # of copy 1: phd/copy-embedding-norm-1
 

@@ -127,6 +127,12 @@ def test_trainings(world, base_flags, packed_data, tmp_path):
     for found, expected in zip(losses[3], losses[2], strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
     assert max(abs(a[0] - b[0]) for a, b in zip(losses[0], losses[2], strict=True)) > 1e-3
+    reaches = [
+        [line.get("position reach") for line in lines if line["kind"] == "train"]
+        for lines in (none, one, two)
+    ]
+    assert {*reaches[0]} == {40} and reaches[1] == reaches[2] and len({*reaches[1]}) > 1
+    assert all(40 < reach <= 400 for reach in reaches[1])
     validations = [
         [line["lm loss validation"] for line in lines if line["kind"] == "validation"]
         for lines in (plain, none, one)

@@ -95,7 +95,7 @@ def flags_of_ours() -> tuple[set[str], set[str]]:
 
 
 def test_the_list_of_our_flags(world):
-    """A new flag is a decision: it is entered here, and in README."""
+    """A new flag is a decision: it is entered here, and in docs/training.md."""
     assert world.run(flags_of_ours) == [(OURS, STOPPED)]
 
 
