@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -129,7 +130,7 @@ def run(args: Namespace) -> int:
         ) from error
     import torch
 
-    from phd.evaluation.corpus import TASKS, write_group, write_tasks
+    from phd.evaluation.corpus import TASKS, shorten_contexts, write_group, write_tasks
     from phd.evaluation.harness import CachedLM
     from phd.hf.rope import scale_for, scale_model
 
@@ -167,6 +168,9 @@ def run(args: Namespace) -> int:
             batch_size=args.batch_size or 16,
             max_length=model.config.max_position_embeddings,
         )
+        if "corpus_cloze" in tasks and (shortened := shorten_contexts(folder, lm.tok_encode, lm.max_length)):
+            most = f"the {lm.max_length:,} tokens that the model reads"
+            print(f"corpus_cloze: {shortened:,} contexts lose first words, to fit {most}", file=sys.stderr)
         grids: list[dict[str, Any]] = []
         if long:
             grids = _write_grids(args, long, lm, folder)

@@ -7,7 +7,8 @@ after a context; three are from elsewhere in the corpus.
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,35 @@ def write_tasks(corpus: Path, folder: Path, count: int = 200, seed: int = 0) -> 
     }
     for name, records in content.items():
         write_task(f"corpus_{name}", records, SETTINGS[name], folder)
+
+
+def shorten_contexts(folder: Path, encode: Callable[[str], Sequence[int]], most: int) -> int:
+    """Leave out first words of the contexts of ``corpus_cloze`` in ``folder``, as few as let each choice be
+    read behind the rest.
+
+    Args:
+        encode: text to ids.
+        most: tokens that the model reads.
+
+    Returns:
+        how many contexts are shorter now.
+    """
+    file = folder / "corpus_cloze.jsonl"
+    questions = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    shortened = 0
+    for question in questions:
+        context, choices = question["context"], question["choices"]
+        starts = [match.start() for match in re.finditer(r"\S+", context)]
+
+        def fits(start: int, context: str = context, choices: list[str] = choices) -> bool:
+            return all(len(encode(context[start:] + choice)) <= most for choice in choices)
+
+        # the first start from which all fits, or the last word
+        first = bisect_left(starts, True, hi=len(starts) - 1, key=fits)
+        question["context"] = context[starts[first] :]
+        shortened += first > 0
+    file.write_text("".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8")
+    return shortened
 
 
 def write_task(name: str, records: Sequence[Any], settings: Mapping[str, Any], folder: Path) -> None:

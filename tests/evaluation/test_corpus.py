@@ -11,6 +11,7 @@ from phd.evaluation.corpus import (
     CONTEXT_WORDS,
     make_questions,
     read_texts,
+    shorten_contexts,
     write_group,
     write_tasks,
 )
@@ -62,6 +63,24 @@ def test_files(corpus, tmp_path):
     write_tasks(corpus, folder, count=3)
     assert len((folder / "corpus_perplexity.jsonl").read_text().splitlines()) == 3
     assert "corpus_cloze" in (folder / "corpus_cloze.yaml").read_text()
+
+
+def test_contexts_lose_first_words_to_fit_a_model(corpus, tmp_path):
+    """No more than have to go, for the longest choice."""
+    write_tasks(corpus, tmp_path, count=5)
+    file = tmp_path / "corpus_cloze.jsonl"
+    before = file.read_text()
+    assert shorten_contexts(tmp_path, str.split, most=CONTEXT_WORDS + CHOICE_WORDS) == 0
+    assert file.read_text() == before
+    assert shorten_contexts(tmp_path, str.split, most=20) == 5
+    for old, new in zip(before.splitlines(), file.read_text().splitlines(), strict=True):
+        whole, short = json.loads(old), json.loads(new)
+        assert (
+            whole["context"].endswith(short["context"]) and len(short["context"].split()) == 20 - CHOICE_WORDS
+        )
+        assert (whole["choices"], whole["answer"]) == (short["choices"], short["answer"])
+    shorten_contexts(tmp_path, str.split, most=3)  # nothing fits: the harness's model refuses it
+    assert all(len(json.loads(line)["context"].split()) == 1 for line in file.read_text().splitlines())
 
 
 def call(*arguments) -> int:
