@@ -40,6 +40,7 @@ def picture() -> str:
     """The file's text: what the last copy of the last token sees, by the rule."""
     copies, last = VARIANT.copies, len(TOKENS) - 1
     (rule,) = VARIANT.layers(1)
+    assert copies.chunk is not None
     rows = [f"hidden copy {copy}" for copy in range(copies.count - 1, 0, -1)] + ["original"]
     parts = []
     for row, name in enumerate(rows):
