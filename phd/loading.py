@@ -52,9 +52,20 @@ def rope_scale(text: str) -> float:
     return scale
 
 
-def rope_scale_or_auto(text: str) -> float | None:
-    """The same, and None for "auto"."""
-    return None if text == "auto" else rope_scale(text)
+def add_rope_scale(parser: argparse.ArgumentParser, longest: str) -> None:
+    """--rope-scale of a command that reads prompts; "auto" is None.
+
+    Args:
+        longest: what auto goes by, for the help.
+    """
+    parser.add_argument(
+        "--rope-scale",
+        type=lambda text: None if text == "auto" else rope_scale(text),
+        default=1,
+        metavar="G",
+        help="divide rotary positions by G: a model trained with --rope-max-scale then reads G times its "
+        f"context; auto: the least whole G for {longest} (default 1)",
+    )
 
 
 def load_model(

@@ -7,7 +7,6 @@ of an iteration, its first ten aside, and the mean training loss of the last ten
 or `avx512_bf16` multiply matrices in bf16 faster; without, torch widens the numbers first.
 """
 
-import os
 import re
 import shutil
 import statistics
@@ -16,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.attention import machine
-from benchmarks.evidence.run import KEPT, ROOT, WORK, Study, prepare_text
+from benchmarks.evidence.run import KEPT, WORK, Study, on_trunk_text, prepare_text
 from benchmarks.evidence.study import PHD, TRUNKS, VANILLA
 from phd.run.files import write_json
 from phd.run.record import read_lines
@@ -27,21 +26,17 @@ PRECISIONS = {"fp32": [], "bf16": ["--bf16"]}
 
 
 def main() -> None:
-    os.chdir(ROOT)
-    WORK.mkdir(parents=True, exist_ok=True)
     prepare_text()
     study = Study(until=None)
     times: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     losses: dict[tuple[str, str, str], float] = {}
     for _ in range(ROUNDS):
         for trunk, variant in CELLS:
-            for precision, flags in PRECISIONS.items():
+            for precision, more in PRECISIONS.items():
                 folder = WORK / "precision" / f"{trunk.name}-{variant}-{precision}"
                 shutil.rmtree(folder, ignore_errors=True)
-                command = ["examples/torchrun.sh", "pretrain_phd.py"]
-                command += trunk.flags(str(WORK / "tokenizer.model"), str(WORK / "trunk-text"))
-                command += ["--variant", variant, "--train-iters", str(ITERATIONS), *flags]
-                study.train([*command, "--run-dir", str(folder)], folder)
+                flags = ["--variant", variant, "--train-iters", str(ITERATIONS), *more]
+                study.train(on_trunk_text(trunk, folder, *flags), folder)
                 lines = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "train"]
                 seconds = [after["time"] - before["time"] for before, after in pairwise(lines)]
                 key = trunk.name, variant, precision

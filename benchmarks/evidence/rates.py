@@ -6,13 +6,13 @@ Trains each size for ITERATIONS with a rate that falls to 0, at half, once and t
 writes the validation losses to benchmarks/evidence/rates.json. The rate in study.py is the best of the three.
 """
 
-import os
 from functools import partial
 from pathlib import Path
 
-from benchmarks.evidence.run import KEPT, ROOT, WORK, Study, prepare_text, validation_loss
+from benchmarks.evidence.run import KEPT, WORK, Study, on_trunk_text, prepare_text, validation_loss
 from benchmarks.evidence.study import TRUNKS, Trunk
 from phd.run.files import write_json
+from phd.run.status import FINISHED, judge
 
 ITERATIONS = 600
 GUESSES = {"0.05M": 6e-3, "0.2M": 4e-3, "0.5M": 3e-3, "1M": 2.5e-3}
@@ -20,8 +20,6 @@ FACTORS = (0.5, 1, 2)
 
 
 def main() -> None:
-    os.chdir(ROOT)
-    WORK.mkdir(parents=True, exist_ok=True)
     prepare_text()
     study = Study(until=None)
     cells = [
@@ -52,13 +50,11 @@ def folder(trunk: Trunk, lr: float) -> Path:
 
 
 def train(study: Study, trunk: Trunk, lr: float) -> None:
-    """One cell, unless it is trained already."""
-    if folder(trunk, lr).exists():
+    """One cell, unless it is trained already; one that was interrupted goes on."""
+    if folder(trunk, lr).exists() and judge(folder(trunk, lr))[0] == FINISHED:
         return
-    flags = trunk.flags(str(WORK / "tokenizer.model"), str(WORK / "trunk-text"))
-    flags += ["--lr", f"{lr:g}", "--lr-decay-style", "linear", "--train-iters", str(ITERATIONS)]
-    command = ["examples/torchrun.sh", "pretrain_phd.py", *flags, "--run-dir", str(folder(trunk, lr))]
-    study.train(command, folder(trunk, lr))
+    flags = ("--lr", f"{lr:g}", "--lr-decay-style", "linear", "--train-iters", str(ITERATIONS))
+    study.train(on_trunk_text(trunk, folder(trunk, lr), *flags), folder(trunk, lr))
 
 
 if __name__ == "__main__":

@@ -62,8 +62,6 @@ def main() -> int:
         default=[trunk.name for trunk in TRUNKS],
     )
     args = parser.parse_args()
-    os.chdir(ROOT)
-    WORK.mkdir(parents=True, exist_ok=True)
     prepare_text()
     study = Study(until=None if args.minutes is None else time.monotonic() + 60 * args.minutes)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -116,9 +114,7 @@ class Study:
             shutil.copytree(kept, folder)
         if kept.exists():
             return
-        flags = trunk.flags(str(WORK / "tokenizer.model"), str(WORK / "trunk-text"))
-        command = ["examples/torchrun.sh", "pretrain_phd.py", *flags, "--run-dir", str(folder)]
-        if not self.train(command, folder):
+        if not self.train(on_trunk_text(trunk, folder), folder):
             return
         keep(folder, kept)
         last = f"iter_{newest_checkpoint(folder / 'checkpoints'):07d}"
@@ -184,6 +180,12 @@ class Study:
         return code == FINISHED
 
 
+def on_trunk_text(trunk: Trunk, folder: Path, *flags: str) -> list[str]:
+    """The command that trains a trunk's model in ``folder``; ``flags`` win over the trunk's."""
+    ours = trunk.flags(str(WORK / "tokenizer.model"), str(WORK / "trunk-text"))
+    return ["examples/torchrun.sh", "pretrain_phd.py", *ours, *flags, "--run-dir", str(folder)]
+
+
 def record_name(trunk: Trunk, branches: Branches, order: int) -> str:
     return f"{trunk.name}/{branches.share:g}/{branches.arm}-order{order}"
 
@@ -239,7 +241,11 @@ def thin(metrics: Path) -> None:
 
 
 def prepare_text() -> None:
-    """Corpora, tokenizer and data sets; refuses text that is not that of what is kept."""
+    """Corpora, tokenizer and data sets below ROOT, from where all is run then; refuses text that is not that
+    of what is kept.
+    """
+    os.chdir(ROOT)
+    WORK.mkdir(parents=True, exist_ok=True)
     corpora = {name: WORK / f"{name}-text.jsonl" for name in ("trunk", "branch")}
     if not all(corpus.exists() for corpus in corpora.values()):
         write_corpora(corpora["trunk"], corpora["branch"])

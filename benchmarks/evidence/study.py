@@ -21,12 +21,11 @@ MOST_ORDERS = 12
 
 VANILLA = "vanilla"
 PHD = "PHD-CSWA-2-16-32"
-BOTH_SIZES_ARMS = (
-    *(VANILLA, PHD, f"{PHD}+vector", f"{PHD}+table"),
+MORE_ARMS = (
+    f"{PHD}+vector",
     *("PHD-CSWA-3-16-32", "PHD-CSWA-3-16-32+vector", "PHD-CSWA-3-16-32+table"),
     "naive-2-consecutive+table",
 )
-FEW_ARMS = (VANILLA, PHD, f"{PHD}+table")
 PRIMARY = f"{PHD}+table"
 
 SHORT, LONG = 0.1, 0.3
@@ -90,7 +89,8 @@ class Trunk:
     tokens_per_parameter: int
     lr: float
     """Chosen on vanilla alone, before the trunks were trained (rates.py)."""
-    arms: tuple[str, ...]
+    more_arms: tuple[str, ...] = ()
+    """Beside LONG_ARMS, at the shorter length."""
     seed: int = 1
 
     @property
@@ -103,10 +103,12 @@ class Trunk:
     def branches(self) -> list[Branches]:
         """The primary comparison first."""
         short, long = (round(share * self.iterations) for share in (SHORT, LONG))
-        others = [arm for arm in self.arms if arm not in LONG_ARMS]
         return [
             *(Branches(arm, LONG, arm, long, _warm_up(arm, long)) for arm in LONG_ARMS),
-            *(Branches(arm, SHORT, arm, short, _warm_up(arm, short)) for arm in (*LONG_ARMS, *others)),
+            *(
+                Branches(arm, SHORT, arm, short, _warm_up(arm, short))
+                for arm in (*LONG_ARMS, *self.more_arms)
+            ),
             Branches(LONGER, SHORT, VANILLA, round(short * self.flops_ratio(PHD))),
             Branches(AGAIN, SHORT, VANILLA, short, ("--micro-batch-size", "8")),
         ]
@@ -151,23 +153,23 @@ class Trunk:
 
 SMALLEST = Trunk(
     name="0.05M", layers=3, hidden=32, ffn=88, heads=2, groups=1, parameters=51_168,
-    tokens_per_parameter=100, lr=1.2e-2, arms=BOTH_SIZES_ARMS,
+    tokens_per_parameter=100, lr=1.2e-2, more_arms=MORE_ARMS,
 )  # fmt: skip
 TRUNKS = (
     SMALLEST,
     Trunk(
         name="0.2M", layers=4, hidden=64, ffn=176, heads=4, groups=2, parameters=217_664,
-        tokens_per_parameter=100, lr=4e-3, arms=BOTH_SIZES_ARMS,
+        tokens_per_parameter=100, lr=4e-3, more_arms=MORE_ARMS,
     ),
     # another start and another order of the trunk's text: tells what the first trunk alone has done
-    replace(SMALLEST, name="0.05M-second", arms=FEW_ARMS, seed=2),
+    replace(SMALLEST, name="0.05M-second", more_arms=(), seed=2),
     Trunk(
         name="0.5M", layers=4, hidden=96, ffn=264, heads=4, groups=2, parameters=464_736,
-        tokens_per_parameter=50, lr=6e-3, arms=FEW_ARMS,
+        tokens_per_parameter=50, lr=6e-3,
     ),
     Trunk(
         name="1M", layers=5, hidden=128, ffn=352, heads=4, groups=2, parameters=988_544,
-        tokens_per_parameter=20, lr=5e-3, arms=FEW_ARMS,
+        tokens_per_parameter=20, lr=5e-3,
     ),
 )  # fmt: skip
 

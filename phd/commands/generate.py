@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phd.loading import chosen_device, load_model, rope_scale_or_auto
+from phd.loading import add_rope_scale, chosen_device, load_model
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -31,14 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
     parser.add_argument("--tokenizer", type=Path, help="where it lies now, if not where training found it")
-    parser.add_argument(
-        "--rope-scale",
-        type=rope_scale_or_auto,
-        default=1,
-        metavar="G",
-        help="divide rotary positions by G: a model trained with --rope-max-scale then reads G times its "
-        "context; auto: the least whole G for the longest prompt with its new tokens (default 1)",
-    )
+    add_rope_scale(parser, "the longest prompt with its new tokens")
 
 
 def run(args: Namespace) -> int:
@@ -59,12 +52,9 @@ def run(args: Namespace) -> int:
         args.model, args.tokenizer, getattr(torch, args.dtype) if args.dtype else None
     )
     inputs = _encode(tokenizer, prompts, device)
-    from phd.hf.rope import scale_for, scale_model
+    from phd.hf.rope import scale_model
 
-    scale = args.rope_scale
-    if scale is None:
-        scale = scale_for(inputs["input_ids"].shape[1] + args.max_new_tokens, model.config)
-    scale_model(model, scale)
+    scale_model(model, args.rope_scale, inputs["input_ids"].shape[1] + args.max_new_tokens)
     model.to(device)
     length, limit = inputs["input_ids"].shape[1], model.config.max_position_embeddings
     if length >= limit:

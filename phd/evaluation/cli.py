@@ -16,7 +16,7 @@ from phd.evaluation.patterns import asked_layers, with_layers
 from phd.evaluation.ruler import LENGTHS_FROM as RULER_LENGTHS_FROM
 from phd.evaluation.ruler import OF_CORPUS, RULER, TOKENS, refuse_missing
 from phd.evaluation.ruler import SAMPLES as RULER_SAMPLES
-from phd.loading import chosen_device, load_model, rope_scale_or_auto
+from phd.loading import add_rope_scale, chosen_device, load_model
 from phd.rules.pattern import LayerPattern
 from phd.run.arguments import flag
 
@@ -85,14 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"one length (default the model's longest), --limit the pieces to rank by (default {PIECES}) and "
         "those to compare on",
     )
-    parser.add_argument(
-        "--rope-scale",
-        type=rope_scale_or_auto,
-        default=1,
-        metavar="G",
-        help="divide rotary positions by G: a model trained with --rope-max-scale then reads G times its "
-        "context; auto: the least whole G for the longest of --lengths (default 1)",
-    )
+    add_rope_scale(parser, "the longest of --lengths")
     parser.add_argument(
         "--output", type=Path, help="JSON file for the results; phd_needle's heat map is the .png beside it"
     )
@@ -132,7 +125,7 @@ def run(args: Namespace) -> int:
 
     from phd.evaluation.corpus import TASKS, shorten_contexts, write_group, write_tasks
     from phd.evaluation.harness import CachedLM
-    from phd.hf.rope import scale_for, scale_model
+    from phd.hf.rope import scale_model
 
     long = [name for name in LONG if name in args.tasks]
     tasks: list[Any] = [name for name in args.tasks if name not in LONG]
@@ -153,8 +146,7 @@ def run(args: Namespace) -> int:
         dtype = getattr(torch, args.dtype) if args.dtype else None
         model, tokenizer = load_model(args.model, args.tokenizer, dtype)
         title = str(args.model)
-        scale = scale_for(args.lengths[-1], model.config) if args.rope_scale is None else args.rope_scale
-        scale_model(model, scale)
+        scale = scale_model(model, args.rope_scale, args.lengths[-1] if args.lengths else None)
         if scale != 1:
             title += f", rope scale {scale:g}"
         if args.attention_pattern is not None:

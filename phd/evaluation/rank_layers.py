@@ -28,7 +28,7 @@ def run(args: Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from phd.hf.rope import scale_for, scale_model
+    from phd.hf.rope import scale_model
     from phd.hf.tokenizer import puts_bos_in_front
 
     device = chosen_device(args.device)
@@ -44,7 +44,7 @@ def run(args: Namespace) -> int:
         raise ValueError(
             f"--rank-layers is for models whose layers are full, {args.model} was trained with {variant}"
         )
-    scale_model(model, scale_for(args.lengths[0], config) if args.rope_scale is None else args.rope_scale)
+    scale_model(model, args.rope_scale, args.lengths[0] if args.lengths else None)
     longest = config.max_position_embeddings
     length = args.lengths[0] if args.lengths else longest
     if not 2 <= length <= longest:

@@ -26,17 +26,24 @@ def scale_rope(config: LlamaConfig, scale: float) -> None:
     config.max_position_embeddings = int(config.max_position_embeddings * scale)
 
 
-def scale_model(model: Any, scale: float) -> None:
-    """The same for a loaded model (a LlamaForCausalLM), before it has read anything.
+def scale_model(model: Any, scale: float | None, tokens: int | None = None) -> float:
+    """The same for a loaded model (a LlamaForCausalLM), before it has read anything. Returns the scale.
+
+    Args:
+        scale: as --rope-scale; None for the least whole one at which the model reads ``tokens``.
 
     Raises:
         ValueError: see :func:`scale_rope`.
     """
+    if scale is None:
+        assert tokens is not None
+        scale = scale_for(tokens, model.config)
     if scale == 1:
-        return
+        return scale
     scale_rope(model.config, scale)
     # its buffers are computed, not stored, and fp32 whatever the weights are
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    return scale
 
 
 def scale_for(tokens: int, config: LlamaConfig) -> int:
