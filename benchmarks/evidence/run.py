@@ -67,13 +67,13 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, study.stop)
     trunks = [trunk for trunk in TRUNKS if trunk.name in args.trunk]
-    study.together([partial(study.grow, trunk) for trunk in trunks])
-    for trunk in trunks:
-        if not (KEPT / "trunks" / trunk.name).exists():
-            continue
-        study.branch(trunk, FIRST_ORDERS)
-        if orders := more_orders(trunk):
-            study.branch(trunk, orders)
+    grown = [trunk for trunk in trunks if is_grown(trunk)]
+    # what the primary hypotheses need comes first, of all trunks, beside a trunk that is still to grow
+    study.together([*(partial(study.grow, trunk) for trunk in trunks), *study.first_branches(grown)])
+    grown = [trunk for trunk in trunks if is_grown(trunk)]
+    study.together(study.first_branches(grown))
+    study.together([call for trunk in grown for call in study.branches(trunk, FIRST_ORDERS)])
+    study.together([call for trunk in grown for call in study.branches(trunk, more_orders(trunk))])
     print("out of time: run it again to go on" if study.out_of_time else "all done", flush=True)
     return 0
 
@@ -121,16 +121,22 @@ class Study:
         shutil.copytree(folder / "checkpoints" / last, kept / "checkpoints" / last)
         shutil.copy(folder / "checkpoints" / "latest_checkpointed_iteration.txt", kept / "checkpoints")
 
-    def branch(self, trunk: Trunk, orders: Sequence[int]) -> None:
-        """Train the branches of these orders that are not kept."""
-        self.together(
-            [
-                partial(self._branch, trunk, branches, order)
-                for order in orders
-                for branches in trunk.branches
-                if not (KEPT / "runs" / record_name(trunk, branches, order)).exists()
-            ]
-        )
+    def first_branches(self, trunks: Sequence[Trunk]) -> list[Callable[[], None]]:
+        """Calls that train the first orders of the primary comparison, of each of these trunks."""
+        return [
+            call for trunk in trunks for call in self.branches(trunk, FIRST_ORDERS, primary_comparison(trunk))
+        ]
+
+    def branches(
+        self, trunk: Trunk, orders: Sequence[int], arms: Sequence[Branches] | None = None
+    ) -> list[Callable[[], None]]:
+        """Calls that train the branches of these orders that are not kept; of all arms without ``arms``."""
+        return [
+            partial(self._branch, trunk, branches, order)
+            for order in orders
+            for branches in (trunk.branches if arms is None else arms)
+            if not (KEPT / "runs" / record_name(trunk, branches, order)).exists()
+        ]
 
     def _branch(self, trunk: Trunk, branches: Branches, order: int) -> None:
         output = WORK / "branches" / trunk.name / f"{branches.share:g}-{branches.arm}"
@@ -190,13 +196,20 @@ def record_name(trunk: Trunk, branches: Branches, order: int) -> str:
     return f"{trunk.name}/{branches.share:g}/{branches.arm}-order{order}"
 
 
+def is_grown(trunk: Trunk) -> bool:
+    return (KEPT / "trunks" / trunk.name).exists()
+
+
+def primary_comparison(trunk: Trunk) -> list[Branches]:
+    return [each for each in trunk.branches if each.share == LONG and each.arm in (VANILLA, PRIMARY)]
+
+
 def more_orders(trunk: Trunk) -> list[int]:
     """Orders beyond the first ones, by the rule of the study; none before all of those are kept."""
-    primary = [each for each in trunk.branches if each.share == LONG and each.arm in (VANILLA, PRIMARY)]
     losses = []
     for order in FIRST_ORDERS:
         of_order = []
-        for branches in primary:
+        for branches in primary_comparison(trunk):
             folder = KEPT / "runs" / record_name(trunk, branches, order)
             if not folder.exists():
                 return []
