@@ -57,6 +57,13 @@ ATTENTION = (
         "tests/attention/test_sparse.py",
     ),
     Mutation(
+        "full-heads-one-too-few",
+        "phd/rules/full_heads.py",
+        "count = len(heads) - math.ceil(round((1 - share) * (len(heads) - 1), 9)) if share else 0",
+        "count = round(share * len(heads) - 0.5)",
+        "tests/rules/test_full_heads.py",
+    ),
+    Mutation(
         "rows-of-a-part-one-off",
         "phd/attention/kept.py",
         "first = piece.rows.start - (piece.begin - piece.document)",
