@@ -57,6 +57,13 @@ ATTENTION = (
         "tests/attention/test_sparse.py",
     ),
     Mutation(
+        "cached-heads-of-another-slice",
+        "phd/hf/steps/blocks.py",
+        "queries = query[:, heads.start * each : heads.stop * each]",
+        "queries = query[:, heads.start : heads.stop + (each - 1) * (heads.stop - heads.start)]",
+        "tests/hf/test_hybrid.py::test_steps_and_chunks",
+    ),
+    Mutation(
         "full-heads-one-too-few",
         "phd/rules/full_heads.py",
         "count = len(heads) - math.ceil(round((1 - share) * (len(heads) - 1), 9)) if share else 0",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phd.loading import describe, open_checkpoint, rope_scale
+from phd.pattern_flags import add_pattern_flags, asked_layers, config_with_layers
 from phd.rules.variant import Variant
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="divide rotary positions by G: a model trained with --rope-max-scale then reads G times its "
         "context (default 1)",
     )
+    add_pattern_flags(parser)
 
 
 def run(args: Namespace) -> int:
@@ -50,6 +52,8 @@ def run(args: Namespace) -> int:
     trained, tensors, step = open_checkpoint(args.checkpoint)
     config, tokenizer = describe(trained, tensors, args.tokenizer, args.no_tokenizer)
     scale_rope(config, args.rope_scale)
+    if (layers := asked_layers(args, config)) is not None:
+        config = config_with_layers(config, layers)
 
     with new_folder(args.output) as folder:
         total = save_weights(hf_weights(tensors.read, config), folder)
@@ -142,6 +146,11 @@ predicts the next token.{own} The weights of the layers have a Llama model's nam
         about += f"""
 A LongGen hybrid (arXiv 2410.01485): sparse layers see and cache some blocks of tokens alone, by layers
 {variant.pattern}.
+"""
+    exported = getattr(config, "phd_variant", str(Variant()))
+    if exported != str(variant.outside_training(config.num_hidden_layers)):
+        about += f"""
+Its layers keep other keys than in training: {exported}.
 """
     rope = dict(config.rope_parameters or {})
     if rope.get("rope_type") == "linear":

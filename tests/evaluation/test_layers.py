@@ -10,7 +10,7 @@ import torch
 
 from phd.evaluation import cli, layers, rank_layers
 from phd.evaluation.layers import draw_pieces, piece_losses, rank, sparse_keys
-from phd.evaluation.patterns import with_layers
+from phd.pattern_flags import with_layers
 from phd.rules.keys import Blocks, Full
 from phd.rules.pattern import LayerPattern
 from tests.models import ENGLISH, VOCABULARY

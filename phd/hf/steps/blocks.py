@@ -83,7 +83,7 @@ class BlocksStep(Step):
         self.fused, self.layouts = fused, {} if self.decodes else layouts
         self.originals = None
         """of full layers, a vanilla model's"""
-        if not self.decodes and not all(rule.sparse for rule in rules):
+        if not self.decodes and any(keys.full for rule in rules for _, keys in rule.keys.by_head()):
             positions = padding.positions(torch.arange(past, self.end, device=embeddings.device))
             self.originals = LlamaStep(config, embeddings, attention_mask, positions, cache)
         self._blocks: dict[tuple[AttentionRule, torch.device], list[Block]] = {}
@@ -128,7 +128,7 @@ class BlocksStep(Step):
     ) -> Tensor:
         count, rule = self.end - self.past, self.rules[layer.layer_idx]
         new, hidden = ((key[:, :, x], value[:, :, x]) for x in (slice(count), slice(count, None)))
-        originals = new
+        originals: Any = new
         if cache is not None:
             memory = cache.phd_layers[layer.layer_idx]
             if self.cached:
@@ -138,7 +138,35 @@ class BlocksStep(Step):
             originals = cache.update(*new, layer.layer_idx, first=first, padding=self.padding)
             if self.first < self.end:
                 memory.retain_hidden(*hidden, self.retained)
-        parts, rows = [], query[:, :, :count]
+        if rule.keys.heads is None:
+            return self._attend(layer, rule, query, new, originals, hidden, **kwargs)
+        out, each = [], query.shape[1] // rule.keys.heads
+        for index, (heads, keys) in enumerate(rule.keys.by_head()):
+            of_heads = AttentionRule(rule.copies, keys)
+            queries = query[:, heads.start * each : heads.stop * each]
+            some, others = _heads_of(new, heads), _heads_of(hidden, heads)
+            all_keys = some if cache is None else (originals[0][index], originals[1][index])
+            out.append(self._attend(layer, of_heads, queries, some, all_keys, others, **kwargs))
+        return torch.cat(out, dim=2)
+
+    def _attend(
+        self,
+        layer: LlamaAttention,
+        rule: AttentionRule,
+        query: Tensor,
+        new: Keys,
+        originals: Keys,
+        hidden: Keys,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Of heads with one rule: [b, rows, a, d].
+
+        Args:
+            new: of this step's originals.
+            originals: of all that the cache gives.
+            hidden: of the cache's hidden copies and this step's.
+        """
+        parts, rows = [], query[:, :, : self.end - self.past]
         if not rule.sparse and self.originals is not None:
             parts.append(self.originals.attend(layer, rows, *originals, cache=None, **kwargs))
         elif rule.sparse and self.layouts:
@@ -260,3 +288,7 @@ class BlocksStep(Step):
         if stop == self.end and retained_for(kept, begin, self.padding) == held:
             return None
         return gather_index(self._slots(kept, begin, stop, like).squeeze(-2), held, self.end)
+
+
+def _heads_of(keys: Keys, heads: slice) -> Keys:
+    return keys[0][:, heads], keys[1][:, heads]
