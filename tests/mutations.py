@@ -57,11 +57,11 @@ ATTENTION = (
         "tests/attention/test_sparse.py",
     ),
     Mutation(
-        "cached-heads-of-another-slice",
-        "phd/hf/steps/blocks.py",
-        "queries = query[:, heads.start * each : heads.stop * each]",
-        "queries = query[:, heads.start : heads.stop + (each - 1) * (heads.stop - heads.start)]",
-        "tests/hf/test_hybrid.py::test_steps_and_chunks",
+        "heads-of-each-rule-stay-together",
+        "phd/hf/heads.py",
+        "if order == sorted(order):",
+        "if True:",
+        "tests/hf/test_heads.py",
     ),
     Mutation(
         "full-heads-one-too-few",

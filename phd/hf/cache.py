@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from phd.hf.configuration import PHDLlamaConfig
+from phd.hf.heads import by_rule, select
 from phd.hf.padding import UNPADDED, Padding
 from phd.hf.retained import Retained, first_recoverable_slot, gather, gather_index, retained_for, slots_of
 from phd.rules.keys import Blocks
@@ -147,18 +148,18 @@ class PHDSparseLayer(PHDDynamicLayer):
 
 
 class PHDByHeadLayer(PHDDynamicLayer):
-    """Originals of each slice of heads in a layer of their own, full or sparse; hidden copies of all heads
+    """Originals of the heads of each rule in a layer of their own, full or sparse; hidden copies of all heads
     here.
     """
 
     def __init__(self, rule: AttentionRule) -> None:
         super().__init__(rule.copies.hidden)
-        slices = [*rule.keys.by_head()]
-        self.heads = [heads for heads, _ in slices]
-        self.slices = [_growing(AttentionRule(rule.copies, keys)) for _, keys in slices]
+        groups = by_rule(rule.keys)
+        self.heads = [heads for heads, _ in groups]
+        self.groups = [_growing(AttentionRule(rule.copies, keys)) for _, keys in groups]
 
     def stores(self) -> list[PHDDynamicLayer]:
-        return self.slices
+        return self.groups
 
     def update(  # type: ignore[override]
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -166,63 +167,62 @@ class PHDByHeadLayer(PHDDynamicLayer):
         """Append slots.
 
         Returns:
-            keys and values of each slice.
+            keys and values of each rule's heads.
         """
         self.is_initialized = True
-        slices = zip(self.heads, self.slices, strict=True)
         pairs = [
-            layer.update(key_states[:, heads], value_states[:, heads], *args, **kwargs)
-            for heads, layer in slices
+            layer.update(select(key_states, heads), select(value_states, heads), *args, **kwargs)
+            for heads, layer in zip(self.heads, self.groups, strict=True)
         ]
         return tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs)
 
     def activate_past_recording(self) -> None:
         self.record_past = True
-        for layer in self.slices:
+        for layer in self.groups:
             if isinstance(layer, PHDSparseLayer):
                 layer.activate_past_recording()
 
     @property
     def first_recoverable_slot(self) -> int:  # type: ignore[override]
-        return max(layer.first_recoverable_slot for layer in self.slices)
+        return max(layer.first_recoverable_slot for layer in self.groups)
 
     def get_seq_length(self) -> int:
-        return self.slices[0].get_seq_length()
+        return self.groups[0].get_seq_length()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
-        for heads, layer in zip(self.heads, self.slices, strict=True):
-            layer.lazy_initialization(key_states[:, heads], value_states[:, heads])
+        for heads, layer in zip(self.heads, self.groups, strict=True):
+            layer.lazy_initialization(select(key_states, heads), select(value_states, heads))
 
     def crop(self, tokens_to_remove: int) -> None:
-        for layer in self.slices:
+        for layer in self.groups:
             layer.crop(tokens_to_remove)
 
     def reset(self) -> None:
         super().reset()
-        for layer in self.slices:
+        for layer in self.groups:
             layer.reset()
 
     def offload(self) -> None:
-        for layer in self.slices:
+        for layer in self.groups:
             layer.offload()
 
     def prefetch(self) -> None:
-        for layer in self.slices:
+        for layer in self.groups:
             layer.prefetch()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        for layer in self.slices:
+        for layer in self.groups:
             layer.reorder_cache(beam_idx)
         self._map_hidden(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        for layer in self.slices:
+        for layer in self.groups:
             layer.batch_repeat_interleave(repeats)
         self._map_hidden(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        for layer in self.slices:
+        for layer in self.groups:
             layer.batch_select_indices(indices)
         self._map_hidden(lambda x: x[indices, ...])
 
@@ -380,7 +380,7 @@ class PHDCache(Cache):
         """Bytes of all keys and values, as ``phd.rules.variant.Variant.kv_cache_bytes`` tells
         beforehand."""
         names = ("keys", "values", "hidden_keys", "hidden_values")
-        # slices of heads, and the layer around them that has their hidden copies
+        # those of some heads, and the layer around them that has the hidden copies
         layers = {*self.layers, *(store for layer in self._growing_layers() for store in layer.stores())}
         tensors = (getattr(layer, name, None) for layer in layers for name in names)
         return sum(x.numel() * x.element_size() for x in tensors if x is not None)

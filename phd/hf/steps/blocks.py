@@ -22,6 +22,7 @@ from phd.hf.attend import Block, Keys, attend, attend_rows
 from phd.hf.bands import additive, band_start, first_needed, rule_mask
 from phd.hf.cache import PHDCache
 from phd.hf.configuration import PHDLlamaConfig
+from phd.hf.heads import by_rule, join, select
 from phd.hf.padding import Padding
 from phd.hf.retained import gather_index, retained_for, slots_of
 from phd.hf.steps import Step
@@ -140,14 +141,15 @@ class BlocksStep(Step):
                 memory.retain_hidden(*hidden, self.retained)
         if rule.keys.heads is None:
             return self._attend(layer, rule, query, new, originals, hidden, **kwargs)
-        out, each = [], query.shape[1] // rule.keys.heads
-        for index, (heads, keys) in enumerate(rule.keys.by_head()):
+        groups, each = by_rule(rule.keys), query.shape[1] // rule.keys.heads
+        out = []
+        for index, (heads, keys) in enumerate(groups):
+            of_new, of_hidden = ((select(x[0], heads), select(x[1], heads)) for x in (new, hidden))
+            of_all = of_new if cache is None else (originals[0][index], originals[1][index])
             of_heads = AttentionRule(rule.copies, keys)
-            queries = query[:, heads.start * each : heads.stop * each]
-            some, others = _heads_of(new, heads), _heads_of(hidden, heads)
-            all_keys = some if cache is None else (originals[0][index], originals[1][index])
-            out.append(self._attend(layer, of_heads, queries, some, all_keys, others, **kwargs))
-        return torch.cat(out, dim=2)
+            queries = select(query, heads, each)
+            out.append(self._attend(layer, of_heads, queries, of_new, of_all, of_hidden, **kwargs))
+        return join(out, [heads for heads, _ in groups])
 
     def _attend(
         self,
@@ -288,7 +290,3 @@ class BlocksStep(Step):
         if stop == self.end and retained_for(kept, begin, self.padding) == held:
             return None
         return gather_index(self._slots(kept, begin, stop, like).squeeze(-2), held, self.end)
-
-
-def _heads_of(keys: Keys, heads: slice) -> Keys:
-    return keys[0][:, heads], keys[1][:, heads]
