@@ -52,16 +52,16 @@ ATTENTION = (
     Mutation(
         "query-heads-of-another-group",
         "phd/attention/by_head.py",
-        "queries = slice(heads.start * each, heads.stop * each)",
-        "queries = slice(heads.start * each - heads.start, heads.stop * each - heads.start)",
+        "heads, queries = (places(numbers, query.device, count) for count in (1, each))",
+        "heads, queries = (places(numbers, query.device, count) for count in (1, 1))",
         "tests/attention/test_sparse.py",
     ),
     Mutation(
-        "heads-of-each-rule-stay-together",
-        "phd/hf/heads.py",
-        "if order == sorted(order):",
+        "scattered-heads-taken-side-by-side",
+        "phd/attention/heads.py",
+        "if heads == tuple(range(first, first + len(heads))):",
         "if True:",
-        "tests/hf/test_heads.py",
+        "tests/attention/test_heads.py tests/attention/test_sparse.py::test_slices_of_heads",
     ),
     Mutation(
         "full-heads-one-too-few",

@@ -66,7 +66,7 @@ def _parts(keys: Keys, piece: Piece) -> Iterator[Part]:
     """The parts of a piece; positions count from the document's start."""
     begin = piece.begin - piece.document
     for part in keys.parts(begin, begin + piece.rows.stop - piece.rows.start):
-        # slices of heads have layouts of their own; no kernel computes a part with rotated queries yet
+        # the heads of each rule have a layout of their own; no kernel computes rotated queries yet
         assert part.heads is None and not part.rotation
         yield part
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from phd.attention.context_parallel import ContextParallel
+from phd.attention.heads import Heads, by_rule
 from phd.attention.memo import made_once
 from phd.attention.slices import Segment, rank_segments
 from phd.rules.keys import Keys
@@ -127,10 +128,10 @@ class Layout:
         ranks = self.parallel.size if self.parallel is not None and self.parallel.comm_type == "a2a" else 1
         return None if self.rule.keys.heads is None else ranks * self.rule.keys.heads
 
-    def by_head(self) -> "Iterator[tuple[slice, Layout]]":
-        """Slices of the key/value heads that are computed with these rows, where the rule is one by head, and
-        the layout of each, whose rule is one for all of its heads."""
-        for heads, keys in self.rule.keys.by_head():
+    def by_head(self) -> "Iterator[tuple[Heads, Layout]]":
+        """Where the rule is one by head: the key/value heads of each of its rules, of those that are computed
+        with these rows, and their layout."""
+        for heads, keys in by_rule(self.rule.keys):
             layout = _of_keys(self.groupless or self, keys)
             yield heads, replace(layout, parallel=self.parallel, groupless=layout)
 
@@ -210,8 +211,8 @@ def _one_document(rule: AttentionRule, length: int, rank: int, size: int, device
 
 
 def _of_keys(layout: Layout, keys: Keys) -> Layout:
-    """The layout of a slice of heads, shared by all layers and slices of one rule where it can be: what is
-    derived from a layout is cached under it.
+    """The layout of the heads of one rule, shared by all layers where it can be: what is derived from a
+    layout is cached under it.
     """
     rule = replace(layout.rule, keys=keys)
     if layout.document_starts is None:

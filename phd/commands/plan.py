@@ -24,6 +24,7 @@ from phd.rules.variant import Variant
 
 if TYPE_CHECKING:
     from phd.megatron.builder import PHDModelConfig
+    from phd.megatron.transformer_config import PHDTransformerConfig
 
 GIB = 2**30
 
@@ -132,8 +133,20 @@ def make_plan(flags: list[str], *, ranks: int | None = None, on: str = "gpu") ->
         "seq_length": args.seq_length,
         "kv_bytes": variant.kv_cache_bytes(shape, args.seq_length, 2),
         "vanilla_kv_bytes": Variant().kv_cache_bytes(shape, args.seq_length, 2),
+        "busiest_rank": _busiest_rank(transformer, args.seq_length),
         "on": on,
     }
+
+
+def _busiest_rank(transformer: "PHDTransformerConfig", seq_length: int) -> float:
+    """Pairs of a query and a key on the tensor-parallel rank that has the most, to their mean: more than 1
+    where its heads keep more than others' do.
+    """
+    pairs = [
+        sum(rule.visible_pairs(seq_length) for rule in transformer.layers_on_rank(rank))
+        for rank in range(transformer.tensor_model_parallel_size)
+    ]
+    return max(pairs) * len(pairs) / sum(pairs)
 
 
 def describe_plan(plan: dict[str, Any]) -> str:
@@ -162,6 +175,11 @@ def describe_plan(plan: dict[str, Any]) -> str:
         )
         numbers = "{:9.3f} {:10.3f} {:10.3f} {:12.3f} {:9.3f}".format(*columns)
         lines.append(f"{stage['stage']:>5} {stage['layers']:>7} {numbers}")
+    if plan["busiest_rank"] > 1.005:
+        lines.append(
+            "Heads differ: of the ranks of tensor parallelism the busiest computes "
+            f"{plan['busiest_rank']:.2f} times the mean of their attention, and the others wait for it"
+        )
     if plan["on"] == "gpu":
         lines.append(
             "Activations are counted with Megatron's local layers and fused SwiGLU; Transformer Engine's\n"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
+from phd.attention.heads import by_rule, places
 from phd.hf.configuration import PHDLlamaConfig
-from phd.hf.heads import by_rule, select
 from phd.hf.padding import UNPADDED, Padding
 from phd.hf.retained import Retained, first_recoverable_slot, gather, gather_index, retained_for, slots_of
 from phd.rules.keys import Blocks
@@ -170,9 +170,10 @@ class PHDByHeadLayer(PHDDynamicLayer):
             keys and values of each rule's heads.
         """
         self.is_initialized = True
+        where = [places(heads, key_states.device) for heads in self.heads]
         pairs = [
-            layer.update(select(key_states, heads), select(value_states, heads), *args, **kwargs)
-            for heads, layer in zip(self.heads, self.groups, strict=True)
+            layer.update(key_states[:, heads], value_states[:, heads], *args, **kwargs)
+            for heads, layer in zip(where, self.groups, strict=True)
         ]
         return tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs)
 
@@ -191,8 +192,9 @@ class PHDByHeadLayer(PHDDynamicLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
-        for heads, layer in zip(self.heads, self.groups, strict=True):
-            layer.lazy_initialization(select(key_states, heads), select(value_states, heads))
+        for numbers, layer in zip(self.heads, self.groups, strict=True):
+            heads = places(numbers, key_states.device)
+            layer.lazy_initialization(key_states[:, heads], value_states[:, heads])
 
     def crop(self, tokens_to_remove: int) -> None:
         for layer in self.groups:

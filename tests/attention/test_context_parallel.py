@@ -25,7 +25,7 @@ CASES = {
     "odd-blocks-SWA-3-last": (rule_of(3, 6, keys=Blocks(5, 1, 2, stride=4)), {"last_copy_only": True}),
     "shifted-groups-CSWA-2": (rule_of(2, 4, 8, Groups(12, 6)), {}),
     "full-heads-among-streaming": (
-        rule_of(2, 4, 8, ByHead(((1, Blocks(1, 1, 9)), (1, Full()), (2, Blocks(4, 1, 2))))),
+        rule_of(2, 4, 8, ByHead(((1, Full()), (1, Blocks(1, 1, 9)), (1, Full()), (1, Blocks(4, 1, 2))))),
         {},
     ),
     "heads-shifted-by-half": (rule_of(1, keys=ByHead(((2, Groups(16)), (2, Groups(16, 8))))), {}),

@@ -180,8 +180,19 @@ def test_layer_patterns(world):
     assert text.startswith(f"longgen-sink.16.1.3: {plan['parameters']:,} parameters, layers {layers}\n")
     assert plan["flops_to_vanilla"] < 1
     # of 256 positions the next one, which begins a block, sees the sink's 16 and 2 blocks more
+    assert plan["busiest_rank"] == 1 and "busiest" not in text
     assert plan["kv_bytes"] * 4 * 256 == plan["vanilla_kv_bytes"] * (2 * 256 + 2 * 48)
     assert f"{plan['kv_bytes']:,} bytes (vanilla {plan['vanilla_kv_bytes']:,})" in text
+
+
+def test_heads_that_differ(world):
+    """A full head beside a streaming one, on a rank each: the other waits."""
+    flags = "--tensor-model-parallel-size 2 --attention-pattern heads.1full.1sink.16.1.3"
+    ((plan, text),) = world.run(hybrid, [*MODEL, *flags.split()], 2)
+    full, streaming = 256 * 257 // 2, sum(min(q + 1, 48 + q % 16 + 1) for q in range(256))
+    assert plan["busiest_rank"] == pytest.approx(2 * full / (full + streaming))
+    assert f"the busiest computes {plan['busiest_rank']:.2f} times the mean of their attention" in text
+    assert plan["kv_bytes"] * 2 * 256 == plan["vanilla_kv_bytes"] * (256 + 48)
 
 
 def test_command(world, tmp_path: Path):

@@ -26,7 +26,7 @@ for folder in sys.argv[1:]:
     torch.save(result, folder + ".pt")
     model.save_pretrained(folder + "-again")
 """
-HYBRID = "1sink.4.1.2-1full-1block-sparse.4.3.1"
+HYBRID = "1sink.4.1.2-1heads.1sink.1.1.6.1full-1block-sparse.4.3.1"
 
 
 def test_loads_without_phd(make_model, ids, tmp_path):

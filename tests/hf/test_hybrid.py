@@ -157,6 +157,29 @@ def test_full_heads_beside_duo_attention_s_windows(make, keys):
                 assert cache.nbytes() == cache_bytes(model.config, position + 1, element_size=8)
 
 
+@pytest.mark.parametrize("variant", ["", "PHD-CSWA-3-5-12+"])
+def test_scattered_heads(variant, ids):
+    """A prompt and steps after it, over borders of blocks, against the dense rule; grouped queries."""
+    shape = SHAPE | {
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 2,
+    }
+    name = f"{variant}1heads.1sink.4.1.2.1full.1sink.4.1.2.1full-1heads.1full.1sink.1.2.7.2full"
+    torch.manual_seed(1)
+    model = PHDLlamaForCausalLM(PHDLlamaConfig(**shape, phd_variant=name)).double().eval()
+    expected = reference_logits(model, ids[:, :40])
+    with torch.no_grad():
+        assert_close(model(ids[:, :40], use_cache=False).logits, expected)
+        cache = None
+        for first, last in ((0, 14), *((i, i + 1) for i in range(14, 21)), (21, 40)):
+            output = model(ids[:, first:last], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            assert_close(output.logits, expected[:, first:last])
+            assert cache.nbytes() == cache_bytes(model.config, last, len(ids), element_size=8)
+
+
 def test_bytes_of_full_heads():
     """A quarter of the heads whole at 32000 tokens: 0.2575 of full layers by tokens, and 0.2590 at most by
     blocks; by the tensors of a cache, without memory.
@@ -241,7 +264,7 @@ def test_all_full_is_the_plain_model(make, ids, variant):
 
 
 @pytest.mark.parametrize(
-    ("variant", "hybrid"), [*((kind, "mixed") for kind in KINDS), ("PHD-CSWA-3-5-12", "heads")]
+    ("variant", "hybrid"), [*((kind, "mixed") for kind in KINDS), *((kind, "heads") for kind in KINDS[::2])]
 )
 def test_gradients(make, ids, variant, hybrid):
     """Of a prompt and of a padded batch, against the dense rule on its samples one by one."""

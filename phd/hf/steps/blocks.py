@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from phd.attention import Layout
+from phd.attention.heads import by_rule, places
 from phd.hf.attend import Block, Keys, attend, attend_rows
 from phd.hf.bands import additive, band_start, first_needed, rule_mask
 from phd.hf.cache import PHDCache
 from phd.hf.configuration import PHDLlamaConfig
-from phd.hf.heads import by_rule, join, select
 from phd.hf.padding import Padding
 from phd.hf.retained import gather_index, retained_for, slots_of
 from phd.hf.steps import Step
@@ -141,15 +141,19 @@ class BlocksStep(Step):
                 memory.retain_hidden(*hidden, self.retained)
         if rule.keys.heads is None:
             return self._attend(layer, rule, query, new, originals, hidden, **kwargs)
-        groups, each = by_rule(rule.keys), query.shape[1] // rule.keys.heads
-        out = []
-        for index, (heads, keys) in enumerate(groups):
-            of_new, of_hidden = ((select(x[0], heads), select(x[1], heads)) for x in (new, hidden))
+        each = query.shape[1] // rule.keys.heads
+        out: Tensor | None = None
+        for index, (numbers, keys) in enumerate(by_rule(rule.keys)):
+            heads, queries = (places(numbers, query.device, size) for size in (1, each))
+            of_new, of_hidden = ((x[0][:, heads], x[1][:, heads]) for x in (new, hidden))
             of_all = of_new if cache is None else (originals[0][index], originals[1][index])
             of_heads = AttentionRule(rule.copies, keys)
-            queries = select(query, heads, each)
-            out.append(self._attend(layer, of_heads, queries, of_new, of_all, of_hidden, **kwargs))
-        return join(out, [heads for heads, _ in groups])
+            found = self._attend(layer, of_heads, query[:, queries], of_new, of_all, of_hidden, **kwargs)
+            if out is None:
+                out = found.new_empty((*found.shape[:2], query.shape[1], found.shape[3]))
+            out[:, :, queries] = found
+        assert out is not None
+        return out
 
     def _attend(
         self,
