@@ -29,8 +29,9 @@ def add_pattern_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full-heads",
         metavar="FILE",
-        help="JSON file with a gate for each layer and key/value head: those with the largest keep all keys, "
-        "the others what the pattern says of their layer",
+        help="JSON file with a gate for each layer and key/value head, or full_attention_heads.tsv of "
+        "DuoAttention's code: the heads with the largest gates keep all keys, the others what the pattern "
+        "says of their layer",
     )
     parser.add_argument(
         "--full-heads-share",

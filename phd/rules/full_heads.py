@@ -2,7 +2,8 @@
 whose retrieval heads are those with the largest gates.
 
 A file of gates is JSON: ``{"gates": [[0.93, 0.12, ...], ...]}``, a list for each layer with a number for each
-key/value head.
+key/value head. Or the table that the paper's code publishes, ``full_attention_heads.tsv``: a line for each
+layer, with tabs between the numbers.
 """
 
 import json
@@ -28,20 +29,29 @@ def read_gates(path: Path) -> Gates:
         ValueError: it is not there or holds no gates; names the file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        layers = _table(text) if path.suffix == ".tsv" else _listed(text)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): correct the path") from error
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    gates = content.get("gates") if isinstance(content, dict) else None
-    layers = gates if isinstance(gates, list) else []
+        raise ValueError(f"{path} holds no gates ({error})") from error
     sizes = {len(layer) if isinstance(layer, list) else 0 for layer in layers}
     if len(sizes) != 1 or sizes == {0} or not all(_is_gate(gate) for layer in layers for gate in layer):
         raise ValueError(
             f'{path} holds no gates: write {{"gates": [[0.9, 0.1], ...]}}, for each layer a list with a '
-            "number for each key/value head"
+            "number for each key/value head; in a .tsv a line for each layer, with tabs between its numbers"
         )
     return layers
+
+
+def _listed(text: str) -> list[Any]:
+    content = json.loads(text)
+    gates = content.get("gates") if isinstance(content, dict) else None
+    return gates if isinstance(gates, list) else []
+
+
+def _table(text: str) -> list[list[float]]:
+    return [[float(gate) for gate in line.split("\t")] for line in text.splitlines()]
 
 
 def _is_gate(value: Any) -> bool:

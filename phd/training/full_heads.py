@@ -12,8 +12,9 @@ class FullHeadsConfig:
     """Heads that keep all keys in sparse layers (DuoAttention)."""
 
     full_heads: str | None = None
-    """JSON file with a gate for each layer and key/value head: the heads with the largest keep all keys, the
-    others what --attention-pattern says of their layer."""
+    """JSON file with a gate for each layer and key/value head, or full_attention_heads.tsv of the paper's
+    code: the heads with the largest gates keep all keys, the others what --attention-pattern says of their
+    layer."""
 
     full_heads_share: float | None = None
     """With --full-heads: which share of the model's key/value heads keeps all keys; 0.5 by default."""

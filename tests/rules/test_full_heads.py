@@ -87,7 +87,14 @@ def test_files_without_gates(content, tmp_path):
     with pytest.raises(ValueError, match=r"gates.json cannot be read \(No such file or directory\)"):
         read_gates(file)
     file.write_text(content)
-    with pytest.raises(ValueError, match="gates.json holds no gates: write|gates.json is not JSON"):
+    with pytest.raises(ValueError, match="gates.json holds no gates"):
         read_gates(file)
     file.write_text(json.dumps({"gates": GATES, "made": "by hand"}))
     assert read_gates(file) == GATES
+    table = tmp_path / "full_attention_heads.tsv"  # as numpy.savetxt writes it
+    table.write_text("".join("\t".join(f"{gate:.18e}" for gate in row) + "\n" for row in GATES))
+    assert read_gates(table) == GATES
+    for wrong in ("0.5\tx\n", "0.5\t0.5\n0.5\n", "", "nan\n"):
+        table.write_text(wrong)
+        with pytest.raises(ValueError, match="full_attention_heads.tsv holds no gates"):
+            read_gates(table)
