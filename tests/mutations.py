@@ -57,6 +57,20 @@ ATTENTION = (
         "tests/attention/test_sparse.py",
     ),
     Mutation(
+        "streaming-heads-let-nothing-go",
+        "phd/hf/cache.py",
+        "self.groups = [_growing(AttentionRule(rule.copies, keys)) for _, keys in groups]",
+        "self.groups = [_growing(AttentionRule(rule.copies)) for _, keys in groups]",
+        "tests/hf/test_hybrid.py::test_bytes_of_full_heads",
+    ),
+    Mutation(
+        "files-of-gates-hold-runs-apart",
+        "phd/run/arguments.py",
+        '"full_heads full_heads_share",',
+        '"full_heads_share",',
+        "tests/compare/test_groups.py",
+    ),
+    Mutation(
         "scattered-heads-taken-side-by-side",
         "phd/attention/heads.py",
         "if heads == tuple(range(first, first + len(heads))):",

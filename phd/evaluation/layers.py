@@ -77,7 +77,7 @@ def sparse_keys(text: str, length: int) -> Keys:
     """The rule that --rank-layers tries.
 
     Raises:
-        ValueError: it is none, or of training alone, or hides nothing in ``length`` tokens.
+        ValueError: it is none, or of training alone or of some heads, or hides nothing in ``length`` tokens.
     """
     try:
         keys = parse_keys(text)
@@ -85,6 +85,8 @@ def sparse_keys(text: str, length: int) -> Keys:
         raise ValueError(f"--rank-layers: {error}") from None
     if keys.trained_only:
         raise ValueError(f"--rank-layers {text}: layers are full in inference: take sink or block-sparse")
+    if keys.heads is not None:
+        raise ValueError(f"--rank-layers {text}: layers are ranked by a rule for all heads: take one of them")
     if keys.pairs(length) == Full().pairs(length):
         raise ValueError(
             f"--rank-layers {text} hides nothing in {length} tokens: write smaller numbers, as in sink.64.1.4"

@@ -1,5 +1,6 @@
 import pytest
 
+from phd.compare.arguments import refuse_differences
 from phd.compare.groups import difference_curves, final_differences, group_runs
 from phd.compare.logs import find_runs
 from tests.compare.conftest import PHD
@@ -80,6 +81,20 @@ def test_numbers_behind_a_pattern_are_groups(make_run):
         "longgen-sink",
         "longgen-sink.64.1.4",
     ]
+
+
+def test_which_heads_are_full_makes_groups(make_run):
+    """Whatever file they were read from."""
+    names = ["heads.1full.3sink.4.1.2", "heads.1full.3sink.4.1.2", "heads.2full.2sink.4.1.2"]
+    paths = []
+    for number, name in enumerate(names):
+        asked = {"full_heads": f"/gates/{number}.json", "full_heads_share": [None, 0.25, 0.5][number]}
+        arguments = {"phd_copies": 1, "attention_pattern": name, **asked}
+        paths.append(make_run(str(number), name=name, seed=number, arguments=arguments))
+    runs = read(*paths)
+    refuse_differences(runs)
+    groups = group_runs(runs)
+    assert [(group.label, len(group.runs)) for group in groups] == [(names[0], 2), (names[2], 1)]
 
 
 def test_vanilla_is_the_baseline_wherever_it_stands(make_run):

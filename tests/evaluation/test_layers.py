@@ -100,6 +100,10 @@ def test_rules():
         sparse_keys("window", 100)
     with pytest.raises(ValueError, match="--rank-layers groups.4.2: layers are full in inference"):
         sparse_keys("groups.4.2", 100)
+    with pytest.raises(
+        ValueError, match="--rank-layers heads.1full.1sink: .* by a rule for all heads: take one"
+    ):
+        sparse_keys("heads.1full.1sink", 100)
 
 
 @pytest.fixture
