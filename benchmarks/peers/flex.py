@@ -23,7 +23,7 @@ def flex_attention_of(query: Tensor, key: Tensor, value: Tensor, rule: Attention
     the result is as the query.
     """
     copies = rule.copies.count
-    mask = block_mask(rule, len(query), query.device)
+    mask = block_mask(rule, len(query), query.shape[2] // key.shape[2], query.device)
     # [s, b*K, h, d] -> [b, h, s*K, d]
     tokens = (x.unflatten(1, (-1, copies)).permute(1, 3, 0, 2, 4).flatten(2, 3) for x in (query, key, value))
     out = _on(query.device, flex_attention)(
@@ -34,15 +34,20 @@ def flex_attention_of(query: Tensor, key: Tensor, value: Tensor, rule: Attention
 
 
 @lru_cache
-def block_mask(rule: AttentionRule, length: int, device: torch.device) -> BlockMask:
-    """The rule on the indices of tokens in position-major order, block by block; made once for a size."""
-    copies = rule.copies.count
+def block_mask(rule: AttentionRule, length: int, each: int, device: torch.device) -> BlockMask:
+    """The rule on the indices of tokens in position-major order, block by block; made once for a size.
+
+    Args:
+        each: query heads of a key/value head.
+    """
+    copies, heads = rule.copies.count, rule.keys.heads
 
     def visible(sample: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return rule.sees(query // copies, query % copies, key // copies, key % copies)
+        queries, keys = (query // copies, query % copies), (key // copies, key % copies)
+        return rule.sees(*queries, *keys, head=head // each)
 
-    tokens = length * copies
-    return _on(device, create_block_mask)(visible, None, None, tokens, tokens, device=str(device))
+    tokens, masks = length * copies, None if heads is None else heads * each
+    return _on(device, create_block_mask)(visible, None, masks, tokens, tokens, device=str(device))
 
 
 def _on(device: torch.device, function: Callable[..., Any]) -> Any:

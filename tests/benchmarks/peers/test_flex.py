@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.peers import flex
+from phd.rules.keys import Blocks, ByHead, Full
 from tests.attention.calls import attend, rule_of
 from tests.attention.test_attention import VARIANTS, random_inputs
 from tests.attention.test_gpu import assert_as_exact_as_bf16
@@ -11,21 +12,27 @@ from tests.attention.test_gpu import assert_as_exact_as_bf16
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("copies", "window", "chunk"), VARIANTS[::7])
-def test_outputs_equal_the_reference(copies, window, chunk):
+HEADS = pytest.param(2, 4, 8, ByHead(((1, Full()), (1, Blocks(4, 1, 2)))), id="heads")
+
+
+@pytest.mark.parametrize(
+    ("copies", "window", "chunk", "keys"),
+    [*(pytest.param(*each.values, Full(), id=each.id) for each in VARIANTS[::7]), HEADS],
+)
+def test_outputs_equal_the_reference(copies, window, chunk, keys):
     inputs = random_inputs(71, 2 * copies, dim=16, dtype=torch.float32)[:3]
-    rule = rule_of(copies, window, chunk)
+    rule = rule_of(copies, window, chunk, keys)
     out = flex.flex_attention_of(*inputs, rule)
     expected = attend(*(x.double() for x in inputs), rule, backend="reference")
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_without_a_visible_pair_are_skipped():
-    assert flex.block_mask(rule_of(2, 16, 32), 2048, CPU).sparsity() > 45  # per cent: the future
+    assert flex.block_mask(rule_of(2, 16, 32), 2048, 1, CPU).sparsity() > 45  # per cent: the future
 
 
 def test_one_mask_serves_all_calls():
-    assert flex.block_mask(rule_of(2, 4, 8), 71, CPU) is flex.block_mask(rule_of(2, 4, 8), 71, CPU)
+    assert flex.block_mask(rule_of(2, 4, 8), 71, 1, CPU) is flex.block_mask(rule_of(2, 4, 8), 71, 1, CPU)
 
 
 def test_masks_are_made_block_by_block_on_cuda(monkeypatch):
@@ -33,7 +40,9 @@ def test_masks_are_made_block_by_block_on_cuda(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda f: lambda *a, **k: compiled.append((f, k["device"])))
     monkeypatch.setattr(flex, "_compiled", flex._compiled.__wrapped__)
-    flex.block_mask.__wrapped__(rule_of(2, 16, 32), 2048, torch.device("cuda", 1))  # a GPU that is not there
+    flex.block_mask.__wrapped__(
+        rule_of(2, 16, 32), 2048, 1, torch.device("cuda", 1)
+    )  # a GPU that is not there
     assert compiled == [(flex.create_block_mask, "cuda:1")]
 
 
