@@ -11,7 +11,7 @@ PYTEST ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo longgen branch probes test test-slow test-all gpu-check slurm-test lint docker-check clean
+.PHONY: help setup demo longgen longcontext branch probes test test-slow test-all gpu-check slurm-test lint docker-check clean
 
 help:
 	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 5.5 GB on disk:'
@@ -20,6 +20,8 @@ help:
 	@echo '                   DEMO=full make demo: more variants and seeds. Interrupt and run again at will.'
 	@echo 'make longgen       pretrain a small model at 256 tokens, extend it to 4096 with full attention and as'
 	@echo '                   LongGen hybrids, and let each look for a needle: tables and heat maps'
+	@echo 'make longcontext   E2-LLM, LongRecipe and ProLong extend a small model of 256 tokens to 4096, three seeds'
+	@echo '                   each: needles and losses in one table, in about an hour; resumable'
 	@echo 'make branch        does thinking longer help? Trains the trunks and branches that docs/evidence.md plans, for'
 	@echo '                   hours; MINUTES=95 make branch stops after so long, and the next call goes on'
 	@echo 'make probes        parity, Match3 and hops: what copies should and should not help with, six models and'
@@ -54,6 +56,9 @@ demo: $(READY)
 
 longgen: $(READY)
 	$(PY) -m examples.longgen.run
+
+longcontext: $(READY)
+	$(PY) -m examples.longcontext.run
 
 branch: $(READY)
 	$(PY) -m benchmarks.evidence.run $(if $(MINUTES),--minutes $(MINUTES))

@@ -25,7 +25,7 @@ ATTENTION = (
         "name-silent-on-numbers",
         "phd/rules/keys.py",
         "if self == default:",
-        "if self.stride == default.stride:",
+        "if type(self) is type(default) and self.stride == default.stride:",
         "tests/rules/test_keys.py",
     ),
     Mutation(
@@ -1003,11 +1003,32 @@ EVALUATION = (
         "tests/evaluation/test_layers.py::test_the_layers_that_cost_most_stay_full",
     ),
     Mutation(
-        "layers-loss-of-the-token-itself",
-        "phd/evaluation/layers.py",
+        "pieces-loss-of-the-token-itself",
+        "phd/evaluation/pieces.py",
         "ids[:, 1:][:, rows]",
         "ids[:, :-1][:, rows]",
-        "tests/evaluation/test_layers.py::test_losses_are_the_models",
+        "tests/evaluation/test_pieces.py::test_losses_are_the_models",
+    ),
+    Mutation(
+        "positions-of-the-next-token",
+        "phd/evaluation/positions.py",
+        "losses[:, first - 1 : last - 1]",
+        "losses[:, first:last]",
+        "tests/evaluation/test_positions.py",
+    ),
+    Mutation(
+        "positions-of-other-text",
+        "phd/evaluation/positions.py",
+        "piece[-length:]",
+        "piece[:length]",
+        "tests/evaluation/test_positions.py",
+    ),
+    Mutation(
+        "shares-counted-beyond-what-was-trained",
+        "phd/training/shares.py",
+        "index[first : min(first + PART, samples)]",
+        "index[first : first + PART]",
+        "tests/training/test_shares.py::test_counts",
     ),
 )
 
