@@ -24,13 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", type=Path, help="the --save folder of a run, or one iter_* folder in it"
     )
     parser.add_argument("output", type=Path, metavar="OUT_DIR", help="folder to write; must not be there yet")
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--tokenizer",
-        type=Path,
-        help="SentencePiece .model, tokenizer.json or a Hugging Face folder, if not where training found it",
-    )
-    group.add_argument("--no-tokenizer", action="store_true", help="export the model alone")
+    add_tokenizer(parser)
     parser.add_argument(
         "--rope-scale",
         type=rope_scale,
@@ -41,23 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    """The flags for the tokenizer of a checkpoint."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="SentencePiece .model, tokenizer.json or a Hugging Face folder, if not where training found it",
+    )
+    group.add_argument("--no-tokenizer", action="store_true", help="export the model alone")
+
+
 def run(args: Namespace) -> int:
     """Write the folder and say what is in it."""
-    from phd.hf.convert import hf_weights
-    from phd.hf.rope import scale_rope
-    from phd.hf.save import new_folder, save_weights
-
-    trained, tensors, step = open_checkpoint(args.checkpoint)
-    config, tokenizer = describe(trained, tensors, args.tokenizer, args.no_tokenizer)
-    scale_rope(config, args.rope_scale)
-
-    with new_folder(args.output) as folder:
-        total = save_weights(hf_weights(tensors.read, config), folder)
-        save_rest(folder, config, tokenizer, trained, step)
-    print(
-        f"{args.output}: {Variant.from_arguments(vars(trained))}, iteration {step:,}, "
-        f"{total / 1e6:,.1f} MB of {config.dtype} weights"
+    config, tokenizer, told = export(
+        args.checkpoint, args.output, args.tokenizer, args.no_tokenizer, args.rope_scale
     )
+    print(f"{args.output}: {told}")
     remote = ", trust_remote_code=True" if needs_code(config) else ""
     if tokenizer is not None and not needs_code(config):
         from phd.hf.readers import sentencepiece_model, why_not_llama_cpp
@@ -66,6 +60,38 @@ def run(args: Namespace) -> int:
             print(f"not for llama.cpp: the tokenizer has {reason}, and it would read other ids")
     print(f'load it with: AutoModelForCausalLM.from_pretrained("{args.output}"{remote})')
     return 0
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    tokenizer_at: Path | None = None,
+    no_tokenizer: bool = False,
+    scale: float = 1,
+) -> "tuple[LlamaConfig, PreTrainedTokenizerBase | None, str]":
+    """Write the folder ``output``. Returns what lies there, and in words what it is.
+
+    Args:
+        checkpoint: the --save folder of a run, or one iter_* folder in it.
+        tokenizer_at: where it lies, if not where training found it.
+        scale: see ``scale_rope``.
+    """
+    from phd.hf.convert import hf_weights
+    from phd.hf.rope import scale_rope
+    from phd.hf.save import new_folder, save_weights
+
+    trained, tensors, step = open_checkpoint(checkpoint)
+    config, tokenizer = describe(trained, tensors, tokenizer_at, no_tokenizer)
+    scale_rope(config, scale)
+    with new_folder(output) as folder:
+        total = save_weights(hf_weights(tensors.read, config), folder)
+        save_rest(folder, config, tokenizer, trained, step)
+    variant = Variant.from_arguments(vars(trained))
+    return (
+        config,
+        tokenizer,
+        f"{variant}, iteration {step:,}, {total / 1e6:,.1f} MB of {config.dtype} weights",
+    )
 
 
 def save_rest(

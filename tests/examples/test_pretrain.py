@@ -479,7 +479,6 @@ def test_longrecipe_from_gaps_to_the_merged_model(queue, world, tmp_path):
     (tmp_path / "runs").mkdir()
     settings = {
         "FROM": "start",
-        "ORIGINAL": "exported",
         "REPLAY_PREFIX": str(tmp_path / "old"),
         "BASE": "48877310",
     }
@@ -488,7 +487,7 @@ def test_longrecipe_from_gaps_to_the_merged_model(queue, world, tmp_path):
     python.write_text(f"""#!/bin/bash
         case "$*" in
           *" status "*) [ -e "$4/done" ]; exit ;;
-          *" export "* | *" merge "*) echo "$@" >>{tmp_path}/commands; mkdir -p "${{@: -1}}"; exit ;;
+          *" merge "*) echo "$@" >>{tmp_path}/commands; mkdir -p "${{@: -1}}"; exit ;;
           *phd.commands.cli* | -c*) exec {sys.executable} "$@" ;;
         esac
         printf "%s\\n" training "$@"
@@ -508,29 +507,24 @@ def test_longrecipe_from_gaps_to_the_merged_model(queue, world, tmp_path):
     recipe = tmp_path / "runs" / "longrecipe"
     assert gaps["pretrained_checkpoint"] == str(Path("start").resolve())
     assert replay["pretrained_checkpoint"] == str(recipe / "gaps/vanilla-seed1/checkpoints")
-    assert (gaps["lr"], replay["lr"]) == ("5e-5", "5e-06") and (
-        gaps["train_iters"],
-        replay["train_iters"],
-    ) == ("104", "30")
+    assert (gaps["lr"], replay["lr"]) == ("5e-5", "5e-06")
+    assert (gaps["train_iters"], replay["train_iters"]) == ("104", "30")
     assert (gaps["position_gaps_to"], replay.get("position_gaps_to")) == ("800", None)
     assert gaps["rotary_base"] == replay["rotary_base"] == "48877310"
     assert (gaps["data_path"], replay["data_path"]) == (environment["DATA_PREFIX"], settings["REPLAY_PREFIX"])
     ends = ["--position-sentence-ends", "7"]
     assert world.run(accepted, [[*trainings[0], *ends], trainings[1]])[0] == [(4, 64, 240)] * 2
-    export, merge = (tmp_path / "commands").read_text().splitlines()
-    exported = recipe / "exported/vanilla-seed1"
-    assert export.endswith(f"export {recipe}/replay/vanilla-seed1/checkpoints {exported}")
-    original = Path("exported").resolve()
-    assert merge.endswith(f"merge {exported} {original} --weights 0.5 0.5 --output {recipe}/vanilla-seed1")
+    (merge,) = (tmp_path / "commands").read_text().splitlines()
+    whole, output = f"{recipe}/replay/vanilla-seed1/checkpoints", recipe / "vanilla-seed1"
+    assert merge.endswith(f"merge {whole} {Path('start').resolve()} --weights 0.5 0.5 --output {output}")
 
     sweep = queue | settings | {"START": "slurm/submit.sh", "RUNS": str(tmp_path / "queued")}
     said = subprocess.run(script, env=sweep, check=True, capture_output=True, text=True).stdout
     jobs = (tmp_path / "queue").read_text().split("\n--parsable")
-    assert len(jobs) == 3 and "gaps 1, replay 2, then job 3 exports and merges" in said
+    assert len(jobs) == 3 and "gaps 1, replay 2, then job 3 merges" in said
     assert "--dependency" not in jobs[0]
     assert "--dependency=afterok:1 " in jobs[1] and "--dependency=afterok:2 " in jobs[2]
-    for command in ("export", "merge"):
-        assert f"phd.commands.cli {command} {tmp_path}/queued/longrecipe/" in jobs[2]
+    assert f"phd.commands.cli merge {tmp_path}/queued/longrecipe/replay/" in jobs[2]
 
 
 def flags_given(words: list[str]) -> dict[str, str]:
