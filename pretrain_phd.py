@@ -46,6 +46,7 @@ from phd.training.ending import refuse_start
 from phd.training.hooks import TrainingHooks
 from phd.training.metrics import describe
 from phd.training.shares import DataShares
+from phd.training.sorted_batches import SortedBatches
 
 SPIKY_LOSS_FACTOR = 10  # times the largest loss so far, for --check-for-spiky-loss
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
@@ -214,9 +215,11 @@ def train_valid_test_datasets_provider(
         needed = is_first_or_last_pipeline_stage(vp_stage) or on_every_stage
         return needed and parallel_state.get_tensor_model_parallel_rank() == 0
 
-    datasets = build_datasets(args, get_tokenizer(), num_samples, is_built_on_rank)
-    shares.built(datasets[0])
-    return datasets
+    train, *others = build_datasets(args, get_tokenizer(), num_samples, is_built_on_rank)
+    shares.built(train)
+    if args.sort_batch_by_documents and train is not None:
+        train = SortedBatches(train, args.global_batch_size)
+    return train, *others
 
 
 def main() -> None:

@@ -1024,6 +1024,13 @@ EVALUATION = (
         "tests/evaluation/test_positions.py",
     ),
     Mutation(
+        "sorted-batches-without-what-lies-before",
+        "phd/training/sorted_batches.py",
+        "    lengths[0] -= begin\n",
+        "",
+        "tests/training/test_sorted_batches.py::test_batches_are_sorted",
+    ),
+    Mutation(
         "shares-counted-beyond-what-was-trained",
         "phd/training/shares.py",
         "index[first : min(first + PART, samples)]",

@@ -121,22 +121,24 @@ class Story:
     def rate(self, lr: str | None = None) -> str:
         return f"--lr {lr or self.settings.lr}"
 
-    def edited(self, name: str, **config: Any) -> Path:
-        """The pretrained model with other settings in its config.json."""
+    def edited(self, name: str, context: int, base: float | None = None) -> Path:
+        """The pretrained model with another context, and another base of the rotary angles, in its config."""
         target = self.folder / name
         if not target.exists():
             temporary = target.with_name(f".{name}")
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.copytree(KEPT / "pretrained", temporary)
-            settings = json.loads((temporary / "config.json").read_text())
-            settings["rope_parameters"] |= config.pop("rope_parameters", {})
-            write_json(temporary / "config.json", settings | config)
+            config = json.loads((temporary / "config.json").read_text())
+            config["max_position_embeddings"] = context
+            if base is not None:
+                config["rope_theta"] = config["rope_parameters"]["rope_theta"] = base
+            write_json(temporary / "config.json", config)
             temporary.rename(target)
         return target
 
 
 def plain(story: Story, _: int) -> Model:
-    return Model(story.edited("plain", max_position_embeddings=story.settings.target))
+    return Model(story.edited("plain", story.settings.target))
 
 
 def interpolated(story: Story, _: int) -> Model:
@@ -144,8 +146,7 @@ def interpolated(story: Story, _: int) -> Model:
 
 
 def other_base(story: Story, _: int) -> Model:
-    longest = {"max_position_embeddings": story.settings.target}
-    return Model(story.edited("base", rope_parameters={"rope_theta": float(story.base)}, **longest))
+    return Model(story.edited("base", story.settings.target, float(story.base)))
 
 
 def trained_on(story: Story, seed: int) -> Model:
@@ -176,11 +177,7 @@ def long_recipe(story: Story, seed: int) -> Model:
     )
     merged = folder / f"longrecipe-seed{seed}"
     if not merged.exists():
-        exported = folder / f"longrecipe-exported-seed{seed}"
-        if not exported.exists():
-            phd("export", run / "checkpoints", exported)
-        before = story.edited("longrecipe-before", **json.loads((exported / "config.json").read_text()))
-        phd("merge", exported, before, "--weights", 0.5, 0.5, "--output", merged)
+        phd("merge", run / "checkpoints", KEPT / "pretrained", "--weights", 0.5, 0.5, "--output", merged)
     return Model(merged)
 
 

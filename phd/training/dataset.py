@@ -47,6 +47,11 @@ class SamplesConfig:
     """With packed documents: no loss for the first token of a document, of which nothing that the model may
     see tells. Megatron's masking has the last token of a document predict it."""
 
+    sort_batch_by_documents: bool = False
+    """With packed documents: within each global batch, samples in the order of the sum of their documents'
+    squared lengths, so that ranks compute about as much at the same time (ProLong, arXiv 2410.02660). What an
+    iteration trains on stays the same."""
+
 
 def refuse_order(args: Namespace) -> None:
     """Check --data-iters.
