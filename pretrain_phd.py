@@ -232,6 +232,7 @@ def main() -> None:
         model_config = model_config_from_args(start.args)
         print_rank_0(f"> {describe(start.args, model_config.transformer)}")
         hooks = TrainingHooks(start, model_config.transformer)
+        model_config.pre_wrap_hooks.append(hooks.unwrapped)
         model_config.post_wrap_hooks.append(hooks.built)
         compat.apply(start.args.phd_copies)
         added_parameters.install()

@@ -1,5 +1,5 @@
-"""The flags of pretrain_phd.py that make a run a PHD run or a LongGen run; Megatron's parser takes them from
-here.
+"""The flags of pretrain_phd.py that make a run a PHD run or a LongGen run, and those that let a part of the
+model train; Megatron's parser takes them from here.
 """
 
 from dataclasses import dataclass
@@ -124,3 +124,27 @@ class PHDConfig:
             raise ValueError(f"--attention-pattern: {error}") from error
         copies = self.variant.copies
         return tuple(AttentionRule(copies, keys) for keys in layers)
+
+
+@dataclass(kw_only=True)
+class PartialTrainingConfig:
+    """Training a part of a model's parameters, as LongLoRA does (arXiv 2309.12307)."""
+
+    train_only: str | None = None
+    """Words with commas between, such as embedding,norm: parameters whose name has one of them in it train,
+    all others stay as they are. By default all train."""
+
+    def __post_init__(self) -> None:
+        if self.train_only is not None and not all(self.trained_words):
+            raise ValueError(
+                f"--train-only {self.train_only!r}: write words with commas between, such as embedding,norm"
+            )
+
+    @property
+    def trained_words(self) -> tuple[str, ...]:
+        """Of --train-only; none where all parameters train."""
+        return () if self.train_only is None else tuple(map(str.strip, self.train_only.split(",")))
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of this name trains."""
+        return not self.trained_words or any(word in name for word in self.trained_words)

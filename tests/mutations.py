@@ -334,6 +334,20 @@ MODEL = (
         "tests/commands/test_export.py::test_scaled_positions_are_those_of_training",
     ),
     Mutation(
+        "nothing-trains-behind-a-frozen-embedding",
+        "phd/megatron/trainable.py",
+        "return output.requires_grad_() if torch.is_grad_enabled() else output",
+        "return output",
+        "tests/training/test_partial.py::test_recomputation_behind_a_frozen_embedding",
+    ),
+    Mutation(
+        "tied-embedding-frozen-on-the-last-stage",
+        "phd/megatron/trainable.py",
+        "            yield EMBEDDING, parameter",
+        "            yield name, parameter",
+        "tests/training/test_partial.py::test_a_tied_embedding_trains_the_output_layer",
+    ),
+    Mutation(
         "model-first-copy-to-the-head",
         "phd/megatron/phd_model.py",
         "last_copy = hidden_states[:, copies - 1 :: copies].contiguous()",

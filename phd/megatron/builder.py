@@ -14,6 +14,7 @@ from phd.megatron.documents import documents_masked
 from phd.megatron.layer_specs import phd_layer_spec
 from phd.megatron.phd_model import PHDModel
 from phd.megatron.rotary import positions_given
+from phd.megatron.trainable import freeze_others
 from phd.megatron.transformer_config import PHDTransformerConfig
 
 
@@ -26,7 +27,7 @@ class PHDModelConfig(GPTModelConfig):
 
 class PHDModelBuilder(GPTModelBuilder):
     """GPTModelBuilder; with K > 1, and where rotary positions come with the batch, the model it returns is a
-    PHDModel, else Megatron's GPTModel itself.
+    PHDModel, else Megatron's GPTModel itself. With --train-only what does not train is frozen.
     """
 
     def build_model(self, *args: Any, **kwargs: Any) -> GPTModel:
@@ -35,6 +36,8 @@ class PHDModelBuilder(GPTModelBuilder):
             become(model, PHDModel)
         if model.pre_process and model.config.phd_copy_embedding != "none":
             add_copy_embedding(model)
+        if model.config.train_only is not None:
+            freeze_others(model)
         return model
 
 

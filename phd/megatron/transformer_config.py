@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from megatron.core.transformer import TransformerConfig
 
-from phd.config import PHDConfig
+from phd.config import PartialTrainingConfig, PHDConfig
 from phd.rules.variant import Variant
 
 
 @dataclass(kw_only=True)
-class PHDTransformerConfig(PHDConfig, TransformerConfig):
-    """TransformerConfig plus K, W and C; filled from the command line by Megatron's
+class PHDTransformerConfig(PHDConfig, PartialTrainingConfig, TransformerConfig):
+    """TransformerConfig plus K, W and C, and what trains; filled from the command line by Megatron's
     ``core_transformer_config_from_args(args, config_class=PHDTransformerConfig)``.
     """
 
@@ -23,6 +23,7 @@ class PHDTransformerConfig(PHDConfig, TransformerConfig):
 
     def __post_init__(self) -> None:
         PHDConfig.__post_init__(self)
+        PartialTrainingConfig.__post_init__(self)
         TransformerConfig.__post_init__(self)
 
     @property

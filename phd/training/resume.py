@@ -115,7 +115,11 @@ def compare_with_checkpoint(args: Namespace, config: PHDConfig, step_asked: bool
     variants = None if args.override_phd_variant else other_variant(saved, config)
     if different or variants:
         raise CannotGoOn(_refusal(folder, different, variants, first), args)
-    refusal = _other_sharding(folder, saved, args) or _no_growth(folder, saved, args)
+    refusal = (
+        _other_sharding(folder, saved, args)
+        or _other_parameters(folder, saved, args)
+        or _no_growth(folder, saved, args)
+    )
     if not weights_alone(args, saved) and refusal:
         raise CannotGoOn(refusal, args)
     if args.rank == 0:
@@ -149,6 +153,19 @@ def _other_sharding(folder: Path, saved: Namespace, args: Namespace) -> str | No
             f"--dist-ckpt-optim-fully-reshardable, until it has saved again; or {anew}"
         )
     return None
+
+
+def _other_parameters(folder: Path, saved: Namespace, args: Namespace) -> str | None:
+    """Where the optimizer has states of other parameters than those that train now."""
+    was, ours = (getattr(one, "train_only", None) for one in (saved, args))
+    if was == ours:
+        return None
+    before = "all of its parameters" if was is None else f"--train-only {was}"
+    remedy = "leave --train-only out" if was is None else f"pass --train-only {was}"
+    return (
+        f"{folder} was training {before}, and its optimizer knows no others: {remedy}, or begin a new run "
+        f"with --pretrained-checkpoint {folder.parent}"
+    )
 
 
 def _no_growth(folder: Path, saved: Namespace, args: Namespace) -> str | None:
