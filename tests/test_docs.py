@@ -153,8 +153,12 @@ def test_named_modules_exist(doc):
 def names_of(module: Path) -> set[str]:
     """What a module defines and imports at its top, without importing it."""
     names = set()
-    for node in ast.parse(words(module)).body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
+    waiting = [*ast.parse(words(module)).body]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If):
+            waiting += [*node.body, *node.orelse]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
