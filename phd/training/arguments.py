@@ -21,7 +21,7 @@ from megatron.training.utils import print_rank_0
 from phd.checkpoint.choice import checkpoint_source, mend_tracker, resolve_checkpoint
 from phd.config import PartialTrainingConfig, PHDConfig
 from phd.megatron import compat, cpu
-from phd.megatron.transformer_config import PHDTransformerConfig
+from phd.megatron.transformer_config import PHDTransformerConfig, key_value_heads
 from phd.run.config import RunConfig
 from phd.run.wandb import name_run
 from phd.training.dataset import SamplesConfig, refuse_order
@@ -176,7 +176,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     refuse_sizes(args)
     refuse_e2(args)
     refuse_gaps(args)
-    config.layers(args.num_layers)  # fits the model, or ends here
+    config.layers(args.num_layers, key_value_heads(args))  # fits the model, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
     args.wandb_exp_name = args.wandb_exp_name or str(config.variant)

@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -147,6 +148,42 @@ def test_longgen_kv_cache(name):
     full, hybrid = (Variant.parse(which).kv_cache_bytes(LLAMA_7B, LONG, 2) for which in ("vanilla", name))
     assert full == 64 * 2**30
     assert hybrid / full == pytest.approx(0.385, abs=5e-4)
+
+
+# Llama-3 8B, and Llama-2 7B's heads: DuoAttention's models
+LLAMA_8B = replace(LLAMA_7B, num_query_groups=8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys", "length", "share"),
+    [
+        # a quarter of the heads whole, the rest a sink of 64 and 256 recent positions
+        pytest.param(LLAMA_7B, "heads.8full.24sink.1.64.256", 32000, 0.2575, id="tokens"),
+        pytest.param(LLAMA_7B, "heads.8full.24sink.64.1.5", 32000, 0.2575, id="blocks-at-a-border"),
+        pytest.param(LLAMA_7B, "heads.8full.24sink.64.1.5", 32063, 0.2590, id="blocks-at-most"),
+        pytest.param(LLAMA_8B, "heads.4full.4sink.1.64.256", 1 << 20, 0.5002, id="half-at-1M"),
+    ],
+)
+def test_kv_cache_of_some_full_heads(shape, keys, length, share):
+    """DuoAttention: share + (1 - share) (sink + recent) / length of what all heads would hold."""
+    full, some = (Variant.parse(name).kv_cache_bytes(shape, length, 2) for name in ("vanilla", keys))
+    assert some / full == pytest.approx(share, abs=5e-5)
+
+
+def test_costs_by_head_are_means():
+    """Pairs of shifted groups at 32768 tokens: 0.2344 of causal attention's (LongLoRA's quarter of them)."""
+    full, halves = (
+        Variant.parse(name).layers(32)[0] for name in ("vanilla", "heads.16groups.8192.0.16groups.8192.4096")
+    )
+    assert halves.visible_pairs(32768) / full.visible_pairs(32768) == pytest.approx(0.2344, abs=5e-5)
+    flops = {
+        name: Variant.parse(name).flops_per_token(LLAMA_7B, 32768)
+        for name in ("vanilla", "sink.64.1.5", "heads.8full.24sink.64.1.5", "heads.24sink.64.1.5.8full")
+    }
+    full, sink, *some = flops.values()
+    assert some == pytest.approx([(full + 3 * sink) / 4] * 2, rel=1e-12)
+    with pytest.raises(ValueError, match="is for 32 key/value heads, and the model has 8"):
+        Variant.parse("heads.8full.24sink").flops_per_token(LLAMA_8B, 32768)
 
 
 @pytest.mark.parametrize(
