@@ -399,8 +399,8 @@ MODEL = (
     Mutation(
         "core-attention-pattern-of-the-layer-before",
         "phd/megatron/core_attention.py",
-        "config.layers(config.num_layers)[layer_number - 1]",
-        "config.layers(config.num_layers)[layer_number - 2]",
+        "config.layers_on_rank(tensor_parallel)[layer_number - 1]",
+        "config.layers_on_rank(tensor_parallel)[layer_number - 2]",
         "tests/commands/test_export.py::test_same_logits_as_megatron",
     ),
     Mutation(

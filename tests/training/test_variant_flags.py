@@ -13,7 +13,7 @@ OURS = {
     "--phd-copy-embedding-warmup-iters",
     *("--phd-attention-backend", "--attention-pattern", "--variant", "--override-phd-variant"),
     *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens", "--data-iters"),
-    *("--rope-max-scale", "--rope-context", "--rope-still-tokens"),
+    *("--rope-max-scale", "--rope-context", "--rope-still-tokens", "--train-only"),
     *(
         "--position-gaps-to",
         "--position-sentence-ends",
