@@ -7,16 +7,24 @@ from pathlib import Path
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "house.svg"
 ROWS = (
-    (("pretrain_phd.py", "batch, loss, main"), ("phd/commands", "one module a command")),
-    (("phd/training", "flags, refusals, record"), ("phd/evaluation", "the harness, long contexts"),
-     ("phd/serving", "transformers' server"), ("phd/compare", "tables, plots, statistics")),
-    (("phd/loading.py", "a model to infer with"),),
-    (("phd/checkpoint", "read, choose, keep"), ("phd/run", "lock, status, record")),
-    (("phd/megatron", "the model in Megatron"), ("phd/hf", "the model in transformers")),
-    (("phd/attention", "kernels, layouts: torch alone"), ("data_tools", "text to .bin/.idx: stands alone")),
-    (("phd/rules", "what attention is, as values: standard library alone"),),
-)  # fmt: skip
-"""From the top, each with what it does; what lies lower is imported from above."""
+    ((0, "pretrain_phd.py", "batch, loss, main"), (2, "phd/commands", "one module a command")),
+    (
+        *(
+            (0, "phd/training", "flags, refusals, record"),
+            (1, "phd/evaluation", "the harness, long contexts"),
+        ),
+        *((2, "phd/serving", "transformers' server"), (3, "phd/compare", "tables, plots, statistics")),
+    ),
+    ((1, "phd/loading.py", "a model to infer with"), (3, "phd/run", "lock, status, record")),
+    ((0, "phd/checkpoint", "read, choose, keep"),),
+    ((0, "phd/megatron", "the model in Megatron"), (2, "phd/hf", "the model in transformers")),
+    (
+        (1, "phd/attention", "kernels, layouts: torch alone"),
+        (3, "data_tools", "text to .bin/.idx: stands alone"),
+    ),
+    ((0, "phd/rules", "what attention is, as values: standard library alone"),),
+)
+"""From the top, each in its column and with what it does; what lies lower is imported from above."""
 ARROWS = (
     *(("phd/rules", "phd/attention"), ("phd/attention", "phd/megatron"), ("phd/attention", "phd/hf")),
     *(("phd/megatron", "phd/checkpoint"), ("phd/checkpoint", "phd/training"), ("phd/hf", "phd/loading.py")),
@@ -26,7 +34,7 @@ ARROWS = (
     ("phd/training", "phd/commands"),
 )
 """From what is imported to what imports it; tests/tools/test_draw_house.py finds each in the sources."""
-WIDTH, ROW, BOX, HEIGHT, GAP = 900, 104, 200, 54, 22
+WIDTH, ROW, BOX, HEIGHT, GAP = 910, 98, 200, 54, 22
 STYLE = """
   .name { font: 600 14px ui-monospace, monospace; fill: #1f2328 }
   .note { font: 12px system-ui, sans-serif; fill: #59636e }
@@ -56,7 +64,7 @@ def picture() -> str:
             f'{end:g} {to_y + HEIGHT + 6:g}"/>'
         )
     for row in ROWS:
-        for name, note in row:
+        for _, name, note in row:
             x, y, width = boxes[name]
             kind = "box base" if name == "phd/rules" else "box"
             parts.append(
@@ -82,10 +90,9 @@ def places() -> dict[str, tuple[float, float, float]]:
     """Left, top and width of each box."""
     found = {}
     for number, row in enumerate(ROWS):
-        width = WIDTH - 2 * GAP if row == ROWS[-1] else BOX
-        left = (WIDTH - len(row) * width - (len(row) - 1) * GAP) / 2
-        for place, (name, _) in enumerate(row):
-            found[name] = (left + place * (width + GAP), number * ROW + GAP, width)
+        for column, name, _ in row:
+            width = WIDTH - 2 * GAP if row == ROWS[-1] else BOX
+            found[name] = (GAP + column * (BOX + GAP), number * ROW + GAP, width)
     return found
 
 

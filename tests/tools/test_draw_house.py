@@ -36,5 +36,5 @@ def test_arrows_are_imports(lower, upper):
 
 
 def test_nothing_is_imported_from_above():
-    order = [name for row in ROWS for name, _ in row]
+    order = [name for row in ROWS for _, name, _ in row]
     assert all(order.index(lower) > order.index(upper) for lower, upper in ARROWS)
