@@ -11,7 +11,7 @@ PYTEST ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo longgen longcontext branch probes test test-slow test-all gpu-check slurm-test lint site docker-check clean
+.PHONY: help setup demo longgen longcontext branch probes results test test-slow test-all gpu-check slurm-test lint site docker-check clean
 
 help:
 	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 5.5 GB on disk:'
@@ -26,6 +26,7 @@ help:
 	@echo '                   hours; MINUTES=95 make branch stops after so long, and the next call goes on'
 	@echo 'make probes        parity, Match3 and hops: what copies should and should not help with, six models and'
 	@echo '                   five seeds each, as a table; resumable, less than an hour on 2 cores'
+	@echo 'make results       the tables of README and docs/, from the JSON files in benchmarks/'
 	@echo 'make test          the CPU test suite, in two processes and random order'
 	@echo 'make test-all      everything that runs without a GPU: also random kills, the walkthroughs, all of SLURM'
 	@echo 'make gpu-check     on a machine with a GPU: its tests, kernels and training steps in under 9 minutes,'
@@ -67,6 +68,10 @@ branch: $(READY)
 
 probes: $(READY)
 	$(PY) benchmarks/probes.py
+
+results: $(READY)
+	$(PY) -m benchmarks.tables
+	$(PY) -m benchmarks.evidence.report
 
 test: $(READY)
 	$(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST)
