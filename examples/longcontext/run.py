@@ -115,6 +115,9 @@ class Story:
         run = self.folder / f"{name}-seed{seed}"
         longgen = self.settings.longgen
         given = flags_of(stage, longgen, self.folder, start or self.folder / "start")
+        # as the imported model has it: the same ids as of tokenizer.model
+        tokenizer = self.folder / "start" / "checkpoints" / "tokenizer"
+        given += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tokenizer)]
         train(run, stage.iterations, [*given, "--seed", str(seed), *shlex.split(flags)])
         return run
 
