@@ -346,6 +346,27 @@ MODEL = (
         "tests/training/test_partial.py::test_a_tied_embedding_trains_the_output_layer",
     ),
     Mutation(
+        "adapters-of-query-and-key-swapped",
+        "phd/megatron/lora.py",
+        "[self.query_a, self.key_a, self.value_a]",
+        "[self.key_a, self.query_a, self.value_a]",
+        "tests/commands/test_export.py::test_same_logits_as_megatron",
+    ),
+    Mutation(
+        "adapter-gradient-of-a-slice",
+        "phd/megatron/lora.py",
+        'setattr(matrix, "sequence_parallel", self.sliced)',
+        'setattr(matrix, "sequence_parallel", False)',
+        "tests/training/test_partial.py::test_layouts_and_resume",
+    ),
+    Mutation(
+        "merged-without-its-scale",
+        "phd/hf/lora.py",
+        "weight.float() + scale * change",
+        "weight.float() + change",
+        "tests/hf/test_lora.py",
+    ),
+    Mutation(
         "model-first-copy-to-the-head",
         "phd/megatron/phd_model.py",
         "last_copy = hidden_states[:, copies - 1 :: copies].contiguous()",

@@ -153,7 +153,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     refuse_values(args, flags)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
-    _from_args(PartialTrainingConfig, args)
+    vars(args).update(vars(_from_args(PartialTrainingConfig, args)))  # what follows from what was given
     resolve_run_folder(args)
     refuse_mixing(args)
     step_asked = args.ckpt_step is not None
