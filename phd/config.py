@@ -55,7 +55,8 @@ class PHDConfig:
     (LongGen's hybrids: the top and bottom thirds of the layers sparse); or a list of layers from the first
     on, 10sink-12full-10sink. sink.BLOCK.SINK.LOCAL keeps the first SINK and the most recent LOCAL blocks
     of BLOCK positions (64.1.32), block-sparse.BLOCK.STRIDE.LOCAL every STRIDE-th and the most recent LOCAL
-    ones (64.64.1): longgen-sink.128.1.16."""
+    ones (64.64.1): longgen-sink.128.1.16. heads.2full.6sink is a layer whose first 2 of 8 key/value heads
+    keep all keys."""
 
     def __post_init__(self) -> None:
         if self.phd_copies < 1:
@@ -111,15 +112,18 @@ class PHDConfig:
         """What the flags say of the model's attention."""
         return Variant.from_arguments(vars(self))
 
-    def layers(self, num_layers: int) -> tuple[AttentionRule, ...]:
+    def layers(self, num_layers: int, heads: int | None = None) -> tuple[AttentionRule, ...]:
         """The rule of each layer.
 
+        Args:
+            heads: key/value heads of a layer, where they are known.
+
         Raises:
-            ValueError: --attention-pattern is one of another depth.
+            ValueError: --attention-pattern is one of another depth, or of other heads.
         """
         try:
             # the flag's own pattern: a variant's pattern of full layers alone does not keep their number
-            layers = LayerPattern.parse(self.attention_pattern).layers(num_layers)
+            layers = LayerPattern.parse(self.attention_pattern).layers(num_layers, heads)
         except ValueError as error:
             raise ValueError(f"--attention-pattern: {error}") from error
         copies = self.variant.copies

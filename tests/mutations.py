@@ -29,6 +29,41 @@ ATTENTION = (
         "tests/rules/test_keys.py",
     ),
     Mutation(
+        "heads-one-rule-for-all",
+        "phd/rules/keys.py",
+        "(heads.start <= head) & (head < heads.stop) & keys.keeps(query, key)",
+        "(heads.start <= head) & keys.keeps(query, key)",
+        "tests/rules/test_keys.py",
+    ),
+    Mutation(
+        "heads-of-each-rank-counted-from-its-first",
+        "phd/megatron/transformer_config.py",
+        "begin, end = rank * heads // ranks, (rank + 1) * heads // ranks",
+        "begin, end = 0, heads // ranks",
+        "tests/megatron/test_core_attention.py",
+    ),
+    Mutation(
+        "shared-heads-counted-from-the-first",
+        "phd/attention/layout.py",
+        "rule = rule.of_heads(parallel.rank * share, (parallel.rank + 1) * share)",
+        "rule = rule.of_heads(0, share)",
+        "tests/megatron/test_core_attention.py",
+    ),
+    Mutation(
+        "query-heads-of-another-group",
+        "phd/attention/by_head.py",
+        "queries = slice(heads.start * each, heads.stop * each)",
+        "queries = slice(heads.start * each - heads.start, heads.stop * each - heads.start)",
+        "tests/attention/test_sparse.py",
+    ),
+    Mutation(
+        "full-heads-one-too-few",
+        "phd/rules/full_heads.py",
+        "count = len(heads) - math.ceil(round((1 - share) * (len(heads) - 1), 9)) if share else 0",
+        "count = round(share * len(heads) - 0.5)",
+        "tests/rules/test_full_heads.py",
+    ),
+    Mutation(
         "rows-of-a-part-one-off",
         "phd/attention/kept.py",
         "first = piece.rows.start - (piece.begin - piece.document)",
@@ -390,8 +425,8 @@ MODEL = (
     Mutation(
         "core-attention-pattern-of-the-layer-before",
         "phd/megatron/core_attention.py",
-        "config.layers(config.num_layers)[layer_number - 1]",
-        "config.layers(config.num_layers)[layer_number - 2]",
+        "config.layers_on_rank(tensor_parallel)[layer_number - 1]",
+        "config.layers_on_rank(tensor_parallel)[layer_number - 2]",
         "tests/commands/test_export.py::test_same_logits_as_megatron",
     ),
     Mutation(

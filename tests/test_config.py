@@ -72,3 +72,11 @@ def test_rules_of_the_layers():
 def test_a_pattern_of_another_depth_is_refused(text):
     with pytest.raises(ValueError, match="^--attention-pattern: .*has 3 layers, the model 4"):
         PHDConfig(attention_pattern=text).layers(4)
+    heads = "2full-1heads.1full.3sink"
+    assert PHDConfig(attention_pattern=heads).layers(3, 4) == PHDConfig(attention_pattern=heads).layers(3)
+    with pytest.raises(
+        ValueError,
+        match="^--attention-pattern: layer 3 of the attention pattern, heads.1full.3sink, is for 4 "
+        "key/value heads, and the model has 8$",
+    ):
+        PHDConfig(attention_pattern=heads).layers(3, 8)

@@ -29,8 +29,9 @@ VARIANTS = {
     "vanilla": [],
     "PHD-CSWA-3-5-12": shlex.split("--phd-copies 3 --phd-window 5 --phd-chunk 12"),
 }
-PATTERN = "--attention-pattern 1sink.4.1.2-2full-1block-sparse.4.3.1"
-"""LongGen's two kinds of sparse layers around full ones, their blocks many in 40 positions."""
+PATTERN = "--attention-pattern 1sink.4.1.2-1full-1heads.1sink.1.1.6.1full-1block-sparse.4.3.1"
+"""LongGen's two kinds of sparse layers around a full one and one whose heads differ, their blocks many in 40
+positions."""
 
 
 @pytest.fixture(scope="session")

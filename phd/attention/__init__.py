@@ -27,12 +27,12 @@ def attention(
     last_copy_only: bool = False,
 ) -> Tensor:
     """Causal self-attention by the layout's rule: PHD, PHD-SWA, PHD-CSWA (arXiv 2504.14992, section 3), naive
-    repetition (its Figure 1), and the keys that a sparse layer keeps.
+    repetition (its Figure 1), and the keys that a sparse layer keeps, in all heads or by head.
 
     Args:
         query: [s_l, b*K, h, d].
         key, value: [s_l, b*K, g, d]; g divides h (grouped queries).
-        layout: of these rows.
+        layout: of these rows and heads.
         scale: of the softmax; default d ** -0.5.
         last_copy_only: compute the output of the last copy alone (a last layer needs no other).
 
@@ -66,12 +66,7 @@ def _attend(inputs: Inputs, layout: Layout) -> Tensor:
     parallel = layout.parallel
     if parallel is None or parallel.comm_type != "a2a":
         return flash_attention(inputs.query, inputs.key, inputs.value, layout, inputs.scale)
-    groups = inputs.key.shape[3]
-    if groups % parallel.size:
-        raise ValueError(
-            f"comm_type 'a2a' gives each rank as many key/value heads: {groups} heads on {parallel.size} "
-            "ranks do not divide; use 'p2p' or 'all_gather'"
-        )
+    parallel.share_of(inputs.key.shape[3])
     # slices of positions with all heads -> all positions with a slice of the heads, and back
     query, key, value = (
         positions_to_heads(x.flatten(1, 2), parallel).unflatten(1, (-1, x.shape[2]))

@@ -56,6 +56,19 @@ class ContextParallel:
     def size(self) -> int:
         return self.group.size()
 
+    def share_of(self, heads: int) -> int:
+        """Key/value heads of each rank where ranks share heads.
+
+        Raises:
+            ValueError: it is no whole number.
+        """
+        if heads % self.size:
+            raise ValueError(
+                f"comm_type 'a2a' gives each rank as many key/value heads: {heads} heads on {self.size} "
+                "ranks do not divide; use 'p2p' or 'all_gather'"
+            )
+        return heads // self.size
+
     def blocks_of_others(self, block: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The other ranks' ``block``s with their ranks. Communication starts at the call."""
         if self.comm_type == "p2p":

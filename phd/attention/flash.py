@@ -2,7 +2,8 @@
 
 The K copies of a query are more query heads over the same keys, those of the original tokens: on a full layer
 one ordinary causal flash call does the global part of all of them, with no mask (``full.py``), on a sparse
-layer some calls over the kept keys (``sparse.py``). Hidden queries then add the few hidden keys of their band
+layer some calls over the kept keys (``sparse.py``), and where heads differ so for each slice of them
+(``by_head.py``). Hidden queries then add the few hidden keys of their band
 (``band.py``). In backward the flash kernel is called with the *merged* output and log-sum-exp: its result is
 then the originals' exact share, and the band takes the rest.
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from phd.attention.band import Band
+from phd.attention.by_head import OriginalsByHead
 from phd.attention.full import FullOriginals
 from phd.attention.layout import Layout
 from phd.attention.sparse import SparseOriginals
@@ -71,7 +73,9 @@ class _Attention:
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> None:
         self.query, self.key, self.value = query, key, value
         self.layout, self.scale = layout, scale
-        executor = SparseOriginals if layout.rule.sparse else FullOriginals
+        executor: Any = SparseOriginals if layout.rule.sparse else FullOriginals
+        if layout.rule.keys.heads is not None:
+            executor = OriginalsByHead
         self.originals = executor(query, key[:, :, 0], value[:, :, 0], layout, scale)
         self.hidden = key.shape[2] - 1
         # hidden copies among the queries, the last of them

@@ -60,6 +60,10 @@ def checked(
             f"key and value must be [s, b*K, g, d] with g dividing {heads} and the rest as query "
             f"{tuple(query.shape)}, got {tuple(key.shape)} and {tuple(value.shape)}"
         )
+    if layout.heads not in (None, key.shape[2]):
+        raise ValueError(
+            f"key has {key.shape[2]} heads, the layout's rule {layout.rule.keys} is for {layout.heads}"
+        )
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(
             f"query, key and value must have one dtype, got {query.dtype}, {key.dtype} and {value.dtype}"

@@ -47,7 +47,7 @@ class Kept:
     """None where the keys are the rank's own rows."""
 
 
-@made_once(maxsize=16)
+@made_once(maxsize=64)
 def kept_keys(layout: Layout, device: torch.device) -> Kept:
     """The kept keys of ``layout``'s rows; indices on ``device``."""
     row_of: Sequence[int] = range(layout.length)
@@ -66,7 +66,7 @@ def _parts(keys: Keys, piece: Piece) -> Iterator[Part]:
     """The parts of a piece; positions count from the document's start."""
     begin = piece.begin - piece.document
     for part in keys.parts(begin, begin + piece.rows.stop - piece.rows.start):
-        # no kernel computes a part for some heads only, or one with rotated queries, yet
+        # slices of heads have layouts of their own; no kernel computes a part with rotated queries yet
         assert part.heads is None and not part.rotation
         yield part
 

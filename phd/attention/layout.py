@@ -12,6 +12,7 @@ model of one copy on a sequence K times as long: its layout counts the tokens of
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from phd.attention.context_parallel import ContextParallel
 from phd.attention.memo import made_once
 from phd.attention.slices import Segment, rank_segments
+from phd.rules.keys import Keys
 from phd.rules.rule import AttentionRule
 
 
@@ -52,6 +54,7 @@ class Layout:
     """Rule, positions, documents and bands of the rows on this rank. Make it with ``Layout.of``."""
 
     rule: AttentionRule
+    """Of the heads that are computed with these rows: of a rank's share of them where ranks share heads."""
     parallel: ContextParallel | None
     """The group whose ranks hold the rest of the sequence."""
     length: int
@@ -86,6 +89,7 @@ class Layout:
         """The layout of one rank's rows. Layers of one rule share it.
 
         Args:
+            rule: of the heads of the call's tensors.
             length: s, of the whole sequence.
             document_starts: [b, s], position at which the document of each position starts; None for one
                 document a sample. Read on the host: from a GPU that is a synchronisation.
@@ -94,13 +98,16 @@ class Layout:
             device: of the rows; None for the host.
 
         Raises:
-            ValueError: ``document_starts`` is not what it should be, the ranks cannot share the sequence
-                evenly, or a slice is shorter than the window.
+            ValueError: ``document_starts`` is not what it should be, the ranks cannot share the sequence or
+                the heads evenly, or a slice is shorter than the window.
         """
         device = torch.device("cpu") if device is None else device
         rank, size = 0, 1
         if parallel is not None and parallel.comm_type != "a2a":
             rank, size = parallel.rank, parallel.size
+        elif parallel is not None and (heads := rule.keys.heads) is not None:
+            share = parallel.share_of(heads)
+            rule = rule.of_heads(parallel.rank * share, (parallel.rank + 1) * share)
         if document_starts is None:
             layout = _one_document(rule, length, rank, size, device)
         else:
@@ -113,6 +120,19 @@ class Layout:
         """s_l."""
         ranks = 1 if self.parallel is None else self.parallel.size
         return self.length // (ranks * self.rule.copies.count if self.rule.copies.cached else ranks)
+
+    @property
+    def heads(self) -> int | None:
+        """How many key/value heads the call's tensors have; None for any number."""
+        ranks = self.parallel.size if self.parallel is not None and self.parallel.comm_type == "a2a" else 1
+        return None if self.rule.keys.heads is None else ranks * self.rule.keys.heads
+
+    def by_head(self) -> "Iterator[tuple[slice, Layout]]":
+        """Slices of the key/value heads that are computed with these rows, where the rule is one by head, and
+        the layout of each, whose rule is one for all of its heads."""
+        for heads, keys in self.rule.keys.by_head():
+            layout = _of_keys(self.groupless or self, keys)
+            yield heads, replace(layout, parallel=self.parallel, groupless=layout)
 
     def to(self, device: torch.device) -> "Layout":
         """The same for rows on another device."""
@@ -184,9 +204,24 @@ def _make(
     return Layout(rule, None, length, rank, size, document_starts, segments, pieces, start, window, halo)
 
 
-@made_once(maxsize=64)
+@made_once(maxsize=256)  # layers whose heads differ each have a rule of their own
 def _one_document(rule: AttentionRule, length: int, rank: int, size: int, device: torch.device) -> Layout:
     return _make(rule, length, None, rank, size, device)
+
+
+def _of_keys(layout: Layout, keys: Keys) -> Layout:
+    """The layout of a slice of heads, shared by all layers and slices of one rule where it can be: what is
+    derived from a layout is cached under it.
+    """
+    rule = replace(layout.rule, keys=keys)
+    if layout.document_starts is None:
+        return _one_document(rule, layout.length, layout.rank, layout.size, layout.start.device)
+    return _packed(layout, rule)
+
+
+@lru_cache(maxsize=64)
+def _packed(layout: Layout, rule: AttentionRule) -> Layout:
+    return replace(layout, rule=rule)
 
 
 def _check(document_starts: Tensor, length: int) -> None:

@@ -29,7 +29,7 @@ class DocumentParams(PackedSeqParams):
     """
 
     layouts: dict[AttentionRule, Layout] = field(default_factory=dict)
-    """For each rule of the model's layers."""
+    """For each rule of the model's layers, of this rank's heads."""
 
 
 class PHDCoreAttention(MegatronModule):
@@ -60,7 +60,8 @@ class PHDCoreAttention(MegatronModule):
                 f"{attention_type} attention with mask type {attn_mask_type}"
             )
         self.softmax_scale = softmax_scale
-        self.rule = config.layers(config.num_layers)[layer_number - 1]
+        tensor_parallel = 0 if pg_collection is None else pg_collection.tp.rank()
+        self.rule = config.layers_on_rank(tensor_parallel)[layer_number - 1]
         self.attention = BACKENDS[config.phd_attention_backend]
         group = None if pg_collection is None else pg_collection.cp
         self.parallel = context_parallel(config, group, cp_comm_type)

@@ -51,7 +51,7 @@ def document_params(starts: Tensor | None, config: PHDTransformerConfig) -> Docu
     on_host = starts.cpu()  # once: each layout reads them there
     layouts = {
         rule: Layout.of(rule, length, document_starts=on_host, parallel=parallel, device=starts.device)
-        for each in {*config.layers(config.num_layers)}
+        for each in {*config.layers_on_rank(parallel_state.get_tensor_model_parallel_rank())}
         for rule in {each, each.outside_training}
     }
     return DocumentParams(qkv_format="sbhd", max_seqlen_q=length, max_seqlen_kv=length, layouts=layouts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from megatron.core.transformer import TransformerConfig
 
 from phd.config import PartialTrainingConfig, PHDConfig
+from phd.rules.rule import AttentionRule
 from phd.rules.variant import Variant
 
 
@@ -28,6 +29,16 @@ class PHDTransformerConfig(PHDConfig, PartialTrainingConfig, TransformerConfig):
         PHDConfig.__post_init__(self)
         PartialTrainingConfig.__post_init__(self)
         TransformerConfig.__post_init__(self)
+
+    def layers_on_rank(self, rank: int) -> tuple[AttentionRule, ...]:
+        """The rule of each layer for the key/value heads of a tensor-parallel rank; a pattern counts those of
+        the whole layer. Where there are fewer heads than ranks, several ranks have the same one.
+        """
+        heads, ranks = self.num_query_groups, self.tensor_model_parallel_size
+        begin, end = rank * heads // ranks, (rank + 1) * heads // ranks
+        return tuple(
+            rule.of_heads(begin, max(end, begin + 1)) for rule in self.layers(self.num_layers, heads)
+        )
 
     @property
     def phd_attention(self) -> bool:

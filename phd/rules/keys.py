@@ -6,11 +6,12 @@ so that a document packed with others sees what it would see alone. All copies o
 originals.
 """
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from inspect import signature
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, ClassVar
 
 
@@ -51,8 +52,30 @@ class Keys(ABC):
 
     full: ClassVar[bool] = False
     """Whether all keys are kept."""
-    trained_only: ClassVar[bool] = False
-    """Whether the rule holds in training alone, and layers are full elsewhere."""
+
+    @property
+    def heads(self) -> int | None:
+        """How many key/value heads a layer of this rule has; None for any number."""
+        return None
+
+    @property
+    def outside_training(self) -> "Keys":
+        """The rule in validation and inference."""
+        return self
+
+    @property
+    def trained_only(self) -> bool:
+        """Whether the rule holds in training alone."""
+        return self.outside_training != self
+
+    def by_head(self) -> "Iterator[tuple[slice, Keys]]":
+        """Slices of the key/value heads, from the first on, and the rule of each, which is one for all of
+        its heads."""
+        yield slice(None), self
+
+    def of_heads(self, begin: int, end: int) -> "Keys":
+        """The rule of a layer that has key/value heads ``begin`` to ``end - 1`` alone."""
+        return self
 
     @abstractmethod
     def keeps(self, query: Any, key: Any, head: Any = 0) -> Any:
@@ -77,9 +100,14 @@ class Keys(ABC):
             (keys for part in parts if not part.causal for keys in part.keys), key=lambda r: r.start
         )
 
-    def pairs(self, length: int) -> int:
-        """How many pairs of a query and a key of a document of ``length`` positions see each other."""
+    def pairs(self, length: int) -> float:
+        """How many pairs of a query and a key of a document of ``length`` positions see each other; the mean
+        over heads."""
         return sum(part.pairs for part in self.parts(0, length))
+
+    def held(self, length: int) -> float:
+        """How many positions ``retained`` has; the mean over heads."""
+        return sum(map(len, self.retained(length)))
 
 
 @dataclass(frozen=True)
@@ -206,8 +234,6 @@ class Groups(Keys):
         ValueError: a number is out of range.
     """
 
-    trained_only = True
-
     size: int
     """Positions in a group."""
     shift: int = 0
@@ -218,6 +244,10 @@ class Groups(Keys):
             raise ValueError(
                 f"groups need a size of at least 1 and a shift below it, got {self.size} and {self.shift}"
             )
+
+    @property
+    def outside_training(self) -> Keys:
+        return Full()
 
     def keeps(self, query: Any, key: Any, head: Any = 0) -> Any:
         return ((query + self.shift) // self.size == (key + self.shift) // self.size) & (key <= query)
@@ -239,6 +269,92 @@ class Groups(Keys):
         return f"groups.{self.size}.{self.shift}"
 
 
+@dataclass(frozen=True)
+class ByHead(Keys):
+    """Slices of the key/value heads with a rule each; query heads follow their key/value head. DuoAttention
+    (arXiv 2410.10819): heads that keep all keys beside heads that keep a sink and a window. LongLoRA: half
+    of the heads in groups, half in groups shifted by half of their size.
+
+    Heads are those of the whole layer: a rank that holds some of them takes ``of_heads``.
+
+    Raises:
+        ValueError: all heads have one rule, a count is below 1, or a rule is one by head itself.
+    """
+
+    slices: tuple[tuple[int, Keys], ...]
+    """(how many heads, their rule), from the first head on. Neighbours of one rule become one slice, so that
+    equal rules are equal values."""
+
+    def __post_init__(self) -> None:
+        if any(count < 1 or isinstance(keys, ByHead) for count, keys in self.slices):
+            raise ValueError(f"slices of heads need at least 1 head and a rule of all heads, got {self}")
+        same = groupby(self.slices, key=lambda each: each[1])
+        object.__setattr__(
+            self, "slices", tuple((sum(count for count, _ in run), keys) for keys, run in same)
+        )
+        if len(self.slices) < 2:
+            raise ValueError(f"a rule by head needs heads that differ, got {self}: write that rule alone")
+
+    @classmethod
+    def join(cls, slices: Iterable[tuple[int, Keys]]) -> Keys:
+        """The rule of these slices of heads: itself where there is one rule for all."""
+        given = tuple(slices)
+        first = given[0][1]
+        return first if all(keys == first for _, keys in given) else cls(given)
+
+    @property
+    def heads(self) -> int:
+        return sum(count for count, _ in self.slices)
+
+    @property
+    def outside_training(self) -> Keys:
+        return ByHead.join((count, keys.outside_training) for count, keys in self.slices)
+
+    def by_head(self) -> Iterator[tuple[slice, Keys]]:
+        begin = 0
+        for count, keys in self.slices:
+            yield slice(begin, begin + count), keys
+            begin += count
+
+    def of_heads(self, begin: int, end: int) -> Keys:
+        return ByHead.join(
+            (min(end, heads.stop) - max(begin, heads.start), keys)
+            for heads, keys in self.by_head()
+            if heads.start < end and begin < heads.stop
+        )
+
+    def keeps(self, query: Any, key: Any, head: Any = 0) -> Any:
+        kept: Any = False
+        for heads, keys in self.by_head():
+            kept = kept | ((heads.start <= head) & (head < heads.stop) & keys.keeps(query, key))
+        return kept
+
+    def parts(self, begin: int, end: int) -> Iterator[Part]:
+        for heads, keys in self.by_head():
+            yield from (replace(part, heads=heads) for part in keys.parts(begin, end))
+
+    def retained(self, length: int) -> list[range]:
+        """Of all heads together: some head may need them."""
+        ranges: list[range] = []
+        found = (keys for _, rule in self.slices for keys in rule.retained(length) if keys)
+        for keys in sorted(found, key=lambda r: r.start):
+            if ranges and keys.start <= ranges[-1].stop:
+                ranges[-1] = range(ranges[-1].start, max(ranges[-1].stop, keys.stop))
+            else:
+                ranges.append(keys)
+        return ranges
+
+    def pairs(self, length: int) -> float:
+        return sum(count * keys.pairs(length) for count, keys in self.slices) / self.heads
+
+    def held(self, length: int) -> float:
+        return sum(count * keys.held(length) for count, keys in self.slices) / self.heads
+
+    def __str__(self) -> str:
+        """``heads.2full.6sink.64.1.4``: counts with their rules."""
+        return ".".join(["heads", *(f"{count}{keys}" for count, keys in self.slices)])
+
+
 DEFAULTS = {"full": Full(), "sink": Blocks(), "block-sparse": Blocks(64, 0, 1, 64)}
 """What a kind means without numbers."""
 
@@ -252,9 +368,15 @@ KINDS: dict[str, Callable[..., Keys]] = {
 """How a kind is made from its numbers, in the order in which its name has them."""
 
 SPELLINGS = (
-    "full, sink[.BLOCK.SINK.LOCAL], block-sparse[.BLOCK.STRIDE.LOCAL], blocks.BLOCK.SINK.LOCAL.STRIDE or (in "
-    "training alone) groups.SIZE.SHIFT"
+    "full, sink[.BLOCK.SINK.LOCAL], block-sparse[.BLOCK.STRIDE.LOCAL], blocks.BLOCK.SINK.LOCAL.STRIDE, (in "
+    "training alone) groups.SIZE.SHIFT, or by key/value heads heads.2full.6sink.64.1.4"
 )
+
+_KIND = "|".join(KINDS)
+_NUMBERS = r"(?:\.\d+(?![a-z\d]))*"  # a number before a letter counts the heads of the next slice
+_SLICE = rf"\.(\d+)((?:{_KIND}){_NUMBERS})"
+TEXT = rf"(?:{_KIND})[.\d]*|heads(?:\.\d+(?:{_KIND}){_NUMBERS})+"
+"""What the text of a rule of keys looks like, as a regular expression."""
 
 
 def parse_keys(text: str) -> Keys:
@@ -263,6 +385,9 @@ def parse_keys(text: str) -> Keys:
     Raises:
         ValueError: it is none, or a number is out of range.
     """
+    if re.fullmatch(rf"heads(?:{_SLICE})+", text):
+        slices = re.findall(_SLICE, text)
+        return ByHead(tuple((int(count), parse_keys(keys)) for count, keys in slices))
     kind, *numbers = text.split(".")
     if not numbers and kind in DEFAULTS:
         return DEFAULTS[kind]

@@ -3,6 +3,7 @@
     full                        every layer
     sink.128.1.16               every layer
     10sink-12full-10sink        by layer, from the first on
+    heads.2full.6sink           every layer, by key/value heads
     longgen-sink.128.1.16       LongGen's hybrid: top and bottom thirds of the layers sparse
 
 The text is made for shells, folders, SLURM and W&B; ``10*sink,12*full,10*sink`` is read too.
@@ -14,14 +15,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from phd.rules.keys import KINDS, SPELLINGS, Full, Keys, parse_keys
+from phd.rules.keys import SPELLINGS, TEXT, Full, Keys, parse_keys
 
 _PRESETS = {"longgen-sink": "sink", "longgen-block": "block-sparse"}
 """LongGen's hybrids (arXiv 2410.01485, section 3): the kind of the layers around the full ones."""
 
 _OLD = {"block": 64, "sink_blocks": 1, "local_blocks": 32, "stride": 64, "stride_local_blocks": 1}
 
-_LAYERS = re.compile(rf"(\d*)((?:{'|'.join(KINDS)})[.\d]*)(?:-|$)")
+_LAYERS = re.compile(rf"(\d*)({TEXT})(?:-|$)")
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,25 @@ class LayerPattern:
         text = re.sub(r"((?:longgen-)?sink)(?!\.)", rf"\g<1>{sink}", text)
         return cls.parse(re.sub(r"(block-sparse|longgen-block)(?!\.)", rf"\g<1>{sparse}", text))
 
-    def layers(self, num_layers: int) -> tuple[Keys, ...]:
+    def layers(self, num_layers: int, heads: int | None = None) -> tuple[Keys, ...]:
         """The rule of each of ``num_layers`` layers.
 
+        Args:
+            heads: key/value heads of a layer, where they are known.
+
         Raises:
-            ValueError: the pattern is one of another depth.
+            ValueError: the pattern is one of another depth, or of other heads.
         """
+        layers = self._layers(num_layers)
+        for number, keys in enumerate(layers, start=1):
+            if heads is not None and keys.heads not in (None, heads):
+                raise ValueError(
+                    f"layer {number} of the attention pattern, {keys}, is for {keys.heads} key/value heads, "
+                    f"and the model has {heads}"
+                )
+        return layers
+
+    def _layers(self, num_layers: int) -> tuple[Keys, ...]:
         preset, numbers = _preset(self.text)
         if preset is not None:
             if num_layers < 3:

@@ -1,6 +1,6 @@
 """Who sees whom: the one rule that every kernel, layout and cache of this project is tested against."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,7 +33,11 @@ class AttentionRule:
     @property
     def outside_training(self) -> "AttentionRule":
         """The layer's rule in validation and inference."""
-        return AttentionRule(self.copies) if self.keys.trained_only else self
+        return replace(self, keys=self.keys.outside_training)
+
+    def of_heads(self, begin: int, end: int) -> "AttentionRule":
+        """The rule of key/value heads ``begin`` to ``end - 1`` alone."""
+        return replace(self, keys=self.keys.of_heads(begin, end))
 
     def sees(
         self, query: Any, query_copy: Any, key: Any, key_copy: Any, *, document_start: Any = 0, head: Any = 0
@@ -61,9 +65,10 @@ class AttentionRule:
         return original | ((key_copy >= 1) & own_token) | hidden
 
     @lru_cache  # noqa: B019 (a rule is a small value)
-    def visible_pairs(self, length: int, *, last_copy_only: bool = False) -> int:
+    def visible_pairs(self, length: int, *, last_copy_only: bool = False) -> float:
         """How many pairs of a query and a key of one head see each other in a document of ``length``
         positions: ``sees`` summed over K * length queries, or those of the last copy, and K * length keys.
+        The mean over heads.
 
         Raises:
             ValueError: there is no position.
@@ -80,15 +85,15 @@ class AttentionRule:
         hidden_pairs = min(queries, copies.hidden) * copies.hidden * self._earlier_in_band(length)
         return queries * self.keys.pairs(length) + hidden_pairs + own * length
 
-    def retained(self, length: int) -> int:
+    def retained(self, length: int) -> float:
         """Keys that a cache must hold after ``length`` positions, in one head: originals that a later query
-        may see, and the hidden copies that the next position sees.
+        may see, and the hidden copies that the next position sees. The mean over heads.
         """
         copies = self.copies
         if copies.cached:
             return copies.count * length
         hidden = copies.hidden * (length - copies.band_start(length)) if copies.hidden else 0
-        return sum(map(len, self.keys.retained(length))) + hidden
+        return self.keys.held(length) + hidden
 
     def _earlier_in_band(self, length: int) -> int:
         """Pairs of a position and an earlier one of its band."""

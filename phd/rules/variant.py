@@ -6,6 +6,7 @@ It fits folders, SLURM and W&B ([A-Za-z0-9.+-]+), tells apart what differs, and 
 ``Variant.parse``.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -82,6 +83,15 @@ class Variant:
             parts.append(str(self.pattern))
         return "+".join(parts)
 
+    @property
+    def label(self) -> str:
+        """The name where it has at most 100 characters, else its beginning and a digest: for what takes no
+        longer ones, as W&B. A pattern whose heads differ in every layer is long."""
+        name = str(self)
+        if len(name) <= 100:
+            return name
+        return f"{name[:88]}...{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
     @classmethod
     def parse(cls, name: str) -> "Variant":
         """Inverse of ``str``.
@@ -121,13 +131,16 @@ class Variant:
         embedding = arguments.get("phd_copy_embedding", "none")
         return cls(copies, LayerPattern.from_arguments(arguments), embedding)
 
-    def layers(self, num_layers: int) -> tuple[AttentionRule, ...]:
+    def layers(self, num_layers: int, heads: int | None = None) -> tuple[AttentionRule, ...]:
         """The rule of each of ``num_layers`` layers.
 
+        Args:
+            heads: key/value heads of a layer, where they are known.
+
         Raises:
-            ValueError: the pattern is one of another depth.
+            ValueError: the pattern is one of another depth, or of other heads.
         """
-        return tuple(AttentionRule(self.copies, keys) for keys in self.pattern.layers(num_layers))
+        return tuple(AttentionRule(self.copies, keys) for keys in self.pattern.layers(num_layers, heads))
 
     def outside_training(self, num_layers: int) -> "Variant":
         """As validation and inference have it, with a pattern that lists its layers.
@@ -145,7 +158,7 @@ class Variant:
             prune_last_layer: in the last layer the copies but the last have queries, keys and values alone.
 
         Raises:
-            ValueError: ``seq_length`` is below 1, or the pattern is one of another depth.
+            ValueError: ``seq_length`` is below 1, or the pattern is one of another depth, or of other heads.
         """
         count = self.copies.count
 
@@ -157,7 +170,8 @@ class Variant:
             rest = shape.hidden_size * shape.query_size + mlp
             return count * shape.projection + (1 if pruned else count) * rest + products
 
-        *others, last = zip(self.layers(shape.num_layers), shape.mlp_products, strict=True)
+        rules = self.layers(shape.num_layers, shape.num_query_groups)
+        *others, last = zip(rules, shape.mlp_products, strict=True)
         layers = sum(layer(*each, False) for each in others) + layer(*last, prune_last_layer)
         return 3 * 2 * (layers + shape.hidden_size * shape.vocab_size)
 
@@ -169,8 +183,8 @@ class Variant:
         window, and with chunks none right after a chunk's end. Naive repetition keeps all K copies.
 
         Raises:
-            ValueError: the pattern is one of another depth.
+            ValueError: the pattern is one of another depth, or of other heads.
         """
-        rules = self.layers(shape.num_layers)
+        rules = self.layers(shape.num_layers, shape.num_query_groups)
         entries = sum(rule.outside_training.retained(seq_length) for rule in rules)
-        return 2 * shape.num_query_groups * shape.kv_channels * bytes_per_element * entries
+        return round(2 * shape.num_query_groups * shape.kv_channels * bytes_per_element * entries)

@@ -21,13 +21,14 @@ from megatron.training.utils import print_rank_0
 from phd.checkpoint.choice import checkpoint_source, mend_tracker, resolve_checkpoint
 from phd.config import PartialTrainingConfig, PHDConfig
 from phd.megatron import compat, cpu
-from phd.megatron.transformer_config import PHDTransformerConfig
+from phd.megatron.transformer_config import PHDTransformerConfig, key_value_heads
 from phd.run.config import RunConfig
 from phd.run.wandb import name_run
 from phd.training.dataset import SamplesConfig, refuse_order
 from phd.training.e2_llm import E2Config, refuse_e2
 from phd.training.ending import OnlyHere
 from phd.training.flags import Flags, one_line_errors
+from phd.training.full_heads import FullHeadsConfig, take_full_heads
 from phd.training.guard import RunGuard
 from phd.training.inputs import refuse_missing_inputs
 from phd.training.modules import refuse_missing_modules
@@ -82,6 +83,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
     ArgumentGroupFactory(SamplesConfig).build_group(parser, title="training samples")
+    ArgumentGroupFactory(FullHeadsConfig).build_group(parser, title="DuoAttention")
     ArgumentGroupFactory(E2Config).build_group(parser, title="E2-LLM")
     ArgumentGroupFactory(GapsConfig).build_group(parser, title="LongRecipe")
     parser.set_defaults(
@@ -164,6 +166,8 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
             mend_tracker(Path(getattr(args, source)))  # each rank: they do not know each other yet
         load_args_from_checkpoint(args, source)
     refuse_missing_sizes(args)  # used by the checks below
+    take_full_heads(args)
+    config = phd_config_from_args(args)
     if args.eval_interval is None:  # Megatron divides by it, with --eval-iters 0 too
         args.eval_interval = 1000
     refuse_unsupported(args, to_train)
@@ -176,10 +180,10 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     refuse_sizes(args)
     refuse_e2(args)
     refuse_gaps(args)
-    config.layers(args.num_layers)  # fits the model, or ends here
+    config.layers(args.num_layers, key_value_heads(args))  # fits the model, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
-    args.wandb_exp_name = args.wandb_exp_name or str(config.variant)
+    args.wandb_exp_name = args.wandb_exp_name or config.variant.label
     if args.data_cache_path is None:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
         args.data_cache_path = str(Path(args.run_dir or args.save or _user_cache(), "index-cache"))

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from phd.attention.context_parallel import COMM_TYPES, ContextParallel
 from phd.attention.slices import rank_segments
-from phd.rules.keys import Blocks, Full, Groups
+from phd.rules.keys import Blocks, ByHead, Full, Groups
 from tests.attention.calls import attend, rule_of
 from tests.attention.test_attention import random_inputs, run, starts_of
 
@@ -24,6 +24,11 @@ CASES = {
     "strided-CSWA-2": (rule_of(2, 4, 8, Blocks(4, 0, 2, stride=3)), {}),
     "odd-blocks-SWA-3-last": (rule_of(3, 6, keys=Blocks(5, 1, 2, stride=4)), {"last_copy_only": True}),
     "shifted-groups-CSWA-2": (rule_of(2, 4, 8, Groups(12, 6)), {}),
+    "full-heads-among-streaming": (
+        rule_of(2, 4, 8, ByHead(((1, Blocks(1, 1, 9)), (1, Full()), (2, Blocks(4, 1, 2))))),
+        {},
+    ),
+    "heads-shifted-by-half": (rule_of(1, keys=ByHead(((2, Groups(16)), (2, Groups(16, 8))))), {}),
     "naive-2": (rule_of("naive-2"), {}),
     "naive-3-last": (rule_of("naive-3"), {"last_copy_only": True}),
 }
@@ -134,7 +139,10 @@ def sent_elements(comm_type, case):
     return forward, sent
 
 
-@pytest.mark.parametrize("case", ["vanilla", "CSWA-2-divides", "SWA-3", "naive-2", "sink", "strided-CSWA-2"])
+@pytest.mark.parametrize(
+    "case",
+    ["vanilla", "CSWA-2-divides", "SWA-3", "naive-2", "sink", "strided-CSWA-2", "heads-shifted-by-half"],
+)
 @pytest.mark.parametrize("comm_type", COMM_TYPES)
 def test_communication_volume(world, comm_type, case):
     """The originals' keys and values and the windows' halos; a2a moves every copy, naive repetition too."""
@@ -164,8 +172,11 @@ def traffic(rule, ranks, comm_type, heads, groups, dim):
         exchanged = 0
         for rank in range(ranks):
             held = {p for p in range(LENGTH) if p // rows in (rank, 2 * ranks - 1 - rank)}
-            seen = {key for query in held for key in range(query + 1) if rule.keys.keeps(query, key)}
-            exchanged += len(seen - held)
+            for head in range(groups):
+                seen = {
+                    key for query in held for key in range(query + 1) if rule.keys.keeps(query, key, head)
+                }
+                exchanged += len(seen - held) / groups
     halo = 0
     if copies.chunk is None or rows % copies.chunk:
         # of the 2P - 1 borders one lies within a rank

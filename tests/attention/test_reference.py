@@ -15,7 +15,7 @@ def test_masked_attention_by_hand():
     )
     mask = torch.rand(samples, length, copies, length, copies, generator=generator) < 0.5
     mask |= torch.eye(length * copies, dtype=torch.bool).view_as(mask[0])
-    context = masked_attention(query, key, value, mask, scale)
+    context = masked_attention(query, key, value, mask.unsqueeze(1), scale)
     for n, sample, j, head in torch.cartesian_prod(
         *map(torch.arange, (length, samples, copies, heads))
     ).tolist():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from phd.attention import sparse
-from phd.rules.keys import Blocks, Full, Groups
+from phd.rules.keys import Blocks, ByHead, Full, Groups
 from tests.attention.calls import attend, rule_of
 from tests.attention.test_attention import TOLERANCE, assert_equal_to_reference, random_inputs, run, starts_of
 from tests.attention.test_flash import allocations
@@ -24,6 +24,9 @@ PATTERNS = {
     "wider-than-the-sequence": Blocks(64, sink=1, local=32),
     "groups": Groups(16),
     "shifted-groups": Groups(16, 8),
+    # of two key/value heads
+    "full-and-streaming-heads": ByHead(((1, Full()), (1, Blocks(1, 1, 7)))),
+    "heads-shifted-by-half": ByHead(((1, Groups(16)), (1, Groups(16, 8)))),
 }
 VARIANTS = [(1, 1, None), (2, 4, 8), (3, 5, None)]
 
@@ -42,6 +45,38 @@ def test_output_and_gradients_equal_the_reference(pattern, copies, window, chunk
 def test_heads_and_dtypes(heads, groups, dtype):
     inputs = random_inputs(LENGTH, 6, heads, groups, 5, dtype)
     assert_equal_to_reference(inputs, rule_of(2, 4, keys=PATTERNS["strided-local"]))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one", "packed"])
+@pytest.mark.parametrize("last_copy_only", [False, True])
+def test_slices_of_heads(last_copy_only, documents, dtype):
+    """Full ones in several places, and three rules."""
+    strided, sink = PATTERNS["strided-local"], Blocks(64, 1, 1)
+    keys = ByHead(((1, Full()), (2, strided), (1, Full()), (1, sink), (2, Full())))
+    *inputs, grad = random_inputs(LENGTH, 6, 21, 7, 5, dtype)
+    inputs = [*inputs, grad[:, 2::3] if last_copy_only else grad]
+    arguments = {"document_starts": documents, "last_copy_only": last_copy_only}
+    assert_equal_to_reference(inputs, rule_of(3, 4, 8, keys), **arguments)
+
+
+def test_a_slice_of_heads_is_what_it_would_be_alone():
+    """To the last bit: streaming heads by blocks of 1, of 64 and of 128, full ones, and shifted groups."""
+    rules = Blocks(1, 4, 20), Full(), Blocks(64, 1, 2), Groups(50, 25), Blocks(128, 1, 2)
+    inputs = random_inputs(400, 2, 10, 5)
+    together = run(inputs, rule_of(2, 4, 8, ByHead(tuple((1, keys) for keys in rules))))
+    for head, keys in enumerate(rules):
+        where = [slice(2 * head, 2 * head + 2), *2 * [slice(head, head + 1)], slice(2 * head, 2 * head + 2)]
+        alone = run([x[:, :, of] for x, of in zip(inputs, where, strict=True)], rule_of(2, 4, 8, keys))
+        for whole, part, of in zip(together, alone, (where[0], *where[:3]), strict=True):
+            assert torch.equal(whole[:, :, of], part)
+
+
+def test_heads_that_do_not_fit():
+    inputs = random_inputs(LENGTH, 1, 4, 4)[:3]
+    for backend in ("flash", "reference"):
+        with pytest.raises(ValueError, match=r"key has 4 heads, the layout's rule heads.1full.1sink.* for 2"):
+            attend(*inputs, rule_of(1, keys=PATTERNS["full-and-streaming-heads"]), backend=backend)
 
 
 def test_last_copy_only():

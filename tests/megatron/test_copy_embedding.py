@@ -115,7 +115,7 @@ def dense_losses(config, weights: dict, tokens, labels, positions=None):
         query, key, value = fused.split([heads // groups, 1, 1], dim=-2)
         query, key, value = rotate(query.flatten(3, 4)), rotate(key.squeeze(-2)), value.squeeze(-2)
         mask = dense_mask(rule, len(hidden))
-        context = masked_attention(query, key, value, mask, size**-0.5).flatten(-2)
+        context = masked_attention(query, key, value, mask.unsqueeze(1), size**-0.5).flatten(-2)
         hidden = hidden + context @ weights[f"{layer}.self_attention.linear_proj.weight"].T
         normed = norm(hidden, f"{layer}.pre_mlp_layernorm.weight")
         gate, up = (normed @ weights[f"{layer}.mlp.linear_fc1.weight"].T).chunk(2, dim=-1)

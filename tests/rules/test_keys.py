@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from phd.rules.keys import DEFAULTS, KINDS, Blocks, Full, Groups, parse_keys
+from phd.rules.keys import DEFAULTS, KINDS, Blocks, ByHead, Full, Groups, parse_keys
 
 LENGTH = 61
 RULES = [
@@ -21,6 +21,10 @@ RULES = [
     ),
     Blocks(),
     *(Groups(4), Groups(4, 3), Groups(7, 2), Groups(1), Groups(99, 30)),
+    ByHead(((1, Full()), (3, Blocks(4, 1, 2)))),
+    ByHead(((1, Blocks(1, 2, 5)), (1, Full()), (2, Blocks(7, 0, 2, 3)))),
+    ByHead(((2, Groups(8)), (2, Groups(8, 4)))),
+    ByHead(((1, Groups(8, 4)), (2, Blocks()), (1, Blocks(64, 0, 1, 64)))),
 ]
 CUTS = [(0, LENGTH), (0, 1), (0, 8), (3, 40), (16, 48), (29, 30), (28, LENGTH), (50, LENGTH)]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
@@ -94,19 +98,44 @@ def test_what_is_retained_is_what_later_queries_see(rule):
             if any(rule.keeps(query, key, head) for query in range(length, length + 200) for head in HEADS)
         ]
         assert [key for keys in rule.retained(length) for key in keys] == later, length
+        alone = [rule.of_heads(head, head + 1) for head in HEADS]
+        assert rule.held(length) == sum(keys.held(length) for keys in alone) / len(HEADS)
+
+
+@every_rule
+def test_some_heads_alone(rule):
+    """As ranks hold them; and each slice has one rule for all of its heads."""
+    for begin in HEADS:
+        for end in HEADS[begin:]:
+            alone = rule.of_heads(begin, end + 1)
+            for head in range(begin, end + 1):
+                assert alone.of_heads(head - begin, head - begin + 1) == rule.of_heads(head, head + 1)
+                assert [rule.keeps(50, key, head) for key in range(51)] == [
+                    alone.keeps(50, key, head - begin) for key in range(51)
+                ]
+    heads = [head for heads, _ in rule.by_head() for head in HEADS[heads]]
+    assert heads == [*HEADS] and rule.heads in (None, len(HEADS))
+    for heads, keys in rule.by_head():
+        assert keys.heads is None and keys == rule.of_heads(HEADS[heads][0], HEADS[heads][-1] + 1)
 
 
 @every_rule
 def test_the_number_of_pairs(rule):
+    """The mean over heads."""
     for length in (1, 4, 7, 32, 33, LENGTH):
-        seen = sum(bool(rule.keeps(query, key)) for query in range(length) for key in range(query + 1))
-        assert rule.pairs(length) == seen
+        seen = sum(
+            bool(rule.keeps(query, key, head))
+            for query in range(length)
+            for key in range(query + 1)
+            for head in HEADS
+        )
+        assert rule.pairs(length) == seen / len(HEADS)
 
 
 @every_rule
 def test_a_rule_is_read_back(rule):
     assert parse_keys(str(rule)) == rule
-    assert re.fullmatch(r"[a-z][a-z.-]*[\d.]*", str(rule))
+    assert re.fullmatch(r"[a-z][a-z.-]*[\d.]*|heads(\.\d+[a-z-]+[\d.]*)+", str(rule))
 
 
 def test_defaults_are_written_without_numbers():
@@ -117,7 +146,12 @@ def test_defaults_are_written_without_numbers():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "dense", "sink.1", "sink.1.2.3.4", "sink.a.b.c", "blocks", "full.3", "sink."]
+    "text",
+    [
+        *("", "dense", "sink.1", "sink.1.2.3.4", "sink.a.b.c", "blocks", "full.3", "sink."),
+        *("heads", "heads.full", "heads.2full.", "heads.1full.2dense", "heads.1full-1sink"),
+        "heads.1heads.1full.2sink",
+    ],
 )
 def test_no_rule(text):
     with pytest.raises(ValueError, match=f"'{text}' is no rule of keys: write full, sink"):
@@ -136,8 +170,25 @@ def test_groups_out_of_range(numbers):
         Groups(*numbers)
 
 
+def test_slices_of_heads():
+    sink, full = Blocks(64, 1, 4), Full()
+    rule = ByHead(((1, full), (1, full), (6, sink)))
+    assert rule == ByHead(((2, full), (6, sink))) == parse_keys("heads.2full.6sink.64.1.4")
+    assert ByHead.join([(1, sink), (7, sink)]) == sink and ByHead.join(rule.slices) == rule
+    assert str(ByHead(((1, Blocks(8, 0, 1, 4)), (2, sink)))) == "heads.1block-sparse.8.4.1.2sink.64.1.4"
+    groups = ByHead(((1, Groups(8)), (1, Groups(8, 4)), (2, sink)))
+    assert groups.trained_only and groups.outside_training == ByHead(((2, full), (2, sink)))
+    assert not rule.trained_only and ByHead(((1, Groups(8)), (1, Groups(8, 4)))).outside_training == full
+    with pytest.raises(ValueError, match="at least 1 head and a rule of all heads, got heads.0full.2sink"):
+        ByHead(((0, full), (2, Blocks())))
+    with pytest.raises(ValueError, match="got heads.1full.1heads.2full.6sink"):
+        ByHead(((1, full), (1, rule)))
+    with pytest.raises(ValueError, match="needs heads that differ, got heads.2full: write that rule alone"):
+        ByHead(((1, full), (1, full)))
+
+
 def test_every_kind_is_tried():
-    assert {str(rule).partition(".")[0] for rule in RULES} == {*KINDS}
+    assert {str(rule).partition(".")[0] for rule in RULES} == {*KINDS, "heads"}
 
 
 def test_longgen_s_own_numbers():

@@ -1,6 +1,6 @@
 import pytest
 
-from phd.rules.keys import Blocks, Full
+from phd.rules.keys import Blocks, ByHead, Full
 from phd.rules.pattern import LayerPattern
 
 SINK, STRIDED, FULL = Blocks(64, 1, 32), Blocks(64, 0, 1, 64), Full()
@@ -28,6 +28,12 @@ def test_presets_are_sparse_in_the_outer_thirds(preset, kind, layers, outer, mid
         ("1sink.64.1.32-2block-sparse.64.64.1", "1sink-2block-sparse", [SINK, STRIDED, STRIDED]),
         ("blocks.8.1.2.3", "blocks.8.1.2.3", 3 * [Blocks(8, 1, 2, 3)]),
         ("longgen-sink.16.2.3", "longgen-sink.16.2.3", [Blocks(16, 2, 3), FULL, Blocks(16, 2, 3)]),
+        ("heads.1full.1full.6sink", "heads.2full.6sink", 3 * [ByHead(((2, FULL), (6, SINK)))]),
+        (
+            "heads.1full.3block-sparse.8.4.1,1*heads.2sink.1.4.9.2full,full",
+            "1heads.1full.3block-sparse.8.4.1-1heads.2sink.1.4.9.2full-1full",
+            [ByHead(((1, FULL), (3, Blocks(8, 0, 1, 4)))), ByHead(((2, Blocks(1, 4, 9)), (2, FULL))), FULL],
+        ),
         ("longgen-block.64.64.1", "longgen-block", [STRIDED, FULL, STRIDED]),
     ],
 )

@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -93,6 +94,14 @@ def test_no_name(name, message):
         Variant.parse(name)
 
 
+def test_labels_of_long_names():
+    """For W&B: names of which each layer has its own heads differ at their end."""
+    assert Variant.parse("PHD-2+longgen-sink").label == "PHD-2+longgen-sink"
+    heads = "-".join(f"1heads.{count}full.{8 - count}sink.64.1.5" for count in (1, 2, 3, 4, 5))
+    labels = {Variant.parse(f"{heads}-{last}").label for last in ("1full", "1heads.1full.7sink", "1sink")}
+    assert len(labels) == 3 and all(len(label) <= 100 and label.startswith(heads[:80]) for label in labels)
+
+
 def test_layers_bind_a_depth():
     first, middle, last = Variant.parse("PHD-2+longgen-sink").layers(3)
     assert first == last and first.keys == Blocks() and first.copies == middle.copies == Copies(2)
@@ -147,6 +156,42 @@ def test_longgen_kv_cache(name):
     full, hybrid = (Variant.parse(which).kv_cache_bytes(LLAMA_7B, LONG, 2) for which in ("vanilla", name))
     assert full == 64 * 2**30
     assert hybrid / full == pytest.approx(0.385, abs=5e-4)
+
+
+# Llama-3 8B, and Llama-2 7B's heads: DuoAttention's models
+LLAMA_8B = replace(LLAMA_7B, num_query_groups=8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys", "length", "share"),
+    [
+        # a quarter of the heads whole, the rest a sink of 64 and 256 recent positions
+        pytest.param(LLAMA_7B, "heads.8full.24sink.1.64.256", 32000, 0.2575, id="tokens"),
+        pytest.param(LLAMA_7B, "heads.8full.24sink.64.1.5", 32000, 0.2575, id="blocks-at-a-border"),
+        pytest.param(LLAMA_7B, "heads.8full.24sink.64.1.5", 32063, 0.2590, id="blocks-at-most"),
+        pytest.param(LLAMA_8B, "heads.4full.4sink.1.64.256", 1 << 20, 0.5002, id="half-at-1M"),
+    ],
+)
+def test_kv_cache_of_some_full_heads(shape, keys, length, share):
+    """DuoAttention: share + (1 - share) (sink + recent) / length of what all heads would hold."""
+    full, some = (Variant.parse(name).kv_cache_bytes(shape, length, 2) for name in ("vanilla", keys))
+    assert some / full == pytest.approx(share, abs=5e-5)
+
+
+def test_costs_by_head_are_means():
+    """Pairs of shifted groups at 32768 tokens: 0.2344 of causal attention's (LongLoRA's quarter of them)."""
+    full, halves = (
+        Variant.parse(name).layers(32)[0] for name in ("vanilla", "heads.16groups.8192.0.16groups.8192.4096")
+    )
+    assert halves.visible_pairs(32768) / full.visible_pairs(32768) == pytest.approx(0.2344, abs=5e-5)
+    flops = {
+        name: Variant.parse(name).flops_per_token(LLAMA_7B, 32768)
+        for name in ("vanilla", "sink.64.1.5", "heads.8full.24sink.64.1.5", "heads.24sink.64.1.5.8full")
+    }
+    full, sink, *some = flops.values()
+    assert some == pytest.approx([(full + 3 * sink) / 4] * 2, rel=1e-12)
+    with pytest.raises(ValueError, match="is for 32 key/value heads, and the model has 8"):
+        Variant.parse("heads.8full.24sink").flops_per_token(LLAMA_8B, 32768)
 
 
 @pytest.mark.parametrize(
