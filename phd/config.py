@@ -136,9 +136,26 @@ class PartialTrainingConfig:
 
     train_only: str | None = None
     """Words with commas between, such as embedding,norm: parameters whose name has one of them in it train,
-    all others stay as they are. By default all train."""
+    all others stay as they are. By default all train; with --lora-rank lora, which is the adapters' name."""
+
+    lora_rank: int = 0
+    """LoRA: adapters of this rank on the query, key, value and output projection of every attention layer.
+    They join a trained model (--pretrained-checkpoint), and phd export merges them into its weights. 0 turns
+    it off."""
+
+    lora_alpha: int | None = None
+    """With --lora-rank: adapters are multiplied by this over the rank; 16 by default."""
 
     def __post_init__(self) -> None:
+        if self.lora_rank:
+            self.lora_alpha = 16 if self.lora_alpha is None else self.lora_alpha
+            self.train_only = "lora" if self.train_only is None else self.train_only
+        elif self.lora_alpha is not None:
+            raise ValueError("--lora-alpha is of --lora-rank: pass it too, or leave this out")
+        if self.lora_rank and "lora" not in self.trained_words:
+            raise ValueError(
+                f"--train-only {self.train_only} does not train the adapters of --lora-rank: add lora to it"
+            )
         if self.train_only is not None and not all(self.trained_words):
             raise ValueError(
                 f"--train-only {self.train_only!r}: write words with commas between, such as embedding,norm"

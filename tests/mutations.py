@@ -57,6 +57,13 @@ ATTENTION = (
         "tests/attention/test_sparse.py",
     ),
     Mutation(
+        "full-heads-one-too-few",
+        "phd/rules/full_heads.py",
+        "count = len(heads) - math.ceil(round((1 - share) * (len(heads) - 1), 9)) if share else 0",
+        "count = round(share * len(heads) - 0.5)",
+        "tests/rules/test_full_heads.py",
+    ),
+    Mutation(
         "rows-of-a-part-one-off",
         "phd/attention/kept.py",
         "first = piece.rows.start - (piece.begin - piece.document)",
@@ -374,6 +381,27 @@ MODEL = (
         "            yield EMBEDDING, parameter",
         "            yield name, parameter",
         "tests/training/test_partial.py::test_a_tied_embedding_trains_the_output_layer",
+    ),
+    Mutation(
+        "adapters-of-query-and-key-swapped",
+        "phd/megatron/lora.py",
+        "[self.query_a, self.key_a, self.value_a]",
+        "[self.key_a, self.query_a, self.value_a]",
+        "tests/commands/test_export.py::test_same_logits_as_megatron",
+    ),
+    Mutation(
+        "adapter-gradient-of-a-slice",
+        "phd/megatron/lora.py",
+        'setattr(matrix, "sequence_parallel", self.sliced)',
+        'setattr(matrix, "sequence_parallel", False)',
+        "tests/training/test_partial.py::test_layouts_and_resume",
+    ),
+    Mutation(
+        "merged-without-its-scale",
+        "phd/hf/lora.py",
+        "weight.float() + scale * change",
+        "weight.float() + change",
+        "tests/hf/test_lora.py",
     ),
     Mutation(
         "model-first-copy-to-the-head",

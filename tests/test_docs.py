@@ -110,7 +110,7 @@ def commands_of(command: str) -> dict[str, argparse.ArgumentParser]:
 def our_training_flags() -> set[str]:
     """Of pretrain_phd.py: Megatron makes them from the fields of our dataclasses, and is slow to ask."""
     flags = set()
-    training = ("resume", "dataset", "e2_llm", "position_gaps")
+    training = ("resume", "dataset", "e2_llm", "position_gaps", "full_heads")
     files = ("config", "run/config", *(f"training/{name}" for name in training))
     for file in (f"phd/{name}.py" for name in files):
         for node in ast.walk(ast.parse(words(ROOT / file))):

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phd.loading import describe, open_checkpoint, rope_scale
+from phd.loading import describe, open_checkpoint, rope_scale, weights_of
 from phd.rules.variant import Variant
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ def export(
         tokenizer_at: where it lies, if not where training found it.
         scale: see ``scale_rope``.
     """
-    from phd.hf.convert import hf_weights
     from phd.hf.rope import scale_rope
     from phd.hf.save import new_folder, save_weights
 
@@ -84,7 +83,7 @@ def export(
     config, tokenizer = describe(trained, tensors, tokenizer_at, no_tokenizer)
     scale_rope(config, scale)
     with new_folder(output) as folder:
-        total = save_weights(hf_weights(tensors.read, config), folder)
+        total = save_weights(weights_of(trained, tensors, config), folder)
         save_rest(folder, config, tokenizer, trained, step)
     variant = Variant.from_arguments(vars(trained))
     return (
@@ -118,6 +117,10 @@ def save_rest(
     (folder / "README.md").write_text(model_card(config, trained, facts, tokenizer), encoding="utf-8")
 
 
+WHERE_GIVEN = ("rope_max_scale", "train_only", "lora_rank", "lora_alpha")
+"""Arguments of a training that its card tells where they were given."""
+
+
 def needs_code(config: "LlamaConfig") -> bool:
     """Whether transformers' own Llama does not run it."""
     return config.model_type != "llama"
@@ -134,7 +137,7 @@ def training_facts(trained: Namespace, step: int) -> dict[str, object]:
         "iteration": step,
         "tokens": step * trained.global_batch_size * trained.seq_length,
         **{name: getattr(trained, name) for name in names},
-        **({"rope_max_scale": trained.rope_max_scale} if getattr(trained, "rope_max_scale", 0) else {}),
+        **{name: value for name in WHERE_GIVEN if (value := getattr(trained, name, None))},
         "megatron_core": version("megatron-core"),
         "pretrain_phd": version("pretrain-phd"),
     }

@@ -77,13 +77,17 @@ def kv_cache_ratio(run: RunLog) -> float | None:
     """Bytes of the KV cache of a sequence of the run's length, to vanilla's; None where the run recorded no
     depth, or its name is no variant's.
     """
-    depth = (run.arguments or {}).get("num_layers")
+    arguments = run.arguments or {}
+    depth = arguments.get("num_layers")
     if depth is None:
         return None
+    heads = arguments.get(
+        "num_query_groups" if arguments.get("group_query_attention") else "num_attention_heads"
+    )
     shape = Shape(
         hidden_size=1,
-        num_attention_heads=1,
-        num_query_groups=1,
+        num_attention_heads=heads or 1,
+        num_query_groups=heads or 1,
         kv_channels=1,
         vocab_size=1,
         mlp_products=[0] * depth,

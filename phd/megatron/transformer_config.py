@@ -22,6 +22,9 @@ class PHDTransformerConfig(PHDConfig, PartialTrainingConfig, TransformerConfig):
     phd_rotary_positions: bool = False
     """Rotary positions come with the batch. No flag: set by the builder."""
 
+    phd_seed: int = 0
+    """From which adapters draw their first values. No flag: --seed, set by the builder."""
+
     def __post_init__(self) -> None:
         PHDConfig.__post_init__(self)
         PartialTrainingConfig.__post_init__(self)

@@ -6,6 +6,7 @@ It fits folders, SLURM and W&B ([A-Za-z0-9.+-]+), tells apart what differs, and 
 ``Variant.parse``.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,6 +82,15 @@ class Variant:
         if self.pattern.sparse:
             parts.append(str(self.pattern))
         return "+".join(parts)
+
+    @property
+    def label(self) -> str:
+        """The name where it has at most 100 characters, else its beginning and a digest: for what takes no
+        longer ones, as W&B. A pattern whose heads differ in every layer is long."""
+        name = str(self)
+        if len(name) <= 100:
+            return name
+        return f"{name[:88]}...{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     @classmethod
     def parse(cls, name: str) -> "Variant":

@@ -107,6 +107,7 @@ IGNORED = {
         "gpu_sniff_test_interval result_rejected_tracker_filename empty_unused_memory_level "
         "record_memory_history record_shapes nvtx_ranges use_pytorch_profiler"
     ),
+    "what start-up has written into attention_pattern": "full_heads full_heads_share",
     "what older code recorded beside the arguments, and follows from them": "run_folder phd_documents",
     "counters and traces of one start": "iteration start_time _is_global_batch_size_explicitly_specified",
 }

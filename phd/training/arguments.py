@@ -28,6 +28,7 @@ from phd.training.dataset import SamplesConfig, refuse_order
 from phd.training.e2_llm import E2Config, refuse_e2
 from phd.training.ending import OnlyHere
 from phd.training.flags import Flags, one_line_errors
+from phd.training.full_heads import FullHeadsConfig, take_full_heads
 from phd.training.guard import RunGuard
 from phd.training.inputs import refuse_missing_inputs
 from phd.training.modules import refuse_missing_modules
@@ -82,6 +83,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
     ArgumentGroupFactory(SamplesConfig).build_group(parser, title="training samples")
+    ArgumentGroupFactory(FullHeadsConfig).build_group(parser, title="DuoAttention")
     ArgumentGroupFactory(E2Config).build_group(parser, title="E2-LLM")
     ArgumentGroupFactory(GapsConfig).build_group(parser, title="LongRecipe")
     parser.set_defaults(
@@ -153,7 +155,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     refuse_values(args, flags)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
-    _from_args(PartialTrainingConfig, args)
+    vars(args).update(vars(_from_args(PartialTrainingConfig, args)))  # what follows from what was given
     resolve_run_folder(args)
     refuse_mixing(args)
     step_asked = args.ckpt_step is not None
@@ -164,6 +166,8 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
             mend_tracker(Path(getattr(args, source)))  # each rank: they do not know each other yet
         load_args_from_checkpoint(args, source)
     refuse_missing_sizes(args)  # used by the checks below
+    take_full_heads(args)
+    config = phd_config_from_args(args)
     if args.eval_interval is None:  # Megatron divides by it, with --eval-iters 0 too
         args.eval_interval = 1000
     refuse_unsupported(args, to_train)
@@ -179,7 +183,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     config.layers(args.num_layers, key_value_heads(args))  # fits the model, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
-    args.wandb_exp_name = args.wandb_exp_name or str(config.variant)
+    args.wandb_exp_name = args.wandb_exp_name or config.variant.label
     if args.data_cache_path is None:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
         args.data_cache_path = str(Path(args.run_dir or args.save or _user_cache(), "index-cache"))

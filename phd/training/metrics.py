@@ -33,6 +33,8 @@ def describe(args: Namespace, config: PHDConfig) -> str:
         text += f" with gaps between sentences up to position {args.position_gaps_to} (LongRecipe)"
     if args.train_only is not None:
         text += f" training {args.train_only} alone"
+    if args.lora_rank:
+        text += f" with adapters of rank {args.lora_rank} (alpha {args.lora_alpha})"
     if config.phd_copies > 1:
         text += f": {config.phd_copies} copies a token, attention backend {config.phd_attention_backend}"
     if torch.cuda.is_available():

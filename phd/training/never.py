@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from phd.megatron import cpu
 from phd.megatron.documents import documents_masked
+from phd.megatron.transformer_config import key_value_heads
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,26 @@ NEVER = (
             and (a.micro_batch_size or 2) * a.phd_copies > 1
         ),
         "pass --no-rope-fusion: the fused kernel knows one rotary embedding for all rows",
+    ),
+    Unsupported(
+        "--lora-rank with fewer --num-query-groups than tensor-parallel ranks",
+        lambda a: a.lora_rank > 0 and key_value_heads(a) < a.tensor_model_parallel_size,
+        "use fewer ranks: the adapters of query, key and value are split by groups",
+    ),
+    Unsupported(
+        "--lora-rank with --attention-output-gate",
+        lambda a: a.lora_rank > 0 and a.attention_output_gate,
+        "leave one out: the gate has no adapter",
+    ),
+    Unsupported(
+        "--lora-rank with --experimental-attention-variant",
+        lambda a: a.lora_rank > 0 and a.experimental_attention_variant is not None,
+        "leave one out: such layers have other projections",
+    ),
+    Unsupported(
+        "--train-only with --moe-router-enable-expert-bias",
+        lambda a: a.train_only is not None and a.moe_router_enable_expert_bias,
+        "leave one out: Megatron changes that bias whatever trains",
     ),
     Unsupported(
         "--phd-copy-embedding table with --position-embedding-type learned_absolute",

@@ -17,6 +17,7 @@ from phd.run.arguments import differing
 from phd.run.files import sha256
 from phd.training.metrics import plain_arguments
 from phd.training.other_model import (
+    ADAPTERS,
     FUNCTIONS,
     POSITIONS,
     SHAPES,
@@ -106,6 +107,8 @@ def compare_with_checkpoint(args: Namespace, config: PHDConfig, step_asked: bool
     first = source == "pretrained_checkpoint" or args.finetune
     was, now = _known(saved), _known(args)
     names = [*SHAPES, *FUNCTIONS, *(() if first else POSITIONS)]
+    if was["lora_rank"] or not first:  # else adapters join its weights
+        names += ADAPTERS
     if args.position_embedding_type == "learned_absolute":
         names.append("max_position_embeddings")
     different = other_model(was, now, names)
@@ -193,7 +196,8 @@ def _known(args: Namespace) -> Arguments:
             known[f"lr_decay_{unit}"] = known.get(f"train_{unit}")
     if known.get("train_samples"):
         known["train_iters"] = known["lr_decay_iters"] = None
-    return known | {"num_query_groups": key_value_heads(args)}
+    without = dict.fromkeys(ADAPTERS) | {"lora_rank": 0}  # of a checkpoint from before there were any
+    return without | known | {"num_query_groups": key_value_heads(args)}
 
 
 def _in_both(was: Arguments, now: Arguments) -> list[str]:

@@ -23,6 +23,7 @@ RUNS = {
     "PHD-CSWA-3-5-12+vector": (["--variant", "PHD-CSWA-3-5-12+vector"], False),
     "PHD-SWA-2-5-inf+table": (["--variant", "PHD-SWA-2-5-inf+table"], True),
     "naive-2": (["--variant", "naive-2"], False),
+    "PHD-SWA-2-5-inf, adapters": ([*SWA, "--lora-rank", "4", "--train-only", "lora,embedding"], False),
     "naive-2-consecutive+table": (["--variant", "naive-2-consecutive+table"], False),
 }
 

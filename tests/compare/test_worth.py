@@ -49,5 +49,7 @@ def test_bytes_of_the_cache(make_run):
     assert ratio("PHD-CSWA-2-16-32", num_layers=3) == 1  # at a chunk's end no hidden copy is kept
     assert ratio("PHD-SWA-2-16-inf", num_layers=3) == (64 + 15) / 64
     assert ratio("naive-3", num_layers=3) == 3
-    assert ratio("sink.8.1.2", num_layers=2) < 1
+    assert (sparse := ratio("sink.8.1.2", num_layers=2)) < 1
+    by_head = ratio("heads.1full.3sink.8.1.2", num_layers=2, num_attention_heads=4)
+    assert by_head == (1 + 3 * sparse) / 4
     assert ratio("PHD-2") is None and ratio("our-own", num_layers=2) is None

@@ -94,6 +94,14 @@ def test_no_name(name, message):
         Variant.parse(name)
 
 
+def test_labels_of_long_names():
+    """For W&B: names of which each layer has its own heads differ at their end."""
+    assert Variant.parse("PHD-2+longgen-sink").label == "PHD-2+longgen-sink"
+    heads = "-".join(f"1heads.{count}full.{8 - count}sink.64.1.5" for count in (1, 2, 3, 4, 5))
+    labels = {Variant.parse(f"{heads}-{last}").label for last in ("1full", "1heads.1full.7sink", "1sink")}
+    assert len(labels) == 3 and all(len(label) <= 100 and label.startswith(heads[:80]) for label in labels)
+
+
 def test_layers_bind_a_depth():
     first, middle, last = Variant.parse("PHD-2+longgen-sink").layers(3)
     assert first == last and first.keys == Blocks() and first.copies == middle.copies == Copies(2)

@@ -197,6 +197,20 @@ NEVER = {
         "position_gaps_to": 128,
         "position_embedding_type": "yarn",
     },
+    "--lora-rank with fewer --num-query-groups than tensor-parallel ranks": {
+        "lora_rank": 8,
+        "tensor_model_parallel_size": 4,
+    },
+    "--lora-rank with --attention-output-gate": {"lora_rank": 8, "attention_output_gate": True},
+    "--lora-rank with --experimental-attention-variant": {
+        "lora_rank": 8,
+        "experimental_attention_variant": "dsa",
+        "transformer_impl": "transformer_engine",
+    },
+    "--train-only with --moe-router-enable-expert-bias": {
+        "train_only": "norm",
+        "moe_router_enable_expert_bias": True,
+    },
     "--position-gaps-to with --rope-max-scale": {"position_gaps_to": 128, "rope_max_scale": 8},
     "--position-gaps-to with --phd-consecutive-positions": {"position_gaps_to": 128, **CONSECUTIVE},
     "--position-gaps-to with --cuda-graph-impl other than none": {

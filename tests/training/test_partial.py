@@ -1,4 +1,6 @@
-"""--train-only: which parameters train, in every layout and after a resume; the others stay as they are."""
+"""--train-only and --lora-rank: which parameters train, in every layout and after a resume; the others stay
+as they are.
+"""
 
 import shlex
 from pathlib import Path
@@ -12,10 +14,15 @@ from tests.trainings import PATTERN, losses
 from tests.trainings import VARIANTS as COPIES
 from tests.world import RankFailed
 
-WORDS = "embedding,norm"
+WORDS = "lora,embedding,norm"
+ADAPTERS = "--lora-rank 3"
+_QKV, _PROJ = (f"decoder.layers.*.self_attention.linear_{name}.lora." for name in ("qkv", "proj"))
 TRAINED = {
     "embedding.word_embeddings.weight": 256 * 64,
     "decoder.layers.*.input_layernorm.weight": 4 * 64,
+    **{f"{_PROJ}{name}": 4 * 64 * 3 for name in "ab"},
+    **{f"{_QKV}{name}": 4 * 64 * 3 for name in ("query_a", "query_b", "key_a", "value_a")},
+    **{f"{_QKV}{name}": 4 * 32 * 3 for name in ("key_b", "value_b")},
     "decoder.layers.*.pre_mlp_layernorm.weight": 4 * 64,
     "decoder.final_layernorm.weight": 64,
 }
@@ -32,7 +39,7 @@ def flags(base_flags, start_flags) -> list[str]:
 def train(world, flags):
     """train(folder, words, flags, ranks) -> what was said."""
 
-    def run(folder: Path, words: str = WORDS, more: str = "", ranks: int = 1) -> str:
+    def run(folder: Path, words: str = WORDS, more: str = ADAPTERS, ranks: int = 1) -> str:
         on = ["--run-dir", str(folder), "--tensorboard-dir", str(folder / "logs"), "--train-only", words]
         return world.pretrain([*flags, *on, *shlex.split(more)], ranks)
 
@@ -61,15 +68,26 @@ def test_what_trains_and_what_does_not(one, flags):
     moments = {name for name in trained if name.startswith("optimizer.state.exp_avg.")}
     states = {name.removeprefix("optimizer.state.exp_avg.") for name in moments}
     weights = {name for name in first if not name.startswith("optimizer.")}
-    assert states == {name for name in weights if "embedding" in name or "norm" in name} and len(states) == 4
-    assert {name for name in weights if not torch.equal(first[name], trained[name])} == states
+    base = {name for name in weights if "embedding" in name or "norm" in name}
+    added = {name.replace(".*", "") for name in TRAINED if "lora" in name}
+    assert states == base | added and len(states) == 12
+    assert {name for name in weights if not torch.equal(first[name], trained[name])} == base
+    assert all(trained[name].abs().max() > 0 for name in added)
+
+
+def test_first_the_adapters_change_nothing(world, flags, one, tmp_path):
+    """B is zero: the first loss is that of the base model, bit for bit."""
+    world.pretrain([*flags, "--train-iters", "1", "--tensorboard-dir", str(tmp_path)])
+    assert losses(tmp_path)["lm loss"] == losses(one[0] / "logs")["lm loss"][:1]
 
 
 LAYOUTS = {
     "TP2-SP-PP2": (
         "--tensor-model-parallel-size 2 --sequence-parallel --pipeline-model-parallel-size 2 " + RECOMPUTED
     ),
-    "DP2-distopt": f"{DISTRIBUTED} --overlap-grad-reduce --overlap-param-gather",
+    "TP2-DP2-distopt": (
+        f"--tensor-model-parallel-size 2 {DISTRIBUTED} --overlap-grad-reduce --overlap-param-gather"
+    ),
 }
 
 
@@ -78,9 +96,9 @@ def test_layouts_and_resume(layout, train, one, tmp_path):
     """The single process's numbers, stopped half-way; and its weights where it goes on as one process."""
     import torch
 
-    ranks = 4 if "PP" in layout else 2
-    train(tmp_path, more=f"{LAYOUTS[layout]} --exit-interval 2", ranks=ranks)
-    train(tmp_path, more=LAYOUTS[layout], ranks=ranks)
+    more = f"{ADAPTERS} {LAYOUTS[layout]}"
+    train(tmp_path, more=f"{more} --exit-interval 2", ranks=4)
+    train(tmp_path, more=more, ranks=4)
     assert read_json(tmp_path / RUN_FILE)["trained_parameters"] == TRAINED
     expected = losses(one[0] / "logs")
     for tag, found in losses(tmp_path / "logs").items():
@@ -95,12 +113,23 @@ def test_layouts_and_resume(layout, train, one, tmp_path):
 def test_a_resume_is_exact(train, one, tmp_path):
     import torch
 
-    train(tmp_path, more="--exit-interval 2")
+    train(tmp_path, more=f"{ADAPTERS} --exit-interval 2")
     train(tmp_path)
     was, now = (tensors(folder / "checkpoints", 4) for folder in (one[0], tmp_path))
     assert was.keys() == now.keys() and all(torch.equal(was[name], now[name]) for name in was)
-    with pytest.raises(RankFailed, match="was training --train-only embedding,norm, and its optimizer knows"):
-        train(tmp_path, words="embedding")
+    others = {
+        ("lora,embedding", ADAPTERS): f"was training --train-only {WORDS}, and its optimizer knows no others",
+        (WORDS, "--lora-rank 4"): "the checkpoint has --lora-rank 3, this run 4: pass the flags that",
+        (
+            WORDS,
+            f"{ADAPTERS} --lora-alpha 8",
+        ): "the checkpoint has --lora-alpha 16, this run 8: pass the flags",
+        ("embedding,norm", ""): "the checkpoint has --lora-rank 3, this run 0; --lora-alpha 16, this run has",
+    }
+    for (words, more), refusal in others.items():
+        with pytest.raises(RankFailed) as failure:
+            train(tmp_path, words, more)
+        assert refusal in str(failure.value)
 
 
 def test_recomputation_behind_a_frozen_embedding(train, tmp_path):
@@ -116,14 +145,17 @@ REFUSED = {
     "embedding,": "'embedding,': write words with commas between, such as embedding,norm",
     # of 64 numbers the distributed optimizer gives the second rank none
     "final_layernorm": "trains too little for --use-distributed-optimizer: on a pipeline stage there is none",
+    "norm --lora-rank 2": "--train-only norm does not train the adapters of --lora-rank: add lora to it",
+    "norm --lora-alpha 2": "--lora-alpha is of --lora-rank: pass it too, or leave this out",
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_refused(words, train, tmp_path):
-    with pytest.raises(RankFailed, match="--train-only") as failure:
-        train(tmp_path, words, DISTRIBUTED, ranks=2)
-    assert REFUSED[words] in str(failure.value)
+@pytest.mark.parametrize("given", REFUSED)
+def test_refused(given, train, tmp_path):
+    words, _, more = given.partition(" ")
+    with pytest.raises(RankFailed) as failure:
+        train(tmp_path, words, f"{DISTRIBUTED} {more}", ranks=2)
+    assert REFUSED[given] in str(failure.value)
 
 
 def test_a_tied_embedding_trains_the_output_layer(world, base_flags, tmp_path):
