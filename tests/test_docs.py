@@ -29,6 +29,7 @@ OTHERS = frozenset(
         *("--no-deps", "--no-index", "--target", "--no-build-isolation"),
         # vLLM
         *("--tensor-parallel-size", "--block-size", "--additional-config", "--kv-cache-memory-bytes"),
+        "--max-num-batched-tokens",
         # docker, tensorboard, wandb
         *("--gpus", "--ipc", "--ulimit", "--user", "--logdir", "--id"),
         # Megatron
