@@ -20,7 +20,7 @@ VARIANTS = (
     *("PHD-CSWA-4-3-6+table", "vanilla"),
 )
 """The last chunk does not divide a block of 32. The vanilla one goes through our class, as PHDLlama."""
-REFUSED = {
+REFUSED: dict[str, tuple[dict, str]] = {
     "pipeline": ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
     "lora": ({"enable_lora": True}, "--enable-lora"),
     "drafts": (
@@ -45,7 +45,7 @@ def cases(served) -> list[dict]:
         )
 
     for variant in VARIANTS:
-        settings = FEW | ({"block_size": 96} if variant.startswith("PHD-CSWA-4-3-6") else {})
+        settings: dict = FEW | ({"block_size": 96} if variant.startswith("PHD-CSWA-4-3-6") else {})
         add(f"{variant} few", variant, passes=2, settings=settings)
     for variant in VARIANTS[:2]:
         add(f"{variant} whole", variant, settings={"max_num_batched_tokens": 1024})
@@ -61,8 +61,8 @@ def cases(served) -> list[dict]:
     add("chosen", "PHD-CSWA-4-3-6+table", PROMPTS[:3], settings=wide | {"block_size": None})
     for name in ("window ignored", "ring not written"):
         add(name, "PHD-CSWA-2-16-32", mutation=name, settings=SPLIT)
-    for name, (settings, _) in REFUSED.items():
-        add(name, "PHD-CSWA-4-7-16", PROMPTS[:1], settings=settings)
+    for name, (refused, _) in REFUSED.items():
+        add(name, "PHD-CSWA-4-7-16", PROMPTS[:1], settings=refused)
     add("swa", "PHD-SWA-2-5-inf", PROMPTS[:1])
     add("hybrid", "longgen-sink.16.1.1", PROMPTS[:1])
     return job
