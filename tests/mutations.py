@@ -1109,6 +1109,51 @@ EVALUATION = (
     ),
 )
 
+VLLM = (
+    Mutation(
+        "vllm-window-one-too-narrow",
+        "phd/vllm/plan.py",
+        "seen = wanted >= copies.band_start(positions)[:, None]",
+        "seen = (wanted > copies.band_start(positions)[:, None]) | (back == 0)",
+        "tests/vllm/test_plan.py",
+    ),
+    Mutation(
+        "vllm-ring-forgets-one",
+        "phd/vllm/plan.py",
+        "kept = positions >= (ends - (copies.window - 1))[requests]",
+        "kept = positions > (ends - (copies.window - 1))[requests]",
+        "tests/vllm/test_plan.py",
+    ),
+    Mutation(
+        "vllm-copies-of-a-chunk-s-rest-alone",
+        "phd/vllm/plan.py",
+        "first = torch.maximum(begins, last - last % copies.chunk)",
+        "first = torch.maximum(begins, last - last % copies.chunk + 1).minimum(last)",
+        "tests/vllm/test_plan.py",
+    ),
+    Mutation(
+        "vllm-own-copies-all-seen",
+        "phd/vllm/plan.py",
+        "own = copy[:, None] >= copy",
+        "own = copy[:, None] >= 0 * copy",
+        "tests/vllm/test_plan.py",
+    ),
+    Mutation(
+        "vllm-blocks-across-chunks",
+        "phd/vllm/refusals.py",
+        "if asked.enable_prefix_caching and given % chunk:",
+        "if asked.enable_prefix_caching and given < chunk:",
+        "tests/vllm/test_refusals.py",
+    ),
+    Mutation(
+        "vllm-another-release-taken",
+        "phd/vllm/launch.py",
+        'if version.split("+")[0].rsplit(".", 1)[0] != VLLM:',
+        'if version.split("+")[0].split(".", 1)[0] != VLLM.split(".")[0]:',
+        "tests/vllm/test_launch.py",
+    ),
+)
+
 MUTATIONS = (
     *(
         *ATTENTION,
@@ -1121,5 +1166,6 @@ MUTATIONS = (
         *EVALUATION,
         *DATA,
         *COMPARE,
+        *VLLM,
     ),
 )

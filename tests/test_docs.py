@@ -27,6 +27,9 @@ OTHERS = frozenset(
         *("--max-restarts", "--signals-to-handle", "--shutdown-timeout", "--rdzv-id", "--local-addr"),
         # pip
         *("--no-deps", "--no-index", "--target", "--no-build-isolation"),
+        # vLLM
+        *("--tensor-parallel-size", "--block-size", "--additional-config", "--kv-cache-memory-bytes"),
+        "--max-num-batched-tokens",
         # docker, tensorboard, wandb
         *("--gpus", "--ipc", "--ulimit", "--user", "--logdir", "--id"),
         # Megatron

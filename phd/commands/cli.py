@@ -77,7 +77,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         _from("phd.commands.importing"),
     ),
     "serve": (
-        "an OpenAI-compatible server for an exported model, by transformers",
+        "an OpenAI-compatible server for an exported model, by transformers or vLLM",
         _from("phd.commands.serve"),
     ),
     "eval": (

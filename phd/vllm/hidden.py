@@ -19,7 +19,9 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import CircularBufferSpec
 
+from phd.rules.variant import Variant
 from phd.vllm.plan import Plan, make_plan
+from phd.vllm.refusals import ring_slots
 from phd.vllm.settings import all_positions
 
 
@@ -67,12 +69,14 @@ class RingBackend(AttentionBackend):
 
 class Ring(nn.Module, AttentionLayerBase):
     """The hidden keys and values of a layer, [blocks, J * g, slots, 2 d] once vLLM has bound them: head
-    ``copy * g + group``, keys before values. vLLM may give more slots than ``slots``.
+    ``copy * g + group``, keys before values.
     """
 
-    def __init__(self, slots: int, heads: int, head_size: int, dtype: torch.dtype, prefix: str) -> None:
+    def __init__(
+        self, variant: Variant, groups: int, head_size: int, dtype: torch.dtype, prefix: str
+    ) -> None:
         super().__init__()
-        self.slots, self.heads, self.head_size, self.dtype = slots, heads, head_size, dtype
+        self.variant, self.groups, self.head_size, self.dtype = variant, groups, head_size, dtype
         self.prefix = prefix
         self.kv_cache = torch.tensor([])
         layers = get_current_vllm_config().compilation_config.static_forward_context
@@ -84,12 +88,15 @@ class Ring(nn.Module, AttentionLayerBase):
         return RingBackend
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> RingSpec:
+        """As large as a block of the originals, or vLLM would give it more slots than divide one."""
+        block = vllm_config.cache_config.block_size
         return RingSpec(
-            block_size=self.slots,
-            num_kv_heads=self.heads,
+            block_size=ring_slots(self.variant, block),
+            num_kv_heads=self.variant.copies.hidden * self.groups,
             head_size=self.head_size,
             dtype=self.dtype,
             dcp_sharded=False,
+            page_size_padded=2 * block * self.groups * self.head_size * self.dtype.itemsize,
         )
 
     def forward(self) -> None:

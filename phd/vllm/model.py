@@ -37,7 +37,6 @@ from phd.hf.configuration import PHDLlamaConfig
 from phd.vllm.attend import attend_originals, check_cpu_kernels
 from phd.vllm.hidden import Ring, planning
 from phd.vllm.plan import Plan, dummy_plan
-from phd.vllm.refusals import ring_slots
 from phd.vllm.settings import all_positions
 
 LSE_BACKENDS = ("CPU_ATTN", "FLASH_ATTN")
@@ -89,12 +88,10 @@ class PHDAttention(LlamaAttention):
             )
         self.attn.attn_backend = planning(backend)
         self.hidden = config.copies.hidden
-        slots = ring_slots(config.variant)
         self.ring: Ring | None = None
-        if slots:
-            heads = self.num_kv_heads * self.hidden
+        if config.copies.window > 1:
             dtype = vllm_config.model_config.dtype
-            self.ring = Ring(slots, heads, self.head_dim, dtype, f"{prefix}.hidden")
+            self.ring = Ring(config.variant, self.num_kv_heads, self.head_dim, dtype, f"{prefix}.hidden")
 
     def forward(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
         """[N, h], T originals and then the columns' hidden copies; ``step`` says of which."""

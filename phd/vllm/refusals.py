@@ -2,6 +2,7 @@
 of its cache. Values alone: it needs no vLLM.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,16 +94,24 @@ def _parallel_sizes(heads: int, groups: int) -> list[int]:
     return [x for x in sizes if not heads % x and not (groups % x and x % groups)]
 
 
-def ring_slots(variant: Variant) -> int:
-    """Positions whose hidden keys a request's ring holds: W - 1."""
-    return variant.copies.window - 1
+def ring_slots(variant: Variant, block: int) -> int:
+    """Slots of a request's ring: the least divisor of ``block`` from W - 1 on: vLLM's prefix hits end at
+    common multiples of the sizes of all its caches. 0 for W = 1.
+    """
+    needed = variant.copies.window - 1
+    return next(x for x in range(needed, block + 1) if not block % x) if needed else 0
+
+
+def _ring_fits(variant: Variant, block: int) -> bool:
+    """Whether a block is room for a request's ring, which holds K - 1 hidden copies of each position."""
+    needed = variant.copies.window - 1
+    return block >= needed and ring_slots(variant, block) * variant.copies.hidden <= block
 
 
 def block_size(variant: Variant, asked: Asked, unit: int, default: int) -> int:
     """Positions of a block of vLLM's cache: the user's, or the least from ``default`` on that fits.
 
-    A prefix hit ends where a block ends, which must be where a chunk ends. A block is also the room of a
-    request's ring, which holds K - 1 hidden copies of W - 1 positions.
+    A prefix hit ends where a block ends, which must be where a chunk ends. A block is also a request's ring.
 
     Args:
         unit: the block size must be a multiple of it, for the kernels.
@@ -110,28 +119,29 @@ def block_size(variant: Variant, asked: Asked, unit: int, default: int) -> int:
     Raises:
         ValueError: the user's does not fit, or hits are asked for at other places.
     """
-    chunk, ring = variant.copies.chunk or 1, ring_slots(variant) * variant.copies.hidden
+    chunk = variant.copies.chunk or 1
     step = math.lcm(chunk, unit)
-    fitting = max(math.ceil(max(default, ring) / step), 1) * step
-    least = max(math.ceil(ring / step), 1) * step
-    given = asked.block_size
-    if given is None:
-        given = fitting
-    if given < ring:
-        raise ValueError(
-            f"--block-size {given} is less than the {ring} hidden keys of {variant} that a request keeps, "
-            f"(W - 1)(K - 1): take {least}, or leave it out"
-        )
-    if asked.enable_prefix_caching and given % chunk:
-        raise ValueError(
-            f"--block-size {given} is no multiple of the chunk of {variant}, {chunk}: take {least}, leave it "
-            "out, or pass --no-enable-prefix-caching"
-        )
-    if given % unit:
-        raise ValueError(
-            f"--block-size {given} is no multiple of {unit}, as the kernels for the hidden copies of "
-            f"{variant} need: take {least}, or leave it out"
-        )
+    fitting = (x for x in itertools.count(step, step) if _ring_fits(variant, x))
+    if asked.block_size is None:
+        given = next(x for x in fitting if x >= default)
+    else:
+        given, least = asked.block_size, next(fitting)
+        flag = f"--block-size {given}"
+        if asked.enable_prefix_caching and given % chunk:
+            raise ValueError(
+                f"{flag} is no multiple of the chunk of {variant}, {chunk}: take {least}, leave it out, or "
+                "pass --no-enable-prefix-caching"
+            )
+        if given % unit:
+            raise ValueError(
+                f"{flag} is no multiple of {unit}, as the kernels for the hidden copies of {variant} need: "
+                f"take {least}, or leave it out"
+            )
+        if not _ring_fits(variant, given):
+            raise ValueError(
+                f"{flag} is no room for the hidden keys of {variant} that a request keeps, K - 1 for each of "
+                f"W - 1 positions: take {least}, or leave it out"
+            )
     match = asked.prefix_match_unit
     if asked.enable_prefix_caching and match is not None and match % chunk:
         raise ValueError(

@@ -3,7 +3,7 @@
 import pytest
 
 from phd.rules.variant import Variant
-from phd.vllm.refusals import Asked, block_size, check_asked, check_variant
+from phd.vllm.refusals import Asked, block_size, check_asked, check_variant, ring_slots
 
 CSWA = Variant.parse("PHD-CSWA-2-16-32")
 
@@ -56,7 +56,7 @@ def test_flags_that_hidden_copies_do_not_go_with(asked, words):
         ("PHD-CSWA-2-16-32", {}, 32, 128, 128),
         ("PHD-CSWA-2-16-32", {}, 16, 16, 32),
         ("PHD-CSWA-3-5-12", {}, 32, 128, 192),  # the least common multiple of 12 and 32 is 96
-        ("PHD-CSWA-9-16-16", {}, 16, 16, 128),  # a ring of 15 * 8
+        ("PHD-CSWA-9-16-16", {}, 16, 16, 128),  # a ring of 16 * 8
         ("PHD-2", {}, 16, 16, 16),
         ("PHD-2", {"block_size": 48}, 16, 16, 48),
         ("PHD-CSWA-3-5-12", {"block_size": 32, "enable_prefix_caching": False}, 32, 128, 32),
@@ -70,7 +70,8 @@ def test_block_size(name, asked, unit, default, expected):
     ("name", "asked", "words"),
     [
         ("PHD-CSWA-3-5-12", {"block_size": 32}, "--block-size 32 is no multiple of the chunk.*12: take 48"),
-        ("PHD-CSWA-9-16-16", {"block_size": 112}, "--block-size 112 is less than the 120.*take 128"),
+        ("PHD-CSWA-9-16-16", {"block_size": 112}, "--block-size 112 is no room for.*take 128"),
+        ("PHD-CSWA-4-16-32", {"block_size": 32}, "--block-size 32 is no room for.*take 64"),
         ("PHD-2", {"block_size": 40}, "--block-size 40 is no multiple of 16.*take 16"),
         (
             "PHD-CSWA-2-16-32",
@@ -89,3 +90,10 @@ def test_another_release_is_refused_when_a_model_is_read():
 
     with pytest.raises(ValueError, match=r"vLLM 0.33.0: .* with vLLM 0.32 alone.*make serve-vllm"):
         refusing_config("0.33.0").from_dict({"model_type": "phd_llama", "phd_variant": "PHD-2"})
+
+
+@pytest.mark.parametrize(("block", "slots"), [(32, 8), (96, 6), (48, 6), (192, 6), (64, 8), (112, 7)])
+def test_rings_divide_a_block(block, slots):
+    """Or prefix hits would end at common multiples alone."""
+    assert ring_slots(Variant.parse("PHD-CSWA-2-7-16"), block) == slots
+    assert ring_slots(Variant.parse("PHD-2"), block) == 0
