@@ -57,6 +57,13 @@ ATTENTION = (
         "tests/attention/test_sparse.py",
     ),
     Mutation(
+        "heads-of-each-rule-stay-together",
+        "phd/hf/heads.py",
+        "if order == sorted(order):",
+        "if True:",
+        "tests/hf/test_heads.py",
+    ),
+    Mutation(
         "full-heads-one-too-few",
         "phd/rules/full_heads.py",
         "count = len(heads) - math.ceil(round((1 - share) * (len(heads) - 1), 9)) if share else 0",

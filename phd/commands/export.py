@@ -7,11 +7,13 @@ modeling files: ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code
 import argparse
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phd.loading import describe, open_checkpoint, rope_scale, weights_of
+from phd.pattern_flags import add_pattern_flags, asked_layers, config_with_layers
 from phd.rules.variant import Variant
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="divide rotary positions by G: a model trained with --rope-max-scale then reads G times its "
         "context (default 1)",
     )
+    add_pattern_flags(parser)
 
 
 def add_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +51,15 @@ def add_tokenizer(parser: argparse.ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Write the folder and say what is in it."""
+    from phd.hf.rope import scale_rope
+
+    def as_asked(config: "LlamaConfig") -> "LlamaConfig":
+        scale_rope(config, args.rope_scale)
+        layers = asked_layers(args, config)
+        return config if layers is None else config_with_layers(config, layers)
+
     config, tokenizer, told = export(
-        args.checkpoint, args.output, args.tokenizer, args.no_tokenizer, args.rope_scale
+        args.checkpoint, args.output, args.tokenizer, args.no_tokenizer, as_asked
     )
     print(f"{args.output}: {told}")
     remote = ", trust_remote_code=True" if needs_code(config) else ""
@@ -67,21 +77,20 @@ def export(
     output: Path,
     tokenizer_at: Path | None = None,
     no_tokenizer: bool = False,
-    scale: float = 1,
+    changed: "Callable[[LlamaConfig], LlamaConfig]" = lambda config: config,
 ) -> "tuple[LlamaConfig, PreTrainedTokenizerBase | None, str]":
     """Write the folder ``output``. Returns what lies there, and in words what it is.
 
     Args:
         checkpoint: the --save folder of a run, or one iter_* folder in it.
         tokenizer_at: where it lies, if not where training found it.
-        scale: see ``scale_rope``.
+        changed: what the folder's configuration is to be, of the one that was trained.
     """
-    from phd.hf.rope import scale_rope
     from phd.hf.save import new_folder, save_weights
 
     trained, tensors, step = open_checkpoint(checkpoint)
     config, tokenizer = describe(trained, tensors, tokenizer_at, no_tokenizer)
-    scale_rope(config, scale)
+    config = changed(config)
     with new_folder(output) as folder:
         total = save_weights(weights_of(trained, tensors, config), folder)
         save_rest(folder, config, tokenizer, trained, step)
@@ -171,6 +180,11 @@ predicts the next token.{own} The weights of the layers have a Llama model's nam
         about += f"""
 A LongGen hybrid (arXiv 2410.01485): sparse layers see and cache some blocks of tokens alone, by layers
 {variant.pattern}.
+"""
+    exported = getattr(config, "phd_variant", str(Variant()))
+    if exported != str(variant.outside_training(config.num_hidden_layers)):
+        about += f"""
+Its layers keep other keys than in training: {exported}.
 """
     rope = dict(config.rope_parameters or {})
     if rope.get("rope_type") == "linear":

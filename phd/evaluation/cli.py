@@ -11,12 +11,12 @@ from typing import Any
 from phd.compare.paper import REPORTED, SIZES
 from phd.evaluation.long_context import DEPTHS, LENGTHS_FROM, SAMPLES, cell, default_lengths
 from phd.evaluation.patterns import add_arguments as add_pattern_arguments
-from phd.evaluation.patterns import asked_layers, with_layers
 from phd.evaluation.pieces import PIECES
 from phd.evaluation.ruler import LENGTHS_FROM as RULER_LENGTHS_FROM
 from phd.evaluation.ruler import OF_CORPUS, RULER, TOKENS, refuse_missing
 from phd.evaluation.ruler import SAMPLES as RULER_SAMPLES
 from phd.loading import add_rope_scale, chosen_device, load_model
+from phd.pattern_flags import asked_layers, with_layers
 from phd.rules.pattern import LayerPattern
 from phd.run.arguments import flag
 
@@ -165,8 +165,8 @@ def run(args: Namespace) -> int:
         scale = scale_model(model, args.rope_scale, args.lengths[-1] if args.lengths else None)
         if scale != 1:
             title += f", rope scale {scale:g}"
-        if args.attention_pattern is not None:
-            layers = asked_layers(args.attention_pattern, model.config.num_hidden_layers)
+        layers = asked_layers(args, model.config)
+        if layers is not None:
             model = with_layers(model, layers)
             pattern = str(LayerPattern.of(layers))
             title += f", {pattern}"
@@ -203,7 +203,7 @@ def run(args: Namespace) -> int:
         if isinstance(value, float) and "_stderr" not in key
     ]  # fmt: skip
     report = {"model": str(args.model), "results": rows, "n_samples": outcome.get("n-samples")}
-    if args.attention_pattern is not None:
+    if layers is not None:
         report["attention_pattern"] = pattern
     if scale != 1:
         report["rope_scale"] = scale

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from phd.evaluation.patterns import asked_layers, with_layers
 from phd.evaluation.pieces import PIECES, read_pieces, token_losses
 from phd.loading import chosen_device, load_model
+from phd.pattern_flags import asked_layers, with_layers
 from phd.rules.pattern import LayerPattern
 from phd.run.arguments import flag
 
@@ -79,8 +79,8 @@ def run(args: Namespace) -> int:
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model, tokenizer = load_model(args.model, args.tokenizer, dtype)
     title = str(args.model)
-    if args.attention_pattern is not None:
-        layers = asked_layers(args.attention_pattern, model.config.num_hidden_layers)
+    layers = asked_layers(args, model.config)
+    if layers is not None:
         model = with_layers(model, layers)
         title += f", {LayerPattern.of(layers)}"
     lengths: list[int] = args.lengths
@@ -100,7 +100,7 @@ def run(args: Namespace) -> int:
     _print(f"{title}, {count} pieces", readings)
     if args.output:
         report: dict[str, Any] = {"model": str(args.model), "pieces": count, "lengths": lengths}
-        if args.attention_pattern is not None:
+        if layers is not None:
             report["attention_pattern"] = str(LayerPattern.of(layers))
         report["readings"] = [asdict(reading) for reading in readings]
         args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from phd.evaluation.layers import Ranking, rank, sparse_keys
-from phd.evaluation.patterns import with_layers
 from phd.evaluation.pieces import PIECES, read_pieces, token_losses
 from phd.loading import chosen_device, load_model
+from phd.pattern_flags import with_layers
 from phd.rules.keys import Full, Keys
 from phd.rules.pattern import middle_third
 from phd.rules.variant import Variant
@@ -71,7 +71,7 @@ def run(args: Namespace) -> int:
 def _check(args: Namespace) -> None:
     if args.corpus is None:
         raise ValueError("--rank-layers measures the loss of a text: give --corpus")
-    for name in ("tasks", "depths", "num_fewshot", "attention_pattern"):
+    for name in ("tasks", "depths", "num_fewshot", "attention_pattern", "full_heads", "full_heads_share"):
         if getattr(args, name) not in (None, []):
             raise ValueError(f"{flag(name)} has no meaning with --rank-layers: leave it out")
     if args.lengths is not None and len(args.lengths) > 1:

@@ -278,6 +278,25 @@ def test_a_llama_becomes_a_phd_transformer(world, phd, data, tmp_path):
     assert curve[-1] < curve[0] - 0.2
 
 
+def test_full_heads_of_another_pattern(train, phd, tmp_path):
+    """The same weights, with layers that the training did not have."""
+    from phd.hf import PHDLlamaForCausalLM
+
+    gates, folder, plain = tmp_path / "gates.json", tmp_path / "heads", tmp_path / "plain"
+    gates.write_text(json.dumps({"gates": [[0.9, 0.1], [0.2, 0.3], [0.8, 0.7], [0.6, 0.65]]}))
+    flags = ["--attention-pattern", "sink.4.1.2", "--full-heads", gates, "--no-tokenizer"]
+    status, _, err = phd("export", train("vanilla"), folder, *flags)
+    assert status == 0, err
+    variant = "1heads.1full.1sink.4.1.2-1sink.4.1.2-1full-1heads.1sink.4.1.2.1full"
+    assert json.loads((folder / "config.json").read_text())["phd_variant"] == variant
+    assert f"Its layers keep other keys than in training: {variant}." in (folder / "README.md").read_text()
+    assert json.loads((folder / "training.json").read_text())["variant"] == "vanilla"
+    assert PHDLlamaForCausalLM.from_pretrained(folder).generate(torch.tensor([[3] * 20])).shape[1] > 20
+    status, _, err = phd("export", train("vanilla"), plain, *flags[2:])
+    assert status != 0 and "the attention pattern full has none: write what the other heads keep" in err
+    assert not plain.exists()
+
+
 def test_what_lies_beside_the_weights(train, export, tmp_path):
     export(train("PHD-CSWA-3-5-12"), tmp_path / "model")
     facts = json.loads((tmp_path / "model" / "training.json").read_text())

@@ -10,8 +10,8 @@ import torch
 
 from phd.evaluation import cli, rank_layers
 from phd.evaluation.layers import rank, sparse_keys
-from phd.evaluation.patterns import with_layers
 from phd.evaluation.pieces import draw_pieces
+from phd.pattern_flags import with_layers
 from phd.rules.keys import Blocks, Full
 from phd.rules.pattern import LayerPattern
 from tests.models import ENGLISH

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from phd.evaluation import pieces
-from phd.evaluation.patterns import with_layers
 from phd.evaluation.pieces import draw_pieces, token_losses
+from phd.pattern_flags import with_layers
 from phd.rules.keys import Blocks, Full
 from tests.models import VOCABULARY
 

@@ -6,10 +6,10 @@ from statistics import fmean, stdev
 import pytest
 import torch
 
-from phd.evaluation.patterns import with_layers
 from phd.evaluation.pieces import read_pieces
 from phd.hf.rope import scale_model
 from phd.loading import load_model
+from phd.pattern_flags import with_layers
 from phd.rules.pattern import LayerPattern
 from tests.evaluation.test_layers import call
 from tests.models import ENGLISH
