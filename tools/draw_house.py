@@ -88,7 +88,7 @@ def picture() -> str:
 
 def places() -> dict[str, tuple[float, float, float]]:
     """Left, top and width of each box."""
-    found = {}
+    found: dict[str, tuple[float, float, float]] = {}
     for number, row in enumerate(ROWS):
         for column, name, _ in row:
             width = WIDTH - 2 * GAP if row == ROWS[-1] else BOX
