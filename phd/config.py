@@ -1,5 +1,5 @@
-"""The flags of pretrain_phd.py that make a run a PHD run or a LongGen run; Megatron's parser takes them from
-here.
+"""The flags of pretrain_phd.py that make a run a PHD run or a LongGen run, and those that let a part of the
+model train; Megatron's parser takes them from here.
 """
 
 from dataclasses import dataclass
@@ -128,3 +128,44 @@ class PHDConfig:
             raise ValueError(f"--attention-pattern: {error}") from error
         copies = self.variant.copies
         return tuple(AttentionRule(copies, keys) for keys in layers)
+
+
+@dataclass(kw_only=True)
+class PartialTrainingConfig:
+    """Training a part of a model's parameters, as LongLoRA does (arXiv 2309.12307)."""
+
+    train_only: str | None = None
+    """Words with commas between, such as embedding,norm: parameters whose name has one of them in it train,
+    all others stay as they are. By default all train; with --lora-rank lora, which is the adapters' name."""
+
+    lora_rank: int = 0
+    """LoRA: adapters of this rank on the query, key, value and output projection of every attention layer.
+    They join a trained model (--pretrained-checkpoint), and phd export merges them into its weights. 0 turns
+    it off."""
+
+    lora_alpha: int | None = None
+    """With --lora-rank: adapters are multiplied by this over the rank; 16 by default."""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank:
+            self.lora_alpha = 16 if self.lora_alpha is None else self.lora_alpha
+            self.train_only = "lora" if self.train_only is None else self.train_only
+        elif self.lora_alpha is not None:
+            raise ValueError("--lora-alpha is of --lora-rank: pass it too, or leave this out")
+        if self.lora_rank and "lora" not in self.trained_words:
+            raise ValueError(
+                f"--train-only {self.train_only} does not train the adapters of --lora-rank: add lora to it"
+            )
+        if self.train_only is not None and not all(self.trained_words):
+            raise ValueError(
+                f"--train-only {self.train_only!r}: write words with commas between, such as embedding,norm"
+            )
+
+    @property
+    def trained_words(self) -> tuple[str, ...]:
+        """Of --train-only; none where all parameters train."""
+        return () if self.train_only is None else tuple(map(str.strip, self.train_only.split(",")))
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of this name trains."""
+        return not self.trained_words or any(word in name for word in self.trained_words)

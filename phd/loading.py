@@ -3,6 +3,7 @@
 import argparse
 import math
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,11 +101,10 @@ def load_model(
     config, found = describe(trained, tensors, tokenizer, False)
     assert found is not None
     import phd.hf  # noqa: F401 (registers our model)
-    from phd.hf.convert import hf_weights
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    weights = dict(hf_weights(tensors.read, config))
+    weights = dict(weights_of(trained, tensors, config))
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, assign=True)
@@ -135,6 +135,23 @@ def open_checkpoint(path: Path) -> "tuple[Namespace, CheckpointTensors, int]":
         raise ValueError(f"the checkpoint {folder} is damaged: {damage}")
     trained = read_args(folder)
     return trained, CheckpointTensors(folder), iteration_of(folder)
+
+
+def weights_of(
+    trained: Namespace, tensors: "CheckpointTensors", config: "LlamaConfig"
+) -> "Iterator[tuple[str, torch.Tensor]]":
+    """Llama's tensors by name, of a checkpoint's model: with its adapters merged into its weights.
+
+    Raises:
+        ValueError: a tensor is missing or of another shape than the configuration tells.
+    """
+    from phd.hf.convert import Read, hf_weights
+    from phd.hf.lora import merged
+
+    read: Read = tensors.read
+    if rank := getattr(trained, "lora_rank", 0):
+        read = merged(read, config, trained.lora_alpha / rank)
+    return hf_weights(read, config)
 
 
 def describe(

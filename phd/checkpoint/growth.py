@@ -4,6 +4,8 @@ pass is the checkpoint's.
 If the checkpoint has an embedding for n copies, copy c >= n starts as copy c mod n; copy 0's is the model's
 embedding, or a vector of zeros. The optimizer's master weights start likewise, Adam's moments at zero, and
 the learning rate warms up (phd/megatron/added_parameters.py).
+
+Likewise a run with adapters (--lora-rank) starts from the weights of a checkpoint that has none.
 """
 
 import functools
@@ -23,6 +25,9 @@ from phd.rules.variant import Variant, copy_parameter
 
 ORIGINAL = "embedding.word_embeddings.weight"
 """The name of the model's embedding, whose rows copy 0 enters as."""
+
+ADAPTER = ".lora."
+"""In the names of adapters (phd/megatron/lora.py)."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """The keys of Adam's moments in its state."""
@@ -113,14 +118,18 @@ def resolve_additions(args: Namespace) -> None:
 
 
 def install() -> None:
-    """Let Megatron load checkpoints that lack exactly the embeddings of ``added_copies``."""
+    """Let Megatron load checkpoints that lack exactly the embeddings of ``added_copies``, or exactly the
+    adapters of --lora-rank.
+    """
     if hasattr(dist_checkpointing.load, "__wrapped__"):
         return
     load = dist_checkpointing.load
 
     @functools.wraps(load)
     def load_and_grow(wanted: dict[str, Any], folder: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        added = _AddedState(wanted, get_args(), added_copies(read_args(Path(folder)), get_args()))
+        saved = read_args(Path(folder))
+        adapters = bool(get_args().lora_rank) and not getattr(saved, "lora_rank", 0)
+        added = _AddedState(wanted, get_args(), added_copies(saved, get_args()), adapters)
         state: dict[str, Any] = load(wanted, folder, *args, **kwargs)
         added.put_into(state)
         return state
@@ -138,7 +147,14 @@ class _AddedState:
     --ckpt-fully-parallel-load.
     """
 
-    def __init__(self, wanted: dict[str, Any], args: Namespace, added: dict[int, int]) -> None:
+    def __init__(
+        self, wanted: dict[str, Any], args: Namespace, added: dict[int, int], adapters: bool
+    ) -> None:
+        """
+        Args:
+            adapters: whether the checkpoint has none. They are added to weights alone, and keep their values.
+        """
+        self._adapters = adapters
         embedding = args.phd_copy_embedding
         self._sources = {
             copy_parameter(embedding, copy): _source_name(embedding, source) for copy, source in added.items()
@@ -156,7 +172,7 @@ class _AddedState:
             here = (*place, key)
             if isinstance(value, ShardedBase):
                 self._places[value.key] = here
-                out = self._split(value.key) is not None
+                out = self._split(value.key) is not None or self._is_adapter(value.key)
             elif place[-1:] == ("param_groups",):
                 out = value.get(ADDED_AT) in self._iterations
             elif isinstance(value, dict | list):
@@ -175,6 +191,9 @@ class _AddedState:
                 return key.removesuffix(name), name
         return None
 
+    def _is_adapter(self, key: str) -> bool:
+        return self._adapters and ADAPTER in key
+
     def put_into(self, state: dict[str, Any]) -> None:
         """Complete what Megatron has loaded."""
         for place, value in reversed(self._removed):
@@ -191,7 +210,9 @@ class _AddedState:
 
     def _first_value(self, added: ShardedBase, state: dict[str, Any]) -> torch.Tensor:
         split = self._split(added.key)
-        assert split is not None and isinstance(added.data, torch.Tensor)
+        assert isinstance(added.data, torch.Tensor)
+        if split is None:
+            return added.data.detach().clone()
         prefix, name = split
         source = self._sources[name]
         if source is None or prefix.removesuffix(".").endswith(MOMENTS):

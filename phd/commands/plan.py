@@ -223,7 +223,7 @@ def stage_memory(args: Namespace, config: "PHDModelConfig", stage: int) -> Stage
     weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     gradient_bytes = 4 if args.accumulate_allreduce_grads_in_fp32 or not args.bf16 else 2
     replicas = args.data_parallel_size * args.context_parallel_size if args.use_distributed_optimizer else 1
-    count = sum(parameter.numel() for parameter in parameters)
+    count = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     optimizer = count * _optimizer_bytes(args) // replicas
     layers = sum(len(chunk.decoder.layers) for chunk in chunks)
     return StageMemory(stage, layers, whole, weights, count * gradient_bytes, optimizer, activations)
@@ -241,8 +241,9 @@ def _activations(args: Namespace, chunks: list[Any], stage: int) -> int:
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     for chunk in chunks:
         for parameter in chunk.parameters():
-            # Megatron adds each gradient to its buffer and drops it
-            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+            if parameter.requires_grad:
+                # Megatron adds each gradient to its buffer and drops it
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)
 
     def forward(chunk: Any) -> torch.Tensor:
         tokens = torch.zeros(args.micro_batch_size, length, dtype=torch.long)
@@ -259,7 +260,8 @@ def _activations(args: Namespace, chunks: list[Any], stage: int) -> int:
         with tracker:
             out = forward(chunk)
             kept.append(_beside_weights(tracker.get_tracker_snapshot("current")))
-            out.backward(None if out.dim() == 0 else torch.empty_like(out))
+            if out.requires_grad:  # or all that came before is frozen
+                out.backward(None if out.dim() == 0 else torch.empty_like(out))
         peaks.append(_beside_weights(tracker.get_tracker_snapshot("peak")))
         del out
     return (_passes_in_flight(args, stage) - 1) * max(kept) + max(peaks)

@@ -23,11 +23,12 @@ _NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
 }
+PROJ = "self_attention.linear_proj.weight"
 _PLAIN = {
-    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
+    PROJ: "self_attn.o_proj.weight",
     "mlp.linear_fc2.weight": "mlp.down_proj.weight",
 }
-_QKV, _QKV_NAMES = "self_attention.linear_qkv.weight", [f"self_attn.{x}_proj.weight" for x in "qkv"]
+QKV, _QKV_NAMES = "self_attention.linear_qkv.weight", [f"self_attn.{x}_proj.weight" for x in "qkv"]
 _FC1, _FC1_NAMES = "mlp.linear_fc1.weight", ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
 _EMBEDDING, _NORM, _OUTPUT = (
     "embedding.word_embeddings.weight",
@@ -194,7 +195,7 @@ def hf_weights(read: Read, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
         prefix = f"model.layers.{layer}."
         for ours, theirs in {**_NORMS, **_PLAIN}.items():
             yield prefix + theirs, read(LAYERS + ours, layer)
-        qkv = split_qkv(read(LAYERS + _QKV, layer), config)
+        qkv = split_qkv(read(LAYERS + QKV, layer), config)
         yield from ((prefix + name, x) for name, x in zip(_QKV_NAMES, qkv, strict=True))
         fc1 = _shaped(
             read(LAYERS + _FC1, layer), _FC1, 2 * config.intermediate_size, config.hidden_size
@@ -226,7 +227,7 @@ def megatron_weight(name: str, get: Callable[[str], Tensor], config: LlamaConfig
         return torch.cat([weight, weight.new_zeros(rows - len(weight), *weight.shape[1:])])
     layer, _, rest = name.removeprefix(LAYERS).partition(".")
     prefix = f"model.layers.{layer}."
-    if rest == _QKV:
+    if rest == QKV:
         query, key, value = (get(prefix + theirs) for theirs in _QKV_NAMES)
         return join_qkv(query, key, value, config)
     if rest == _FC1:
@@ -242,7 +243,7 @@ def megatron_weight(name: str, get: Callable[[str], Tensor], config: LlamaConfig
 def split_qkv(weight: Tensor, config: LlamaConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Megatron's rows, for each group its a/g query heads, a key and a value head -> q, k, v."""
     heads, groups, dim = _heads(config)
-    weight = _shaped(weight, _QKV, (heads + 2 * groups) * dim, config.hidden_size)
+    weight = _shaped(weight, QKV, (heads + 2 * groups) * dim, config.hidden_size)
     # [g, a/g + 2, d, h]
     grouped = weight.unflatten(0, (groups, heads // groups + 2, dim))
     return grouped[:, :-2].flatten(0, 2), grouped[:, -2].flatten(0, 1), grouped[:, -1].flatten(0, 1)

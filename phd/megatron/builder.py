@@ -12,8 +12,10 @@ from phd.megatron.compat import become
 from phd.megatron.copy_embedding import add_copy_embedding
 from phd.megatron.documents import documents_masked
 from phd.megatron.layer_specs import phd_layer_spec
+from phd.megatron.lora import draw_adapters
 from phd.megatron.phd_model import PHDModel
 from phd.megatron.rotary import positions_given
+from phd.megatron.trainable import freeze_others
 from phd.megatron.transformer_config import PHDTransformerConfig
 
 
@@ -26,7 +28,7 @@ class PHDModelConfig(GPTModelConfig):
 
 class PHDModelBuilder(GPTModelBuilder):
     """GPTModelBuilder; with K > 1, and where rotary positions come with the batch, the model it returns is a
-    PHDModel, else Megatron's GPTModel itself.
+    PHDModel, else Megatron's GPTModel itself. With --train-only what does not train is frozen.
     """
 
     def build_model(self, *args: Any, **kwargs: Any) -> GPTModel:
@@ -35,6 +37,10 @@ class PHDModelBuilder(GPTModelBuilder):
             become(model, PHDModel)
         if model.pre_process and model.config.phd_copy_embedding != "none":
             add_copy_embedding(model)
+        if model.config.lora_rank:
+            draw_adapters(model)
+        if model.config.train_only is not None:
+            freeze_others(model)
         return model
 
 
@@ -43,6 +49,7 @@ def model_config_from_args(args: Namespace) -> PHDModelConfig:
     transformer = core_transformer_config_from_args(args, config_class=PHDTransformerConfig)
     transformer.phd_documents = documents_masked(args)
     transformer.phd_rotary_positions = positions_given(args)
+    transformer.phd_seed = args.seed
     config = gpt_config_from_args(args, config=transformer, model_config_cls=PHDModelConfig)
     config.transformer_layer_spec = phd_layer_spec
     return config

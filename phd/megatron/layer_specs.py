@@ -16,6 +16,7 @@ from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 from phd.megatron.core_attention import PHDCoreAttention
 from phd.megatron.graphed_layer import GraphedLayer
 from phd.megatron.last_layer import last_copy_layer
+from phd.megatron.lora import with_adapters
 from phd.megatron.norm import SequenceParallelRMSNorm
 
 
@@ -24,8 +25,9 @@ def phd_layer_spec(
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """Megatron's own layer spec for this config, with our module in the slots that need one:
     ``core_attention`` where ``PHDTransformerConfig.phd_attention`` says so, and the layer around it where
-    CUDA graphs capture layers, the norms for sequence parallelism without Transformer Engine, and the last
-    layer's residual connection; and with torch's norm behind the layers where apex's cannot stand.
+    CUDA graphs capture layers, the attention's linear layers with --lora-rank, the norms for sequence
+    parallelism without Transformer Engine, and the last layer's residual connection; and with torch's norm
+    behind the layers where apex's cannot stand.
     """
     spec = default_layer_spec(config, vp_stage)
     transformer = config.transformer
@@ -33,7 +35,8 @@ def phd_layer_spec(
     local_norms = transformer.sequence_parallel and local
     # In the layers Megatron sees to it. Behind them it takes apex's where there is one, which is a LayerNorm.
     torch_norm = transformer.normalization != "LayerNorm" and local
-    if not transformer.phd_attention and not local_norms and not torch_norm:
+    ours = transformer.phd_attention or transformer.lora_rank
+    if not ours and not local_norms and not torch_norm:
         return spec
     if not isinstance(spec, TransformerBlockSubmodules):
         layers = [spec] * get_num_layers_to_build(transformer, vp_stage)
@@ -41,6 +44,8 @@ def phd_layer_spec(
     if torch_norm:
         spec = replace(spec, layer_norm=WrappedTorchNorm)
 
+    if transformer.lora_rank:
+        spec = _each_layer(spec, with_adapters)
     if transformer.phd_attention:
         spec = _each_layer(spec, _with_phd_attention)
         if transformer.phd_copies > 1 and transformer.phd_prune_last_layer and _is_last_stage(vp_stage):

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from megatron.core.transformer import TransformerConfig
 
-from phd.config import PHDConfig
+from phd.config import PartialTrainingConfig, PHDConfig
 from phd.rules.rule import AttentionRule
 from phd.rules.variant import Variant
 
 
 @dataclass(kw_only=True)
-class PHDTransformerConfig(PHDConfig, TransformerConfig):
-    """TransformerConfig plus K, W and C; filled from the command line by Megatron's
+class PHDTransformerConfig(PHDConfig, PartialTrainingConfig, TransformerConfig):
+    """TransformerConfig plus K, W and C, and what trains; filled from the command line by Megatron's
     ``core_transformer_config_from_args(args, config_class=PHDTransformerConfig)``.
     """
 
@@ -22,8 +22,12 @@ class PHDTransformerConfig(PHDConfig, TransformerConfig):
     phd_rotary_positions: bool = False
     """Rotary positions come with the batch. No flag: set by the builder."""
 
+    phd_seed: int = 0
+    """From which adapters draw their first values. No flag: --seed, set by the builder."""
+
     def __post_init__(self) -> None:
         PHDConfig.__post_init__(self)
+        PartialTrainingConfig.__post_init__(self)
         TransformerConfig.__post_init__(self)
 
     def layers_on_rank(self, rank: int) -> tuple[AttentionRule, ...]:

@@ -19,7 +19,7 @@ from megatron.training.training import get_megatron_ddp_config, get_megatron_opt
 from megatron.training.utils import print_rank_0
 
 from phd.checkpoint.choice import checkpoint_source, mend_tracker, resolve_checkpoint
-from phd.config import PHDConfig
+from phd.config import PartialTrainingConfig, PHDConfig
 from phd.megatron import compat, cpu
 from phd.megatron.transformer_config import PHDTransformerConfig, key_value_heads
 from phd.run.config import RunConfig
@@ -79,6 +79,7 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     """
     ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer and LongGen")
     add_variant_flags(parser)
+    ArgumentGroupFactory(PartialTrainingConfig).build_group(parser, title="training a part of the model")
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
     ArgumentGroupFactory(SamplesConfig).build_group(parser, title="training samples")
@@ -120,7 +121,9 @@ def phd_config_from_args(args: Namespace) -> PHDConfig:
     return _from_args(PHDConfig, args)
 
 
-def _from_args[Config: (PHDConfig, RunConfig)](kind: type[Config], args: Namespace) -> Config:
+def _from_args[Config: (PHDConfig, PartialTrainingConfig, RunConfig)](
+    kind: type[Config], args: Namespace
+) -> Config:
     return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
 
 
@@ -152,6 +155,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     refuse_values(args, flags)
     config = phd_config_from_args(args)
     _from_args(RunConfig, args)  # checks its flags
+    vars(args).update(vars(_from_args(PartialTrainingConfig, args)))  # what follows from what was given
     resolve_run_folder(args)
     refuse_mixing(args)
     step_asked = args.ckpt_step is not None

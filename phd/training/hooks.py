@@ -10,7 +10,7 @@ from megatron.training import get_tensorboard_writer, get_wandb_writer
 from phd.checkpoint.choice import agree_on_checkpoint
 from phd.checkpoint.growth import resolve_additions
 from phd.checkpoint.saves import Saves
-from phd.config import PHDConfig
+from phd.megatron.transformer_config import PHDTransformerConfig
 from phd.run.files import read_json
 from phd.run.record import BRANCH_FILE, MFU, ROPE_SCALE, ROPE_SHIFT, TFLOPS, THROUGHPUT, write_run_info
 from phd.run.recorder import Recorder
@@ -19,24 +19,33 @@ from phd.training.arguments import Start
 from phd.training.copy_norms import copy_embedding_norms
 from phd.training.e2_llm import draw
 from phd.training.metrics import RunMetrics, about_run, count_parameters
+from phd.training.partial import (
+    describe_trained,
+    refuse_empty_shards,
+    refuse_unknown_words,
+    trained_parameters,
+)
 from phd.training.run_folder import run_folder
 from phd.training.samples import continue_prompts
+from phd.training.shares import DataShares
 
 
 class TrainingHooks:
     """Keeps the record of a run, on the rank that logs, the last; a LoopHooks of phd/megatron/loop.py."""
 
-    def __init__(self, start: Start, config: PHDConfig) -> None:
+    def __init__(self, start: Start, config: PHDTransformerConfig) -> None:
         """The arguments of ``start`` are global already."""
         self.args = args = start.args
         self.config = config
         self.metrics = RunMetrics(args, config)
+        self.shares = DataShares(args)
         self.recorder: Recorder | None = None
         """Takes the scalars that Megatron logs."""
         self._saves = Saves(args)
         self._folder = run_folder(args)
         self._step_asked = start.step_asked
         self._about: dict[str, Any] = {}
+        self._trained: dict[str, int] = {}
         self._model_chunks: list[torch.nn.Module] = []
         self._begun = False
         self._loaded_samples: int | None = None
@@ -46,11 +55,27 @@ class TrainingHooks:
         if self._folder and args.rank == args.world_size - 1:
             self.recorder = Recorder(self._folder, get_tensorboard_writer(), self._wandb)
 
+    def unwrapped(self, model_chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
+        """The model is built and not wrapped yet. Every rank must call it.
+
+        Raises:
+            ValueError: --train-only names what the model has not.
+        """
+        if self.config.trained_words:
+            self._trained = trained_parameters(model_chunks)
+            refuse_unknown_words(self.config.trained_words, self._trained)
+            if self.args.rank == 0:
+                print(describe_trained(self._trained, self.args), flush=True)
+        return model_chunks
+
     def built(self, model_chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """The model is built, and its checkpoint not loaded yet. Every rank must call it."""
         agree_on_checkpoint(self.args, self._step_asked)
         resolve_additions(self.args)
         self._about = about_run(self.args, self.config, self.metrics, count_parameters(model_chunks))
+        if self._trained:
+            refuse_empty_shards(model_chunks, self.args)
+            self._about["trained_parameters"] = self._trained
         self._model_chunks = model_chunks
         return model_chunks
 
@@ -101,13 +126,15 @@ class TrainingHooks:
         return tokens_before + tokens, flops_before + tokens * self.metrics.flops_per_token
 
     def log(self, iteration: int, seconds_per_iteration: float) -> str:
-        """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line; what has
-        become of copy embeddings for the record. Every rank must call it.
+        """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line; for the
+        record also what has become of copy embeddings, and the shares of a blend's data sets. Every rank must
+        call it.
         """
         rates = self.metrics.rates(seconds_per_iteration)
         norms = copy_embedding_norms(self.config, self._model_chunks)
+        shares = self.shares.until(self.args.consumed_train_samples)
         if self.recorder is not None:
-            for name, value in (rates | norms).items():
+            for name, value in (rates | norms | shares).items():
                 self.recorder.add_scalar(name, value, iteration)
         text = f" tokens/s: {rates[THROUGHPUT]:.0f} | PHD TFLOP/s/device: {rates[TFLOPS]:.4g} |"
         return text + (f" MFU: {100 * rates[MFU]:.1f}% |" if MFU in rates else "")

@@ -31,6 +31,10 @@ def describe(args: Namespace, config: PHDConfig) -> str:
         text += f" at rotary positions scaled by 1 to {args.rope_max_scale} (E2-LLM)"
     if args.position_gaps_to is not None:
         text += f" with gaps between sentences up to position {args.position_gaps_to} (LongRecipe)"
+    if args.train_only is not None:
+        text += f" training {args.train_only} alone"
+    if args.lora_rank:
+        text += f" with adapters of rank {args.lora_rank} (alpha {args.lora_alpha})"
     if config.phd_copies > 1:
         text += f": {config.phd_copies} copies a token, attention backend {config.phd_attention_backend}"
     if torch.cuda.is_available():
@@ -147,12 +151,14 @@ def stage_parameters(model_chunks: list[torch.nn.Module]) -> int:
     """Parameters of a pipeline stage, its tensor- and expert-parallel ranks together, from one rank's
     chunks.
     """
-    return sum(
-        parameter.numel() * _holders(parameter)
-        for chunk in model_chunks
-        for parameter in chunk.parameters()
-        if not getattr(parameter, "shared", False)  # the last stage's copy of a tied embedding
-    )
+    return sum(whole_size(parameter) for chunk in model_chunks for parameter in chunk.parameters())
+
+
+def whole_size(parameter: torch.nn.Parameter) -> int:
+    """Elements of a parameter, its tensor- and expert-parallel ranks together."""
+    if getattr(parameter, "shared", False):  # the last stage's copy of a tied embedding
+        return 0
+    return parameter.numel() * _holders(parameter)
 
 
 def _holders(parameter: torch.nn.Parameter) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from phd.megatron import cpu
 from phd.megatron.documents import documents_masked
+from phd.megatron.transformer_config import key_value_heads
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,26 @@ NEVER = (
         "pass --no-rope-fusion: the fused kernel knows one rotary embedding for all rows",
     ),
     Unsupported(
+        "--lora-rank with fewer --num-query-groups than tensor-parallel ranks",
+        lambda a: a.lora_rank > 0 and key_value_heads(a) < a.tensor_model_parallel_size,
+        "use fewer ranks: the adapters of query, key and value are split by groups",
+    ),
+    Unsupported(
+        "--lora-rank with --attention-output-gate",
+        lambda a: a.lora_rank > 0 and a.attention_output_gate,
+        "leave one out: the gate has no adapter",
+    ),
+    Unsupported(
+        "--lora-rank with --experimental-attention-variant",
+        lambda a: a.lora_rank > 0 and a.experimental_attention_variant is not None,
+        "leave one out: such layers have other projections",
+    ),
+    Unsupported(
+        "--train-only with --moe-router-enable-expert-bias",
+        lambda a: a.train_only is not None and a.moe_router_enable_expert_bias,
+        "leave one out: Megatron changes that bias whatever trains",
+    ),
+    Unsupported(
         "--phd-copy-embedding table with --position-embedding-type learned_absolute",
         lambda a: a.phd_copy_embedding == "table" and a.position_embedding_type == "learned_absolute",
         "use rope, or --phd-copy-embedding vector: a table of tokens has no table of positions beside it",
@@ -264,6 +285,32 @@ NEVER = (
         lambda a: a.mask_document_starts and not documents_masked(a),
         "pass --dataloader-inter-document-masking too, or --reset-attention-mask: else the tokens before a "
         "document are seen, and train its first",
+    ),
+    Unsupported(
+        "--sort-batch-by-documents without --dataloader-inter-document-masking",
+        lambda a: a.sort_batch_by_documents and not a.dataloader_inter_document_masking,
+        "pass that too: it is by documents that are masked from each other, told by the data's lengths, that "
+        "samples cost more or less",
+    ),
+    Unsupported(
+        "--sort-batch-by-documents with --mock-data",
+        lambda a: a.sort_batch_by_documents and a.mock_data,
+        "leave it out: mock data have no documents",
+    ),
+    Unsupported(
+        "--sort-batch-by-documents with --dataloader-type cyclic",
+        lambda a: a.sort_batch_by_documents and a.dataloader_type == "cyclic",
+        "take single: cyclic deals out samples in an order of its own",
+    ),
+    Unsupported(
+        "--sort-batch-by-documents with --step-batch-size-schedule",
+        lambda a: a.sort_batch_by_documents and a.step_batch_size_schedule is not None,
+        "leave one out: batches are sorted by one size",
+    ),
+    Unsupported(
+        "--sort-batch-by-documents with --dataloader-defer-npy-index-mmap",
+        lambda a: a.sort_batch_by_documents and a.dataloader_defer_npy_index_mmap,
+        "leave one out: the lengths of documents are in those indices",
     ),
     Unsupported(
         "--optimizer-cpu-offload without a GPU",

@@ -40,6 +40,9 @@ SHAPES = (
 )
 """Arguments that decide the names and shapes of the weights."""
 
+ADAPTERS = ("lora_rank", "lora_alpha")
+"""Likewise; but a run with adapters begins from weights without."""
+
 FUNCTIONS = (
     *("swiglu", "squared_relu", "quick_geglu", "openai_gelu", "onnx_safe", "glu_linear_offset"),
     *("activation_func_clamp_value", "layernorm_epsilon", "layernorm_zero_centered_gamma", "qk_l2_norm"),

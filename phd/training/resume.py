@@ -17,6 +17,7 @@ from phd.run.arguments import differing
 from phd.run.files import sha256
 from phd.training.metrics import plain_arguments
 from phd.training.other_model import (
+    ADAPTERS,
     FUNCTIONS,
     POSITIONS,
     SHAPES,
@@ -106,6 +107,8 @@ def compare_with_checkpoint(args: Namespace, config: PHDConfig, step_asked: bool
     first = source == "pretrained_checkpoint" or args.finetune
     was, now = _known(saved), _known(args)
     names = [*SHAPES, *FUNCTIONS, *(() if first else POSITIONS)]
+    if was["lora_rank"] or not first:  # else adapters join its weights
+        names += ADAPTERS
     if args.position_embedding_type == "learned_absolute":
         names.append("max_position_embeddings")
     different = other_model(was, now, names)
@@ -115,7 +118,11 @@ def compare_with_checkpoint(args: Namespace, config: PHDConfig, step_asked: bool
     variants = None if args.override_phd_variant else other_variant(saved, config)
     if different or variants:
         raise CannotGoOn(_refusal(folder, different, variants, first), args)
-    refusal = _other_sharding(folder, saved, args) or _no_growth(folder, saved, args)
+    refusal = (
+        _other_sharding(folder, saved, args)
+        or _other_parameters(folder, saved, args)
+        or _no_growth(folder, saved, args)
+    )
     if not weights_alone(args, saved) and refusal:
         raise CannotGoOn(refusal, args)
     if args.rank == 0:
@@ -151,6 +158,19 @@ def _other_sharding(folder: Path, saved: Namespace, args: Namespace) -> str | No
     return None
 
 
+def _other_parameters(folder: Path, saved: Namespace, args: Namespace) -> str | None:
+    """Where the optimizer has states of other parameters than those that train now."""
+    was, ours = (getattr(one, "train_only", None) for one in (saved, args))
+    if was == ours:
+        return None
+    before = "all of its parameters" if was is None else f"--train-only {was}"
+    remedy = "leave --train-only out" if was is None else f"pass --train-only {was}"
+    return (
+        f"{folder} was training {before}, and its optimizer knows no others: {remedy}, or begin a new run "
+        f"with --pretrained-checkpoint {folder.parent}"
+    )
+
+
 def _no_growth(folder: Path, saved: Namespace, args: Namespace) -> str | None:
     """Where the state of the optimizer cannot take in parameters that the checkpoint has not got."""
     if not added_copies(saved, args):
@@ -176,7 +196,8 @@ def _known(args: Namespace) -> Arguments:
             known[f"lr_decay_{unit}"] = known.get(f"train_{unit}")
     if known.get("train_samples"):
         known["train_iters"] = known["lr_decay_iters"] = None
-    return known | {"num_query_groups": key_value_heads(args)}
+    without = dict.fromkeys(ADAPTERS) | {"lora_rank": 0}  # of a checkpoint from before there were any
+    return without | known | {"num_query_groups": key_value_heads(args)}
 
 
 def _in_both(was: Arguments, now: Arguments) -> list[str]:

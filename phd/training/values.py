@@ -25,7 +25,7 @@ AT_LEAST: dict[str, int] = dict.fromkeys(
         *("expert_tensor_parallel_size", "num_distributed_optimizer_instances"),
         *("num_layers_per_virtual_pipeline_stage", "num_virtual_stages_per_pipeline_rank"),
         *("microbatch_group_size_per_vp_stage", "recompute_num_layers", "num_dataset_builder_threads"),
-        *("distributed_timeout_minutes", "sample_tokens", "rope_context"),
+        *("distributed_timeout_minutes", "sample_tokens", "rope_context", "lora_alpha"),
     ),
     1,
 ) | dict.fromkeys(
@@ -35,7 +35,7 @@ AT_LEAST: dict[str, int] = dict.fromkeys(
         *("error_injection_rate", "num_experts", "eval_iters", "exit_duration_in_mins", "num_workers"),
         *("lr", "min_lr", "lr_warmup_init", "lr_warmup_iters", "lr_warmup_samples", "weight_decay"),
         *("start_weight_decay", "end_weight_decay", "clip_grad", "adam_eps", "wgrad_deferral_limit"),
-        *("rope_max_scale", "rope_still_tokens"),
+        *("rope_max_scale", "rope_still_tokens", "lora_rank"),
     ),
     0,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.trainings import PATTERN, losses
 from tests.world import ROOT, megatron_globals
@@ -23,6 +23,7 @@ RUNS = {
     "PHD-CSWA-3-5-12+vector": (["--variant", "PHD-CSWA-3-5-12+vector"], False),
     "PHD-SWA-2-5-inf+table": (["--variant", "PHD-SWA-2-5-inf+table"], True),
     "naive-2": (["--variant", "naive-2"], False),
+    "PHD-SWA-2-5-inf, adapters": ([*SWA, "--lora-rank", "4", "--train-only", "lora,embedding"], False),
     "naive-2-consecutive+table": (["--variant", "naive-2-consecutive+table"], False),
 }
 
@@ -145,6 +146,29 @@ def test_same_logits_as_megatron(name, train, export, world, tmp_path):
             assert (output.logits[:, 0] - expected[:, position - 1]).abs().max() <= tolerance
             step = ids[:, position : position + 1]
             output = model(step, past_key_values=output.past_key_values)
+
+
+def test_checkpoints_are_merged(train, phd, export, tmp_path):
+    """Alone or with an exported folder: the mean of what export writes of each, and nothing beside it."""
+    checkpoint, other = train("PHD-CSWA-3-5-12+vector"), tmp_path / "other"
+    export(checkpoint, other)
+    tensors = load_file(other / "model.safetensors")
+    save_file(
+        {name: 3 * tensor for name, tensor in tensors.items()}, other / "model.safetensors", {"format": "pt"}
+    )
+    words = ["--weights", "0.5", "0.5", "--no-tokenizer", "--output"]
+    status, out, err = phd("merge", checkpoint, other, *words, tmp_path / "out" / "merged")
+    assert status == 0, err
+    assert f"{checkpoint}: PHD-CSWA-3-5-12+vector, iteration 3, " in out
+    merged = load_file(tmp_path / "out" / "merged" / "model.safetensors")
+    assert merged.keys() == tensors.keys()
+    assert all(torch.equal(merged[name], 2 * tensor) for name, tensor in tensors.items())
+    facts = json.loads((tmp_path / "out" / "merged" / "training.json").read_text())["merged_from"]
+    assert [fact["folder"] for fact in facts] == [str(checkpoint), str(other)]
+    assert [*(tmp_path / "out").iterdir()] == [tmp_path / "out" / "merged"]
+    assert phd("merge", checkpoint, checkpoint / "iter_0000003", *words, tmp_path / "same")[0] == 0
+    same = load_file(tmp_path / "same" / "model.safetensors")
+    assert all(torch.equal(same[name], tensor) for name, tensor in tensors.items())
 
 
 def test_scaled_positions_are_those_of_training(train, phd, world, tmp_path):

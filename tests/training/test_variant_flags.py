@@ -13,8 +13,13 @@ OURS = {
     "--phd-copy-embedding-warmup-iters",
     *("--phd-attention-backend", "--attention-pattern", "--variant", "--override-phd-variant"),
     *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens", "--data-iters"),
-    *("--rope-max-scale", "--rope-context", "--rope-still-tokens"),
-    *("--position-gaps-to", "--position-sentence-ends", "--mask-document-starts"),
+    *("--rope-max-scale", "--rope-context", "--rope-still-tokens", "--train-only"),
+    *(
+        "--position-gaps-to",
+        "--position-sentence-ends",
+        "--mask-document-starts",
+        "--sort-batch-by-documents",
+    ),
 }
 STOPPED = {
     *("--attention-pattern-block", "--attention-pattern-sink-blocks", "--attention-pattern-local-blocks"),
