@@ -17,10 +17,12 @@ from phd.evaluation.ruler import OF_CORPUS, RULER, TOKENS, refuse_missing
 from phd.evaluation.ruler import SAMPLES as RULER_SAMPLES
 from phd.loading import add_rope_scale, chosen_device, load_model
 from phd.pattern_flags import asked_layers, with_layers
+from phd.rules.keys import Keys
 from phd.rules.pattern import LayerPattern
 from phd.run.arguments import flag
 
 PAPER = "phd_paper"
+SERVER = "http://127.0.0.1:8000"
 # of the paper's tables, as the harness has them; it downloads their data on first use
 SEVEN = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", "mmlu", "commonsense_qa")
 
@@ -73,6 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a number, or auto for the harness's choice (default 16; 1 where pieces of text are read)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the questions made from the corpus")
+    parser.add_argument(
+        "--engine",
+        choices=["transformers", "vllm"],
+        default="transformers",
+        help="what runs the model; vllm: the server at --server, which `phd serve --engine vllm` has started "
+        "for the same exported folder",
+    )
+    parser.add_argument("--server", metavar="URL", help=f"of --engine vllm (default {SERVER})")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
     parser.add_argument("--tokenizer", type=Path, help="where it lies now, if not where training found it")
@@ -121,10 +131,14 @@ def run(args: Namespace) -> int:
             "--rope-scale auto goes with --lengths, which say how long prompts are: or pass a number"
         )
     if args.loss_by_position:
+        if args.engine == "vllm":
+            raise ValueError("--loss-by-position reads pieces of text by itself: leave out --engine vllm")
         from phd.evaluation import positions
 
         return positions.run(args)
     if args.rank_layers is not None:
+        if args.engine == "vllm":
+            raise ValueError("--rank-layers changes the model's layers: leave out --engine vllm")
         from phd.evaluation import rank_layers
 
         return rank_layers.run(args)
@@ -137,11 +151,7 @@ def run(args: Namespace) -> int:
         raise ValueError(
             f"the evaluation harness is not installed ({error}): pip install 'pretrain-phd[eval]'"
         ) from error
-    import torch
-
     from phd.evaluation.corpus import TASKS, shorten_contexts, write_group, write_tasks
-    from phd.evaluation.harness import CachedLM
-    from phd.hf.rope import scale_model
 
     long = [name for name in LONG if name in args.tasks]
     tasks: list[Any] = [name for name in args.tasks if name not in LONG]
@@ -158,24 +168,13 @@ def run(args: Namespace) -> int:
         manager = TaskManager(include_path=str(folder), include_defaults=bool({*tasks} - {*TASKS}))
         if unknown := [name for name in tasks if name not in manager.all_tasks]:
             raise ValueError(f"--tasks {unknown[0]}: the harness has no such task")
-        device = chosen_device(args.device)
-        dtype = getattr(torch, args.dtype) if args.dtype else None
-        model, tokenizer = load_model(args.model, args.tokenizer, dtype)
         title = str(args.model)
-        scale = scale_model(model, args.rope_scale, args.lengths[-1] if args.lengths else None)
+        lm, scale, layers = _served(args) if args.engine == "vllm" else _loaded(args)
         if scale != 1:
             title += f", rope scale {scale:g}"
-        layers = asked_layers(args, model.config)
         if layers is not None:
-            model = with_layers(model, layers)
             pattern = str(LayerPattern.of(layers))
             title += f", {pattern}"
-        lm = CachedLM(
-            pretrained=model.to(device),
-            tokenizer=tokenizer,
-            batch_size=args.batch_size or 16,
-            max_length=model.config.max_position_embeddings,
-        )
         if "corpus_cloze" in tasks and (shortened := shorten_contexts(folder, lm.tok_encode, lm.max_length)):
             most = f"the {lm.max_length:,} tokens that the model reads"
             print(f"corpus_cloze: {shortened:,} contexts lose first words, to fit {most}", file=sys.stderr)
@@ -220,6 +219,39 @@ def run(args: Namespace) -> int:
     return 0
 
 
+def _loaded(args: Namespace) -> "tuple[Any, float, tuple[Keys, ...] | None]":
+    """The harness's model, its rope scale, and the layers that --attention-pattern asks for."""
+    import torch
+
+    from phd.evaluation.harness import CachedLM
+    from phd.hf.rope import scale_model
+
+    device = chosen_device(args.device)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    model, tokenizer = load_model(args.model, args.tokenizer, dtype)
+    scale = scale_model(model, args.rope_scale, args.lengths[-1] if args.lengths else None)
+    layers = asked_layers(args, model.config)
+    if layers is not None:
+        model = with_layers(model, layers)
+    lm = CachedLM(
+        pretrained=model.to(device),
+        tokenizer=tokenizer,
+        batch_size=args.batch_size or 16,
+        max_length=model.config.max_position_embeddings,
+    )
+    return lm, scale, layers
+
+
+def _served(args: Namespace) -> tuple[Any, float, None]:
+    """The same where vLLM's server runs the model."""
+    from phd.evaluation.served import ServedLM, Server, make_empty
+    from phd.hf.tokenizer import load_tokenizer
+
+    model = make_empty(args.model)
+    tokenizer = load_tokenizer(args.tokenizer or args.model)
+    return ServedLM(model, tokenizer, Server(args.server or SERVER, args.model)), 1, None
+
+
 def _check(args: Namespace) -> None:
     if not args.tasks and args.corpus is None:
         raise ValueError("give --tasks, --corpus, or both")
@@ -227,6 +259,14 @@ def _check(args: Namespace) -> None:
         value = getattr(args, name)
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{flag(name)} must be at least 1, got {value}")
+    if args.engine == "vllm":
+        for name in ("attention_pattern", "full_heads", "full_heads_share", "device", "dtype", "batch_size"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"{flag(name)} is the server's to choose with --engine vllm: leave it out")
+        if args.rope_scale != 1:
+            raise ValueError("--rope-scale with --engine vllm: give it to `phd export`, and serve that")
+    elif args.server is not None:
+        raise ValueError("--server goes with --engine vllm")
     long = [name for name in args.tasks if name in LONG]
     if args.corpus is None and (of_corpus := [name for name in long if name in SAMPLES]):
         raise ValueError(f"--tasks {of_corpus[0]} is made from a text: give --corpus")

@@ -51,13 +51,20 @@ class CachedLM(HFLM):
             raise self._refusal(requests[index], f"{tokens:,} tokens with its answer") from None
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        self._check_room(requests)
+        return super().generate_until(requests, disable_tqdm)
+
+    def _check_room(self, requests: list[Instance]) -> None:
         for request in requests:
             prompt, settings = request.args
             tokens = len(self.tok_encode(prompt))
             room = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
             if tokens + room > self.max_length:
                 raise self._refusal(request, f"{tokens:,} tokens, with {room:,} more to generate")
-        return super().generate_until(requests, disable_tqdm)
+
+    def _check_length(self, index: int, tokens: int) -> None:
+        if tokens - 1 > self.max_length:  # the last token of the answer is not read
+            raise _TooLong(index, tokens)
 
     def _refusal(self, request: Instance, length: str) -> ValueError:
         return ValueError(
@@ -71,9 +78,7 @@ class CachedLM(HFLM):
         answers: dict[int, tuple[float, bool]] = {}
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
-            # the last token of the answer is not read
-            if (tokens := len(context) + len(continuation)) - 1 > self.max_length:
-                raise _TooLong(index, tokens)
+            self._check_length(index, len(context) + len(continuation))
             if len(context) >= len(continuation):
                 groups.setdefault(tuple(context), []).append(index)
         cached = {index for members in groups.values() for index in members}

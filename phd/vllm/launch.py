@@ -88,8 +88,10 @@ def curl_line(folder: Path, host: str, port: int) -> str:
 
 
 def available_memory() -> int:
-    """Bytes of the machine's memory that are free to take."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of the machine's memory that can be taken without swapping."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) * 1024
 
 
 def serve(

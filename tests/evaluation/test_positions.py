@@ -66,6 +66,7 @@ def test_each_number(tiny_folder, corpus, tmp_path, capsys, flags, lengths, scal
 def test_refused(tiny_folder, corpus):
     lengths = ("--lengths", "64,128")
     for arguments, message in (
+        (("--engine", "vllm"), "--loss-by-position reads pieces of text by itself: leave out --engine vllm"),
         (lengths, "--loss-by-position measures the loss of a text: give --corpus"),
         (("--corpus", corpus), "--loss-by-position reads the text at several lengths: give --lengths"),
         (("--corpus", corpus, *lengths, "--tasks", "piqa"), "--tasks has no meaning with --loss-by-position"),

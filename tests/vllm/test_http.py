@@ -1,11 +1,7 @@
 """vLLM's OpenAI server as `phd serve --engine vllm` starts it, on two ranks that share each layer."""
 
 import json
-import os
-import shutil
-import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,17 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.vllm.conftest import random_prompts
-from tests.world import ROOT
-from tools.ports import held_ports
+from tests.vllm.conftest import PATIENCE_S, random_prompts, started
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 VARIANT = "PHD-CSWA-2-16-32+vector"
 PROMPTS = random_prompts(1, 2, 7, 31, 40, 64, 100, 150, 97, 97, 130)
-PATIENCE_S = 900
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""Left to itself vLLM binds each rank to a NUMA node of its own."""
 HELD = ("vllm:num_requests_running", "vllm:kv_cache_usage_perc")
 FLAGS = (
     "--tensor-parallel-size 2 --max-num-batched-tokens 64 --max-model-len 256 --max-num-seqs 8 "
@@ -35,42 +26,14 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def folder(served, tiny_folder, tmp_path_factory) -> Path:
-    path = shutil.copytree(served(VARIANT), tmp_path_factory.mktemp("http") / "model")
-    for file in tiny_folder.glob("token*"):
-        shutil.copy(file, path)
-    return path
+def folder(with_tokenizer) -> Path:
+    return with_tokenizer(VARIANT)
 
 
 @pytest.fixture(scope="module")
 def server(folder, vllm_python, tmp_path_factory) -> Iterator[tuple[str, str]]:
-    """Its address and the line that it printed first, once that line works."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    with held_ports(1) as (port,), open(log, "w") as output:
-        words = ["serve", str(folder), "--engine", "vllm", "--port", str(port), f"--vllm-flags={FLAGS}"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "phd.commands.cli", *words], cwd=ROOT, stdout=output, stderr=output,
-            env=os.environ | ENVIRONMENT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            yield f"http://127.0.0.1:{port}", working_line(log, process)
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(60)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-
-
-def working_line(log: Path, process: subprocess.Popen) -> str:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and process.poll() is None:
-        lines = [line for line in log.read_text().splitlines() if line.startswith("curl ")]
-        if lines and subprocess.run(lines[0], shell=True, capture_output=True).returncode == 0:
-            return lines[0]
-        time.sleep(1)
-    raise AssertionError(log.read_text()[-5000:])
+    with started(folder, tmp_path_factory.mktemp("server") / "log", FLAGS) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
