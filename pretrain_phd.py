@@ -45,6 +45,8 @@ from phd.training.e2_llm import draw, drawn_positions
 from phd.training.ending import refuse_start
 from phd.training.hooks import TrainingHooks
 from phd.training.metrics import describe
+from phd.training.shares import DataShares
+from phd.training.sorted_batches import SortedBatches
 
 SPIKY_LOSS_FACTOR = 10  # times the largest loss so far, for --check-for-spiky-loss
 BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
@@ -200,8 +202,12 @@ def forward_step(data_iterator: Any, model: GPTModel) -> tuple[torch.Tensor, par
     return losses, partial(loss_func, batch["loss_mask"], original_losses, gap_positions=gap_positions)
 
 
-def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
-    """Megatron's GPT datasets over .bin/.idx files (--data-path), or mock data (--mock-data)."""
+def train_valid_test_datasets_provider(
+    shares: DataShares, num_samples: list[int], vp_stage: int | None = None
+) -> tuple:
+    """Megatron's GPT datasets over .bin/.idx files (--data-path), or mock data (--mock-data). ``shares`` is
+    told of the first.
+    """
     args = get_args()
 
     def is_built_on_rank() -> bool:
@@ -209,11 +215,11 @@ def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | N
         needed = is_first_or_last_pipeline_stage(vp_stage) or on_every_stage
         return needed and parallel_state.get_tensor_model_parallel_rank() == 0
 
-    return build_datasets(args, get_tokenizer(), num_samples, is_built_on_rank)
-
-
-# Every rank calls the provider; is_built_on_rank decides who builds.
-setattr(train_valid_test_datasets_provider, "is_distributed", True)  # noqa: B010
+    train, *others = build_datasets(args, get_tokenizer(), num_samples, is_built_on_rank)
+    shares.built(train)
+    if args.sort_batch_by_documents and train is not None:
+        train = SortedBatches(train, args.global_batch_size)
+    return train, *others
 
 
 def main() -> None:
@@ -232,9 +238,12 @@ def main() -> None:
         added_parameters.install()
         growth.install()
         HookedLoop(hooks, hooks.recorder).install()
+        provider = partial(train_valid_test_datasets_provider, hooks.shares)
+        # every rank calls the provider; is_built_on_rank decides who builds
+        setattr(provider, "is_distributed", True)  # noqa: B010
         pretrain(
             pretrain_cfg_container_from_args(start.args, model_config),
-            train_valid_test_datasets_provider,
+            provider,
             ModelType.encoder_or_decoder,
             forward_step,
         )

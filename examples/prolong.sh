@@ -23,7 +23,8 @@ export ATTENTION_PATTERN=full LR_SCHEDULE=cosine STAGE_TOKENS=${STAGE_TOKENS:-20
 export RUNS=${RUNS:-$ROOT/runs/$SIZE} FROM DATA_PREFIX BATCH_TOKENS
 
 extend() { # STAGE FLAG ...
-  "$ROOT/examples/extend.sh" "$SIZE" "$VARIANT" "$1" --dataloader-inter-document-masking --mask-document-starts "${@:2}"
+  "$ROOT/examples/extend.sh" "$SIZE" "$VARIANT" "$1" --dataloader-inter-document-masking --mask-document-starts \
+    --sort-batch-by-documents "${@:2}"
 }
 DATA_PREFIX=$DATA/64k.txt BATCH_TOKENS=4194304 # 64 sequences, 5000 iterations
 extend "${stages[0]}" "$@"

@@ -11,8 +11,9 @@ set -euo pipefail
 : "${INPUT:?files, folders or patterns}" "${TOKENIZER_MODEL:?a tokenizer file}" "${OUTPUT_PREFIX:?where to write}"
 TASKS=${TASKS:-8}
 CPUS=${CPUS:-8}
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+find_python
 LOGS=${LOGS:-$(dirname "$OUTPUT_PREFIX")/logs}
 mkdir -p "$LOGS"
 

@@ -19,7 +19,7 @@ from phd.run.files import read_json, write_json
 CPU_BUDGET_S = 60
 """Three times what a test should take: the same call has taken 16 and 30 seconds on one machine."""
 SLOWEST = 30
-UNLIMITED = ("slow", "slurm", "gpu")
+UNLIMITED = ("slow", "slurm", "gpu", "vllm")
 type Clocks = tuple[float, float, float]
 BEGIN, END = pytest.StashKey[Clocks](), pytest.StashKey[Clocks]()
 LINUX = Path("/proc/self/stat").exists()

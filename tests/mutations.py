@@ -25,7 +25,7 @@ ATTENTION = (
         "name-silent-on-numbers",
         "phd/rules/keys.py",
         "if self == default:",
-        "if self.stride == default.stride:",
+        "if type(self) is type(default) and self.stride == default.stride:",
         "tests/rules/test_keys.py",
     ),
     Mutation(
@@ -55,6 +55,13 @@ ATTENTION = (
         "queries = slice(heads.start * each, heads.stop * each)",
         "queries = slice(heads.start * each - heads.start, heads.stop * each - heads.start)",
         "tests/attention/test_sparse.py",
+    ),
+    Mutation(
+        "heads-of-each-rule-stay-together",
+        "phd/hf/heads.py",
+        "if order == sorted(order):",
+        "if True:",
+        "tests/hf/test_heads.py",
     ),
     Mutation(
         "full-heads-one-too-few",
@@ -120,10 +127,11 @@ ATTENTION = (
         "tests/attention/test_context_parallel.py::test_ranks_equal_one_process",
     ),
     Mutation(
-        "band-overlapping-key-gradients",
+        # one turn alone would do on one thread: its additions to overlapping windows follow one another
+        "band-key-gradients-of-one-turn",
         "phd/attention/band.py",
-        "turns = -(-(self.block + self.halo) // self.block)",
-        "turns = max(1, (self.block + self.halo) // self.block)",
+        "for turn in range(min(turns, windows.shape[0])):",
+        "for turn in range(1):",
         "tests/attention/test_attention.py::test_shapes",
     ),
     Mutation(
@@ -193,10 +201,11 @@ ATTENTION = (
 
 CONTEXT_PARALLEL = (
     Mutation(
-        "cp-kept-keys-of-the-first-block-alone",
+        # to end at the first block's keys would change nothing: those of later blocks are the rank's own rows
+        "cp-kept-keys-without-the-first",
         "phd/attention/kept.py",
-        "last = piece.document + keys.stop + (part.count - 1) * part.block",
-        "last = piece.document + keys.stop",
+        "first = piece.document + keys.start\n",
+        "first = piece.document + keys.start + 1\n",
         "tests/attention/test_context_parallel.py::test_ranks_equal_one_process",
     ),
     Mutation(
@@ -1092,11 +1101,84 @@ EVALUATION = (
         "tests/evaluation/test_layers.py::test_the_layers_that_cost_most_stay_full",
     ),
     Mutation(
-        "layers-loss-of-the-token-itself",
-        "phd/evaluation/layers.py",
+        "pieces-loss-of-the-token-itself",
+        "phd/evaluation/pieces.py",
         "ids[:, 1:][:, rows]",
         "ids[:, :-1][:, rows]",
-        "tests/evaluation/test_layers.py::test_losses_are_the_models",
+        "tests/evaluation/test_pieces.py::test_losses_are_the_models",
+    ),
+    Mutation(
+        "positions-of-the-next-token",
+        "phd/evaluation/positions.py",
+        "losses[:, first - 1 : last - 1]",
+        "losses[:, first:last]",
+        "tests/evaluation/test_positions.py",
+    ),
+    Mutation(
+        "positions-of-other-text",
+        "phd/evaluation/positions.py",
+        "piece[-length:]",
+        "piece[:length]",
+        "tests/evaluation/test_positions.py",
+    ),
+    Mutation(
+        "sorted-batches-without-what-lies-before",
+        "phd/training/sorted_batches.py",
+        "    lengths[0] -= begin\n",
+        "",
+        "tests/training/test_sorted_batches.py::test_batches_are_sorted",
+    ),
+    Mutation(
+        "shares-counted-beyond-what-was-trained",
+        "phd/training/shares.py",
+        "index[first : min(first + PART, samples)]",
+        "index[first : first + PART]",
+        "tests/training/test_shares.py::test_counts",
+    ),
+)
+
+VLLM = (
+    Mutation(
+        "vllm-window-one-too-narrow",
+        "phd/vllm/plan.py",
+        "seen = wanted >= copies.band_start(positions)[:, None]",
+        "seen = (wanted > copies.band_start(positions)[:, None]) | (back == 0)",
+        "tests/vllm/test_plan.py",
+    ),
+    Mutation(
+        "vllm-ring-forgets-one",
+        "phd/vllm/plan.py",
+        "kept = positions >= (ends - (copies.window - 1))[requests]",
+        "kept = positions > (ends - (copies.window - 1))[requests]",
+        "tests/vllm/test_plan.py",
+    ),
+    Mutation(
+        "vllm-copies-of-a-chunk-s-rest-alone",
+        "phd/vllm/plan.py",
+        "first = torch.maximum(begins, last - last % copies.chunk)",
+        "first = torch.maximum(begins, last - last % copies.chunk + 1).minimum(last)",
+        "tests/vllm/test_plan.py",
+    ),
+    Mutation(
+        "vllm-own-copies-all-seen",
+        "phd/vllm/plan.py",
+        "own = copy[:, None] >= copy",
+        "own = copy[:, None] >= 0 * copy",
+        "tests/vllm/test_plan.py",
+    ),
+    Mutation(
+        "vllm-blocks-across-chunks",
+        "phd/vllm/refusals.py",
+        "if asked.enable_prefix_caching and given % chunk:",
+        "if asked.enable_prefix_caching and given < chunk:",
+        "tests/vllm/test_refusals.py",
+    ),
+    Mutation(
+        "vllm-another-release-taken",
+        "phd/vllm/launch.py",
+        'if version.split("+")[0].rsplit(".", 1)[0] != VLLM:',
+        'if version.split("+")[0].split(".", 1)[0] != VLLM.split(".")[0]:',
+        "tests/vllm/test_launch.py",
     ),
 )
 
@@ -1112,5 +1194,6 @@ MUTATIONS = (
         *EVALUATION,
         *DATA,
         *COMPARE,
+        *VLLM,
     ),
 )

@@ -27,6 +27,9 @@ OTHERS = frozenset(
         *("--max-restarts", "--signals-to-handle", "--shutdown-timeout", "--rdzv-id", "--local-addr"),
         # pip
         *("--no-deps", "--no-index", "--target", "--no-build-isolation"),
+        # vLLM
+        *("--tensor-parallel-size", "--block-size", "--additional-config", "--kv-cache-memory-bytes"),
+        "--max-num-batched-tokens",
         # docker, tensorboard, wandb
         *("--gpus", "--ipc", "--ulimit", "--user", "--logdir", "--id"),
         # Megatron
@@ -153,8 +156,12 @@ def test_named_modules_exist(doc):
 def names_of(module: Path) -> set[str]:
     """What a module defines and imports at its top, without importing it."""
     names = set()
-    for node in ast.parse(words(module)).body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
+    waiting = [*ast.parse(words(module)).body]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If):
+            waiting += [*node.body, *node.orelse]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}

@@ -28,6 +28,7 @@ ALLOWED = {
     "phd/hf": {"phd.attention", "phd.hf", "phd.rules"},
     "phd/config.py": {"phd.attention", "phd.rules"},
     "phd/compare": {"phd.compare", "phd.run", "phd.rules"},
+    "phd/vllm": {"phd.attention", "phd.hf", "phd.rules", "phd.vllm"},
     "phd/serving": {"phd.hf", "phd.serving"},
     "phd/commands": {"phd"},
     "phd/commands/importing.py": {"phd", "megatron"},

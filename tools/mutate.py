@@ -21,7 +21,7 @@ from typing import NamedTuple
 from tests.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[1]
-LANE = "not gpu and not slurm and not slow"
+LANE = "not gpu and not slurm and not slow and not vllm"
 CAUGHT, SURVIVED, DOES_NOT_APPLY, NO_RESULT = "caught", "SURVIVED", "DOES NOT APPLY", "NO RESULT"
 
 

@@ -10,6 +10,16 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
+FIRST_STEPS = """first steps:
+  phd data train-tokenizer --input corpus.jsonl --output-prefix tokenizer --vocab-size 32000
+  phd data tokenize --input corpus.jsonl --tokenizer-model tokenizer.model --output-prefix corpus --append-eod
+  export DATA_PREFIX=corpus TOKENIZER_MODEL=tokenizer.model
+  examples/pretrain.sh 300k PHD-CSWA-2-16-32      (in a clone)
+  phd compare runs/300k --output comparison
+  phd generate runs/300k/PHD-CSWA-2-16-32-seed1/checkpoints --prompt "Once upon a time"
+
+`phd COMMAND --help` explains each command; `phd doctor` says what this machine has for it."""
+
 # Each command is imported only when it is the one called: generate brings Megatron, which takes ten seconds.
 
 
@@ -45,6 +55,10 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "continue a run's checkpoint as several variants, on the same batches",
         _from("phd.commands.branch"),
     ),
+    "doctor": (
+        "what is installed, which devices there are, and what is missing",
+        _from("phd.commands.doctor"),
+    ),
     "variant": ("check the name of a variant, for scripts", _from("phd.commands.variant")),
     "status": (
         "how far a run is, how its last start ended, and whether to start it again",
@@ -63,7 +77,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         _from("phd.commands.importing"),
     ),
     "serve": (
-        "an OpenAI-compatible server for an exported model, by transformers",
+        "an OpenAI-compatible server for an exported model, by transformers or vLLM",
         _from("phd.commands.serve"),
     ),
     "eval": (
@@ -83,13 +97,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["bench"]:
         print("phd bench: error: it is `python -m benchmarks.latency` now, in a clone", file=sys.stderr)
         return 2
-    parser = argparse.ArgumentParser(prog="phd", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="phd",
+        description=__doc__,
+        epilog=FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"phd {version('pretrain-phd')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (summary, add) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         if name in argv[:1]:
             add(subparser)
+    if not argv:
+        parser.print_help()
+        return 0
     args = parser.parse_args(argv)
     try:
         code = args.run(args)

@@ -7,11 +7,13 @@ modeling files: ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code
 import argparse
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phd.loading import describe, open_checkpoint, rope_scale, weights_of
+from phd.pattern_flags import add_pattern_flags, asked_layers, config_with_layers
 from phd.rules.variant import Variant
 
 if TYPE_CHECKING:
@@ -24,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", type=Path, help="the --save folder of a run, or one iter_* folder in it"
     )
     parser.add_argument("output", type=Path, metavar="OUT_DIR", help="folder to write; must not be there yet")
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--tokenizer",
-        type=Path,
-        help="SentencePiece .model, tokenizer.json or a Hugging Face folder, if not where training found it",
-    )
-    group.add_argument("--no-tokenizer", action="store_true", help="export the model alone")
+    add_tokenizer(parser)
     parser.add_argument(
         "--rope-scale",
         type=rope_scale,
@@ -39,24 +35,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="divide rotary positions by G: a model trained with --rope-max-scale then reads G times its "
         "context (default 1)",
     )
+    add_pattern_flags(parser)
+
+
+def add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    """The flags for the tokenizer of a checkpoint."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="SentencePiece .model, tokenizer.json or a Hugging Face folder, if not where training found it",
+    )
+    group.add_argument("--no-tokenizer", action="store_true", help="export the model alone")
 
 
 def run(args: Namespace) -> int:
     """Write the folder and say what is in it."""
     from phd.hf.rope import scale_rope
-    from phd.hf.save import new_folder, save_weights
 
-    trained, tensors, step = open_checkpoint(args.checkpoint)
-    config, tokenizer = describe(trained, tensors, args.tokenizer, args.no_tokenizer)
-    scale_rope(config, args.rope_scale)
+    def as_asked(config: "LlamaConfig") -> "LlamaConfig":
+        scale_rope(config, args.rope_scale)
+        layers = asked_layers(args, config)
+        return config if layers is None else config_with_layers(config, layers)
 
-    with new_folder(args.output) as folder:
-        total = save_weights(weights_of(trained, tensors, config), folder)
-        save_rest(folder, config, tokenizer, trained, step)
-    print(
-        f"{args.output}: {Variant.from_arguments(vars(trained))}, iteration {step:,}, "
-        f"{total / 1e6:,.1f} MB of {config.dtype} weights"
+    config, tokenizer, told = export(
+        args.checkpoint, args.output, args.tokenizer, args.no_tokenizer, as_asked
     )
+    print(f"{args.output}: {told}")
     remote = ", trust_remote_code=True" if needs_code(config) else ""
     if tokenizer is not None and not needs_code(config):
         from phd.hf.readers import sentencepiece_model, why_not_llama_cpp
@@ -65,6 +70,36 @@ def run(args: Namespace) -> int:
             print(f"not for llama.cpp: the tokenizer has {reason}, and it would read other ids")
     print(f'load it with: AutoModelForCausalLM.from_pretrained("{args.output}"{remote})')
     return 0
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    tokenizer_at: Path | None = None,
+    no_tokenizer: bool = False,
+    changed: "Callable[[LlamaConfig], LlamaConfig]" = lambda config: config,
+) -> "tuple[LlamaConfig, PreTrainedTokenizerBase | None, str]":
+    """Write the folder ``output``. Returns what lies there, and in words what it is.
+
+    Args:
+        checkpoint: the --save folder of a run, or one iter_* folder in it.
+        tokenizer_at: where it lies, if not where training found it.
+        changed: what the folder's configuration is to be, of the one that was trained.
+    """
+    from phd.hf.save import new_folder, save_weights
+
+    trained, tensors, step = open_checkpoint(checkpoint)
+    config, tokenizer = describe(trained, tensors, tokenizer_at, no_tokenizer)
+    config = changed(config)
+    with new_folder(output) as folder:
+        total = save_weights(weights_of(trained, tensors, config), folder)
+        save_rest(folder, config, tokenizer, trained, step)
+    variant = Variant.from_arguments(vars(trained))
+    return (
+        config,
+        tokenizer,
+        f"{variant}, iteration {step:,}, {total / 1e6:,.1f} MB of {config.dtype} weights",
+    )
 
 
 def save_rest(
@@ -145,6 +180,11 @@ predicts the next token.{own} The weights of the layers have a Llama model's nam
         about += f"""
 A LongGen hybrid (arXiv 2410.01485): sparse layers see and cache some blocks of tokens alone, by layers
 {variant.pattern}.
+"""
+    exported = getattr(config, "phd_variant", str(Variant()))
+    if exported != str(variant.outside_training(config.num_hidden_layers)):
+        about += f"""
+Its layers keep other keys than in training: {exported}.
 """
     rope = dict(config.rope_parameters or {})
     if rope.get("rope_type") == "linear":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phd.loading import add_rope_scale, chosen_device, load_model
+from phd.pattern_flags import add_pattern_flags, asked_layers, with_layers
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
     parser.add_argument("--tokenizer", type=Path, help="where it lies now, if not where training found it")
     add_rope_scale(parser, "the longest prompt with its new tokens")
+    add_pattern_flags(parser)
 
 
 def run(args: Namespace) -> int:
@@ -55,6 +57,8 @@ def run(args: Namespace) -> int:
     from phd.hf.rope import scale_model
 
     scale_model(model, args.rope_scale, inputs["input_ids"].shape[1] + args.max_new_tokens)
+    if (layers := asked_layers(args, model.config)) is not None:
+        model = with_layers(model, layers)
     model.to(device)
     length, limit = inputs["input_ids"].shape[1], model.config.max_position_embeddings
     if length >= limit:

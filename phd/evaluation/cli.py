@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from phd.compare.paper import REPORTED, SIZES
-from phd.evaluation.layers import PIECES
 from phd.evaluation.long_context import DEPTHS, LENGTHS_FROM, SAMPLES, cell, default_lengths
 from phd.evaluation.patterns import add_arguments as add_pattern_arguments
-from phd.evaluation.patterns import asked_layers, with_layers
+from phd.evaluation.pieces import PIECES
 from phd.evaluation.ruler import LENGTHS_FROM as RULER_LENGTHS_FROM
 from phd.evaluation.ruler import OF_CORPUS, RULER, TOKENS, refuse_missing
 from phd.evaluation.ruler import SAMPLES as RULER_SAMPLES
 from phd.loading import add_rope_scale, chosen_device, load_model
+from phd.pattern_flags import asked_layers, with_layers
 from phd.rules.pattern import LayerPattern
 from phd.run.arguments import flag
 
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         type=_batch_size,
-        help="a number, or auto for the harness's choice (default 16; 1 with --rank-layers)",
+        help="a number, or auto for the harness's choice (default 16; 1 where pieces of text are read)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the questions made from the corpus")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
@@ -84,6 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of pieces of --corpus, and compare the pattern made from that with the middle third; --lengths is "
         f"one length (default the model's longest), --limit the pieces to rank by (default {PIECES}) and "
         "those to compare on",
+    )
+    parser.add_argument(
+        "--loss-by-position",
+        action="store_true",
+        help="instead of tasks: the loss of pieces of --corpus read at each of --lengths, by the place in "
+        "them: does more context help, and how far does the model read? --limit is the pieces (default "
+        f"{PIECES}); --rope-scale auto takes the least whole scale for each length",
     )
     add_rope_scale(parser, "the longest of --lengths")
     parser.add_argument(
@@ -102,12 +109,21 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(args: Namespace) -> int:
-    """Evaluate and print one table, and one of the accuracies by length. Or rank the layers.
+    """Evaluate and print one table, and one of the accuracies by length. Or rank the layers, or measure the
+    loss by position.
 
     Raises:
         ValueError: nothing to evaluate on, an unknown task, a corpus too short, a length or depth out of
             range, or the harness is not installed.
     """
+    if args.rope_scale is None and args.lengths is None:
+        raise ValueError(
+            "--rope-scale auto goes with --lengths, which say how long prompts are: or pass a number"
+        )
+    if args.loss_by_position:
+        from phd.evaluation import positions
+
+        return positions.run(args)
     if args.rank_layers is not None:
         from phd.evaluation import rank_layers
 
@@ -149,8 +165,8 @@ def run(args: Namespace) -> int:
         scale = scale_model(model, args.rope_scale, args.lengths[-1] if args.lengths else None)
         if scale != 1:
             title += f", rope scale {scale:g}"
-        if args.attention_pattern is not None:
-            layers = asked_layers(args.attention_pattern, model.config.num_hidden_layers)
+        layers = asked_layers(args, model.config)
+        if layers is not None:
             model = with_layers(model, layers)
             pattern = str(LayerPattern.of(layers))
             title += f", {pattern}"
@@ -187,7 +203,7 @@ def run(args: Namespace) -> int:
         if isinstance(value, float) and "_stderr" not in key
     ]  # fmt: skip
     report = {"model": str(args.model), "results": rows, "n_samples": outcome.get("n-samples")}
-    if args.attention_pattern is not None:
+    if layers is not None:
         report["attention_pattern"] = pattern
     if scale != 1:
         report["rope_scale"] = scale
@@ -217,11 +233,6 @@ def _check(args: Namespace) -> None:
     refuse_missing(args.tasks, args.corpus)
     if args.lengths is not None and not long:
         raise ValueError(f"--lengths goes with --tasks {', '.join(SAMPLES)} and those of RULER")
-    if args.rope_scale is None and args.lengths is None:
-        raise ValueError(
-            "--rope-scale auto goes with --lengths: other tasks do not say how long their prompts are; pass "
-            "a number"
-        )
     if args.depths is not None and "phd_needle" not in long:
         raise ValueError("--depths goes with --tasks phd_needle")
     for depth in args.depths or ():

@@ -8,28 +8,15 @@ Nothing is trained: a model trained on with the pattern may lose less. That laye
 choice, and judged by the comparison.
 """
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, sqrt
-from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phd.compare.statistics import PairedDifference, paired_difference
-from phd.evaluation.corpus import read_texts
 from phd.rules.keys import Full, Keys, parse_keys
 from phd.rules.pattern import LayerPattern, middle_third
-
-if TYPE_CHECKING:
-    import torch
-
-PIECES = 16
-"""To rank by, and as many to compare on, unless told."""
-MARGIN = 8
-"""How many times as much text as is needed is read, to draw the pieces from."""
-LOGIT_ROWS = 1024
-"""Positions whose logits are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -92,32 +79,6 @@ def sparse_keys(text: str, length: int) -> Keys:
     return keys
 
 
-def draw_pieces(
-    corpus: Path, encode: Callable[[str], list[int]], between: int, length: int, count: int, seed: int
-) -> list[list[int]]:
-    """``count`` pieces of ``length`` tokens of the corpus, drawn from ``MARGIN`` times as many if there are.
-
-    Args:
-        between: the token that stands before each document.
-
-    Raises:
-        ValueError: a record of the corpus has no text, or it is too short.
-    """
-    tokens: list[int] = []
-    for text in read_texts(corpus):
-        tokens += [between, *encode(text)]
-        if len(tokens) >= MARGIN * count * length:
-            break
-    there = len(tokens) // length
-    if there < count:
-        raise ValueError(
-            f"{corpus} has {there} pieces of {length} tokens, --rank-layers needs {count}: give more text, "
-            "a smaller --limit or shorter --lengths"
-        )
-    starts = random.Random(seed).sample(range(there), count)
-    return [tokens[start * length : (start + 1) * length] for start in starts]
-
-
 def rank(
     losses: Callable[[Sequence[Keys], Sequence[Any]], Sequence[float]],
     num_layers: int,
@@ -176,26 +137,3 @@ def _differences(values: Sequence[float], base: Sequence[float]) -> list[float]:
 
 def _change(values: Sequence[float], base: Sequence[float]) -> Change:
     return Change.of(_differences(values, base))
-
-
-def piece_losses(model: Any, pieces: Sequence[Sequence[int]], batch_size: int) -> list[float]:
-    """The mean loss of each piece's tokens but the first, in nats. Of ``LOGIT_ROWS`` logits at a time."""
-    import torch
-
-    losses: list[float] = []
-    with torch.inference_mode():
-        for first in range(0, len(pieces), batch_size):
-            ids = torch.tensor(pieces[first : first + batch_size], device=model.device)
-            states = model.model(ids, use_cache=False).last_hidden_state[:, :-1]  # [b, s - 1, h]
-            total = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
-            for begin in range(0, states.shape[1], LOGIT_ROWS):
-                rows = slice(begin, begin + LOGIT_ROWS)
-                total += _token_losses(model.lm_head(states[:, rows]), ids[:, 1:][:, rows]).sum(-1)
-            losses += (total / states.shape[1]).tolist()
-    return losses
-
-
-def _token_losses(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-    """Of logits [b, s, v] for targets [b, s]: [b, s], fp64."""
-    chosen = logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return -chosen.double()

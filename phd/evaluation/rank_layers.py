@@ -5,9 +5,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from phd.evaluation.layers import PIECES, Ranking, draw_pieces, piece_losses, rank, sparse_keys
-from phd.evaluation.patterns import with_layers
+from phd.evaluation.layers import Ranking, rank, sparse_keys
+from phd.evaluation.pieces import PIECES, read_pieces, token_losses
 from phd.loading import chosen_device, load_model
+from phd.pattern_flags import with_layers
 from phd.rules.keys import Full, Keys
 from phd.rules.pattern import middle_third
 from phd.rules.variant import Variant
@@ -29,7 +30,6 @@ def run(args: Namespace) -> int:
     from tqdm import tqdm
 
     from phd.hf.rope import scale_model
-    from phd.hf.tokenizer import puts_bos_in_front
 
     device = chosen_device(args.device)
     dtype = getattr(torch, args.dtype) if args.dtype else None
@@ -50,17 +50,14 @@ def run(args: Namespace) -> int:
     if not 2 <= length <= longest:
         raise ValueError(f"--lengths {length}: the model reads 2 to {longest} tokens")
     keys = sparse_keys(args.rank_layers, length)
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False))
-
-    between = tokenizer.bos_token_id if puts_bos_in_front(tokenizer) else tokenizer.eos_token_id
     count = args.limit or PIECES
-    pieces = draw_pieces(args.corpus, encode, between, length, 2 * count, args.seed)
+    pieces = read_pieces(args.corpus, tokenizer, length, 2 * count, args.seed)
     model = model.to(device)
 
     def losses(pattern: Sequence[Keys], pieces: Sequence[Sequence[int]]) -> list[float]:
-        return piece_losses(with_layers(model, tuple(pattern)), pieces, args.batch_size or 1)
+        of_tokens = token_losses(with_layers(model, tuple(pattern)), pieces, args.batch_size or 1)
+        means: list[float] = of_tokens.mean(1).tolist()
+        return means
 
     ranking = rank(losses, layers, keys, pieces, lambda numbers: tqdm(numbers, desc="layers", leave=False))
     _print(args, ranking, keys)
@@ -74,13 +71,11 @@ def run(args: Namespace) -> int:
 def _check(args: Namespace) -> None:
     if args.corpus is None:
         raise ValueError("--rank-layers measures the loss of a text: give --corpus")
-    for name in ("tasks", "depths", "num_fewshot", "attention_pattern"):
+    for name in ("tasks", "depths", "num_fewshot", "attention_pattern", "full_heads", "full_heads_share"):
         if getattr(args, name) not in (None, []):
             raise ValueError(f"{flag(name)} has no meaning with --rank-layers: leave it out")
     if args.lengths is not None and len(args.lengths) > 1:
         raise ValueError("--lengths: --rank-layers takes one length")
-    if args.rope_scale is None and args.lengths is None:
-        raise ValueError("--rope-scale auto goes with --lengths: give the length, or a number for the scale")
     if args.limit is not None and args.limit < 2:
         raise ValueError(f"--limit must be at least 2 for a standard error, got {args.limit}")
     if args.batch_size == "auto" or (args.batch_size is not None and args.batch_size < 1):

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from phd.hf.configuration import PHDLlamaConfig
+from phd.hf.heads import by_rule, select
 from phd.hf.padding import UNPADDED, Padding
 from phd.hf.retained import Retained, first_recoverable_slot, gather, gather_index, retained_for, slots_of
 from phd.rules.keys import Blocks
@@ -28,10 +29,18 @@ class PHDDynamicLayer(DynamicLayer):
 
     hidden_keys: Tensor | None = None
     hidden_values: Tensor | None = None
+    record_past = False
+    """whether what the next step no longer needs is retained too"""
+    first_recoverable_slot = 0
+    """from which on queries find here all they see"""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
+
+    def stores(self) -> "list[PHDDynamicLayer]":
+        """Of the originals, which lie in one place unless heads differ."""
+        return [self]
 
     def reset(self) -> None:
         super().reset()
@@ -86,7 +95,6 @@ class PHDSparseLayer(PHDDynamicLayer):
         self.retained = Retained()
         """as they lie in ``keys`` and ``values``"""
         self.first_recoverable_slot = 0
-        """from which on queries find here all they see"""
 
     def update(
         self,
@@ -137,6 +145,86 @@ class PHDSparseLayer(PHDDynamicLayer):
     def reset(self) -> None:
         super().reset()
         self._forget()
+
+
+class PHDByHeadLayer(PHDDynamicLayer):
+    """Originals of the heads of each rule in a layer of their own, full or sparse; hidden copies of all heads
+    here.
+    """
+
+    def __init__(self, rule: AttentionRule) -> None:
+        super().__init__(rule.copies.hidden)
+        groups = by_rule(rule.keys)
+        self.heads = [heads for heads, _ in groups]
+        self.groups = [_growing(AttentionRule(rule.copies, keys)) for _, keys in groups]
+
+    def stores(self) -> list[PHDDynamicLayer]:
+        return self.groups
+
+    def update(  # type: ignore[override]
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Append slots.
+
+        Returns:
+            keys and values of each rule's heads.
+        """
+        self.is_initialized = True
+        pairs = [
+            layer.update(select(key_states, heads), select(value_states, heads), *args, **kwargs)
+            for heads, layer in zip(self.heads, self.groups, strict=True)
+        ]
+        return tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs)
+
+    def activate_past_recording(self) -> None:
+        self.record_past = True
+        for layer in self.groups:
+            if isinstance(layer, PHDSparseLayer):
+                layer.activate_past_recording()
+
+    @property
+    def first_recoverable_slot(self) -> int:  # type: ignore[override]
+        return max(layer.first_recoverable_slot for layer in self.groups)
+
+    def get_seq_length(self) -> int:
+        return self.groups[0].get_seq_length()
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+        for heads, layer in zip(self.heads, self.groups, strict=True):
+            layer.lazy_initialization(select(key_states, heads), select(value_states, heads))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        for layer in self.groups:
+            layer.crop(tokens_to_remove)
+
+    def reset(self) -> None:
+        super().reset()
+        for layer in self.groups:
+            layer.reset()
+
+    def offload(self) -> None:
+        for layer in self.groups:
+            layer.offload()
+
+    def prefetch(self) -> None:
+        for layer in self.groups:
+            layer.prefetch()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        for layer in self.groups:
+            layer.reorder_cache(beam_idx)
+        self._map_hidden(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        for layer in self.groups:
+            layer.batch_repeat_interleave(repeats)
+        self._map_hidden(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for layer in self.groups:
+            layer.batch_select_indices(indices)
+        self._map_hidden(lambda x: x[indices, ...])
 
 
 class PHDNaiveLayer(PHDDynamicLayer):
@@ -268,7 +356,10 @@ class PHDCache(Cache):
     @property
     def records_past(self) -> bool:
         """Whether sparse layers retain what the next step no longer needs, for a rollback."""
-        return any(isinstance(layer, PHDSparseLayer) and layer.record_past for layer in self.phd_layers)
+        return any(layer.record_past for layer in self._growing_layers())
+
+    def _growing_layers(self) -> list[PHDDynamicLayer]:
+        return [layer for layer in self.phd_layers if isinstance(layer, PHDDynamicLayer)]
 
     def hidden_slots(self) -> int:
         """How many of the last slots have their hidden copies here, or room for them in a static cache."""
@@ -277,8 +368,7 @@ class PHDCache(Cache):
 
     def check_reach(self, slot: int) -> None:
         """Raise ValueError if sparse layers have evicted keys that queries of ``slot`` see."""
-        layers = (x for x in self.phd_layers if isinstance(x, PHDSparseLayer))
-        first = max((layer.first_recoverable_slot for layer in layers), default=0)
+        first = max((layer.first_recoverable_slot for layer in self._growing_layers()), default=0)
         if slot < first:
             raise ValueError(
                 f"the cache cannot go back to slot {slot}: its sparse layers have evicted keys that slots "
@@ -289,11 +379,10 @@ class PHDCache(Cache):
     def nbytes(self) -> int:
         """Bytes of all keys and values, as ``phd.rules.variant.Variant.kv_cache_bytes`` tells
         beforehand."""
-        tensors = (
-            getattr(layer, name, None)
-            for layer in self.layers
-            for name in ("keys", "values", "hidden_keys", "hidden_values")
-        )
+        names = ("keys", "values", "hidden_keys", "hidden_values")
+        # those of some heads, and the layer around them that has the hidden copies
+        layers = {*self.layers, *(store for layer in self._growing_layers() for store in layer.stores())}
+        tensors = (getattr(layer, name, None) for layer in layers for name in names)
         return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
     def last_ids(self, slots: int) -> Tensor:
@@ -367,6 +456,8 @@ class PHDCache(Cache):
 def _growing(rule: AttentionRule) -> PHDDynamicLayer:
     if rule.copies.cached:
         return PHDNaiveLayer(rule.copies.count)
+    if rule.keys.heads is not None:
+        return PHDByHeadLayer(rule)
     if rule.sparse:
         return PHDSparseLayer(cast(Blocks, rule.keys), rule.copies.hidden)
     return PHDDynamicLayer(rule.copies.hidden)

@@ -88,10 +88,6 @@ class PHDLlamaConfig(LlamaConfig):
             rules = variant.layers(self.num_hidden_layers, self.num_key_value_heads)
         except ValueError as error:
             raise ValueError(f"phd_variant: {error}") from error
-        if any(rule.keys.heads is not None for rule in rules):
-            raise ValueError(
-                f"phd_variant: {variant} has heads that differ in a layer, which runs in training alone yet"
-            )
         if any(rule.keys.trained_only for rule in rules):
             raise ValueError(f"phd_variant: {variant} has layers of training alone, which are full elsewhere")
         if self.attention_dropout and variant != Variant():

@@ -73,7 +73,7 @@ def open_folder(folder: Path) -> tuple[LlamaConfig, FolderTensors, torch.dtype]:
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # validation raises classes of its own
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"{file}: {' '.join(str(error).split())}") from error  # theirs are of several lines
     if not isinstance(config, LlamaConfig):
         raise ValueError(f"{file}: model_type is {config.model_type!r}, not llama or phd_llama")
     tensors = FolderTensors(folder)

@@ -34,7 +34,9 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 WRITTEN = ("model.safetensors.index.json", "training.json", "README.md")
 
 
-def merge(folders: Sequence[Path], weights: Sequence[float], output: Path) -> tuple[int, list[str]]:
+def merge(
+    folders: Sequence[Path], weights: Sequence[float], output: Path, names: Sequence[str] | None = None
+) -> tuple[int, list[str]]:
     """Write ``output``: the first folder's files with the mean of all folders' weights.
 
     Sums are in fp32 (fp64 of fp64), rounded once to the type of the first folder's tensor. A folder of weight
@@ -44,6 +46,7 @@ def merge(folders: Sequence[Path], weights: Sequence[float], output: Path) -> tu
         folders: at least two.
         weights: of each; they add up to 1.
         output: not there yet, or empty.
+        names: what the folders are to be called; None for their paths.
 
     Returns:
         bytes of the weights, and in words what was taken from the first folder where another differs.
@@ -52,54 +55,56 @@ def merge(folders: Sequence[Path], weights: Sequence[float], output: Path) -> tu
         ValueError: a folder is damaged (see ``open_folder``), the weights are none, two folders have other
             shapes, architectures or tokenizers, or ``output`` is there.
     """
-    _check_weights(folders, weights)
+    names = [*map(str, folders)] if names is None else names
+    check_weights(names, weights)
     opened = [open_folder(folder) for folder in folders]
     first_config, first, _ = opened[0]
     told = []
-    for folder, (config, tensors, _) in zip(folders[1:], opened[1:], strict=True):
-        _refuse_other_shapes(folders[0], first.shapes(), folder, tensors.shapes())
-        told += _compare_configs(folders[0], first_config, folder, config)
-        _refuse_other_tokenizer(folders[0], folder)
+    for name, folder, (config, tensors, _) in zip(names[1:], folders[1:], opened[1:], strict=True):
+        _refuse_other_shapes(names[0], first.shapes(), name, tensors.shapes())
+        told += _compare_configs(names[0], first_config, name, config)
+        _refuse_other_tokenizer(names[0], folders[0], name, folder)
     with new_folder(output) as temporary:
         for file in folders[0].iterdir():
             if file.is_file() and not file.name.endswith(WEIGHT_FILES) and file.name not in WRITTEN:
                 shutil.copyfile(file, temporary / file.name)
         total = save_weights(_mean([tensors for _, tensors, _ in opened], weights), temporary)
         facts = [
-            {"folder": str(folder), "weight": weight, "training": _training(folder)}
-            for folder, weight in zip(folders, weights, strict=True)
+            {"folder": name, "weight": weight, "training": _training(folder)}
+            for name, folder, weight in zip(names, folders, weights, strict=True)
         ]
         text = json.dumps({"merged_from": facts}, indent=2)
         (temporary / "training.json").write_text(text + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(_card(folders, weights, told), encoding="utf-8")
+        (temporary / "README.md").write_text(_card(names, weights, told), encoding="utf-8")
     return total, told
 
 
-def _check_weights(folders: Sequence[Path], weights: Sequence[float]) -> None:
-    if len(folders) < 2:
-        raise ValueError("name at least two folders to merge")
-    if len(weights) != len(folders):
-        raise ValueError(
-            f"--weights has {len(weights)} numbers for {len(folders)} folders: give one for each"
-        )
+def check_weights(models: Sequence[object], weights: Sequence[float]) -> None:
+    """Raises:
+    ValueError: there are not two models, or the weights are no shares of them.
+    """
+    if len(models) < 2:
+        raise ValueError("name at least two models to merge")
+    if len(weights) != len(models):
+        raise ValueError(f"--weights has {len(weights)} numbers for {len(models)} models: give one for each")
     if not all(map(math.isfinite, weights)) or abs(math.fsum(weights) - 1) > TOLERANCE:
         raise ValueError(f"--weights {' '.join(map(str, weights))}: they must be numbers that add up to 1")
 
 
 def _refuse_other_shapes(
-    first: Path, shapes: dict[str, tuple[int, ...]], other: Path, theirs: dict[str, tuple[int, ...]]
+    first: str, shapes: dict[str, tuple[int, ...]], other: str, theirs: dict[str, tuple[int, ...]]
 ) -> None:
     for name in sorted(shapes.keys() | theirs.keys()):
         if (here := shapes.get(name)) != (there := theirs.get(name)):
             told = [
-                f"{folder} has {'none' if shape is None else list(shape)}"
-                for folder, shape in ((first, here), (other, there))
+                f"{model} has {'none' if shape is None else list(shape)}"
+                for model, shape in ((first, here), (other, there))
             ]
             raise ValueError(f"{name}: {', '.join(told)}: only models of one shape can be merged")
 
 
-def _compare_configs(first: Path, config: LlamaConfig, other: Path, their_config: LlamaConfig) -> list[str]:
-    """What is taken from the first folder, in words; ValueError where neither would be right."""
+def _compare_configs(first: str, config: LlamaConfig, other: str, their_config: LlamaConfig) -> list[str]:
+    """What is taken from the first model, in words; ValueError where neither would be right."""
     mine, theirs = config.to_dict(), their_config.to_dict()
     told = []
     for name in sorted((mine.keys() | theirs.keys()) - UNWEIGHED):
@@ -114,12 +119,13 @@ def _compare_configs(first: Path, config: LlamaConfig, other: Path, their_config
     return told
 
 
-def _refuse_other_tokenizer(first: Path, other: Path) -> None:
+def _refuse_other_tokenizer(first: str, first_folder: Path, other: str, folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer.model"):
-        here, there = first / name, other / name
+        here, there = first_folder / name, folder / name
         if here.is_file() and there.is_file() and _content(here) != _content(there):
             raise ValueError(
-                f"{here} and {there} are different tokenizers: only models of one vocabulary can be merged"
+                f"{first} and {other} have different tokenizers ({name}): only models of one vocabulary can "
+                "be merged"
             )
 
 
@@ -163,8 +169,8 @@ def _training(folder: Path) -> Any:
         raise ValueError(f"{file} is not JSON ({error})") from error
 
 
-def _card(folders: Sequence[Path], weights: Sequence[float], told: Sequence[str]) -> str:
-    rows = "".join(f"| {folder} | {weight:g} |\n" for folder, weight in zip(folders, weights, strict=True))
+def _card(names: Sequence[str], weights: Sequence[float], told: Sequence[str]) -> str:
+    rows = "".join(f"| {name} | {weight:g} |\n" for name, weight in zip(names, weights, strict=True))
     taken = "".join(f"- {line}\n" for line in told)
     return f"""---
 library_name: transformers

@@ -214,8 +214,8 @@ class PHDLlamaModel(ResizedTables, LlamaModel):
         long = count > BLOCK or torch.is_grad_enabled()
         if self.copies.hidden and asked == count and flash and long:
             return RowsStep(rules, count, padding, device)
-        originals = [AttentionRule(keys=rule.keys) for rule in rules if rule.sparse and flash]
-        layouts = layouts_of(originals, count, padding, device)
+        of_heads = (keys for rule in rules for _, keys in rule.keys.by_head() if flash and not keys.full)
+        layouts = layouts_of([AttentionRule(keys=keys) for keys in of_heads], count, padding, device)
         return BlocksStep(
             config, rules, embeddings, attention_mask, padding, cache, past, asked, fused, layouts
         )

@@ -27,7 +27,7 @@ def scale_rope(config: LlamaConfig, scale: float) -> None:
 
 
 def scale_model(model: Any, scale: float | None, tokens: int | None = None) -> float:
-    """The same for a loaded model (a LlamaForCausalLM), before it has read anything. Returns the scale.
+    """The same for a loaded model (a LlamaForCausalLM), by its ``config``. Returns the scale.
 
     Args:
         scale: as --rope-scale; None for the least whole one at which the model reads ``tokens``.
@@ -38,8 +38,6 @@ def scale_model(model: Any, scale: float | None, tokens: int | None = None) -> f
     if scale is None:
         assert tokens is not None
         scale = scale_for(tokens, model.config)
-    if scale == 1:
-        return scale
     scale_rope(model.config, scale)
     # its buffers are computed, not stored, and fp32 whatever the weights are
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)

@@ -14,6 +14,9 @@ from typing import Any
 from phd.rules.keys import ByHead, Full
 from phd.rules.pattern import LayerPattern
 
+SHARE = 0.5
+"""Of the heads, where nothing else is asked for: the paper's for models with grouped queries."""
+
 Gates = Sequence[Sequence[float]]
 """By layer and key/value head."""
 
@@ -95,3 +98,31 @@ def with_full_heads(
     return LayerPattern.of(
         tuple(ByHead.join((1, full if kept else keys) for kept in row) for keys, row in rows)
     )
+
+
+def asked_pattern(
+    text: str, file: str | None, share: float | None, num_layers: int, heads: int
+) -> LayerPattern:
+    """What --attention-pattern, --full-heads and --full-heads-share say together.
+
+    Args:
+        text: of --attention-pattern.
+        num_layers, heads: layers of the model, and key/value heads of a layer.
+
+    Raises:
+        ValueError: they do not fit the model, or each other; names the flag.
+    """
+    try:
+        pattern = LayerPattern.parse(text)
+        pattern.layers(num_layers, heads)
+    except ValueError as error:
+        raise ValueError(f"--attention-pattern: {error}") from error
+    if file is None:
+        if share is not None:
+            raise ValueError("--full-heads-share is of --full-heads: pass it too, or leave this out")
+        return pattern
+    share = SHARE if share is None else share
+    try:
+        return with_full_heads(pattern, read_gates(Path(file)), share, num_layers, heads)
+    except ValueError as error:
+        raise ValueError(f"--full-heads {file}: {error}") from error

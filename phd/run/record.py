@@ -26,6 +26,7 @@ TFLOPS = "phd/tflops-per-device"
 MFU = "phd/mfu"
 POSITION_REACH = "position reach"  # of samples with gaps between sentences: the largest position + 1, mean
 ROPE_SCALE, ROPE_SHIFT = "phd/rope-scale", "phd/rope-shift"  # what E2-LLM drew for the iteration
+DATA_SHARE = "phd/data-share"  # of the samples so far, from the data set web: phd/data-share-web
 COPY_EMBEDDING_NORM = "phd/copy-embedding-norm"  # of copy 1: phd/copy-embedding-norm-1
 
 TRAINED_IN_GROUPS = "+s2"

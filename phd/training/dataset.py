@@ -6,6 +6,7 @@ import math
 import pickle
 import resource
 import struct
+import zlib
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class SamplesConfig:
     mask_document_starts: bool = False
     """With packed documents: no loss for the first token of a document, of which nothing that the model may
     see tells. Megatron's masking has the last token of a document predict it."""
+
+    sort_batch_by_documents: bool = False
+    """With packed documents: within each global batch, samples in the order of the sum of their documents'
+    squared lengths, so that ranks compute about as much at the same time (ProLong, arXiv 2410.02660). What an
+    iteration trains on stays the same."""
 
 
 def refuse_order(args: Namespace) -> None:
@@ -180,8 +186,8 @@ class _DocumentStartsMasked(_DocumentStarts):
 
 
 class _PositionGaps(GPTDataset):
-    """Adds to each training sample ``rotary_positions`` [s], int64, drawn from --seed and the sample's number
-    alone: the same for any number of workers and ranks, and after a resume.
+    """Adds to each training sample ``rotary_positions`` [s], int64, drawn from --seed, the data set's name
+    and the sample's number alone: the same for any number of workers and ranks, and after a resume.
     """
 
     sentence_ends: np.ndarray
@@ -195,7 +201,8 @@ class _PositionGaps(GPTDataset):
         starts = sample.get("document_starts")
         documents = np.zeros(len(tokens), np.int64) if starts is None else starts.numpy()
         segments = segment_starts(np.isin(tokens, self.sentence_ends), documents)
-        draw = np.random.default_rng([self.config.random_seed, int(idx or 0)])
+        name = zlib.crc32(Path(self.dataset_path or "").name.encode())
+        draw = np.random.default_rng([self.config.random_seed, name, int(idx or 0)])
         positions = gap_positions(segments, documents, self.room, draw)
         return sample | {"rotary_positions": torch.from_numpy(positions)}
 

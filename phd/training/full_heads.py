@@ -2,14 +2,9 @@
 
 from argparse import Namespace
 from dataclasses import dataclass
-from pathlib import Path
 
 from phd.megatron.transformer_config import key_value_heads
-from phd.rules.full_heads import read_gates, with_full_heads
-from phd.rules.pattern import LayerPattern
-
-SHARE = 0.5
-"""The paper's for models with grouped queries."""
+from phd.rules.full_heads import asked_pattern
 
 
 @dataclass(kw_only=True)
@@ -33,15 +28,7 @@ def take_full_heads(args: Namespace) -> None:
     Raises:
         ValueError: names the flags, and the file.
     """
-    if args.full_heads is None:
-        if args.full_heads_share is not None:
-            raise ValueError("--full-heads-share is of --full-heads: pass it too, or leave this out")
+    if args.full_heads is None and args.full_heads_share is None:
         return
-    share = SHARE if args.full_heads_share is None else args.full_heads_share
-    try:
-        gates = read_gates(Path(args.full_heads))
-        pattern = LayerPattern.parse(args.attention_pattern)
-        heads = key_value_heads(args)
-        args.attention_pattern = str(with_full_heads(pattern, gates, share, args.num_layers, heads))
-    except ValueError as error:
-        raise ValueError(f"--full-heads {args.full_heads}: {error}") from error
+    asked = args.attention_pattern, args.full_heads, args.full_heads_share
+    args.attention_pattern = str(asked_pattern(*asked, args.num_layers, key_value_heads(args)))

@@ -27,6 +27,7 @@ from phd.training.partial import (
 )
 from phd.training.run_folder import run_folder
 from phd.training.samples import continue_prompts
+from phd.training.shares import DataShares
 
 
 class TrainingHooks:
@@ -37,6 +38,7 @@ class TrainingHooks:
         self.args = args = start.args
         self.config = config
         self.metrics = RunMetrics(args, config)
+        self.shares = DataShares(args)
         self.recorder: Recorder | None = None
         """Takes the scalars that Megatron logs."""
         self._saves = Saves(args)
@@ -124,13 +126,15 @@ class TrainingHooks:
         return tokens_before + tokens, flops_before + tokens * self.metrics.flops_per_token
 
     def log(self, iteration: int, seconds_per_iteration: float) -> str:
-        """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line; what has
-        become of copy embeddings for the record. Every rank must call it.
+        """At a log interval: tokens/s and MFU for the record, and as a piece of Megatron's log line; for the
+        record also what has become of copy embeddings, and the shares of a blend's data sets. Every rank must
+        call it.
         """
         rates = self.metrics.rates(seconds_per_iteration)
         norms = copy_embedding_norms(self.config, self._model_chunks)
+        shares = self.shares.until(self.args.consumed_train_samples)
         if self.recorder is not None:
-            for name, value in (rates | norms).items():
+            for name, value in (rates | norms | shares).items():
                 self.recorder.add_scalar(name, value, iteration)
         text = f" tokens/s: {rates[THROUGHPUT]:.0f} | PHD TFLOP/s/device: {rates[TFLOPS]:.4g} |"
         return text + (f" MFU: {100 * rates[MFU]:.1f}% |" if MFU in rates else "")

@@ -308,6 +308,32 @@ NEVER = (
         "document are seen, and train its first",
     ),
     Unsupported(
+        "--sort-batch-by-documents without --dataloader-inter-document-masking",
+        lambda a: a.sort_batch_by_documents and not a.dataloader_inter_document_masking,
+        "pass that too: it is by documents that are masked from each other, told by the data's lengths, that "
+        "samples cost more or less",
+    ),
+    Unsupported(
+        "--sort-batch-by-documents with --mock-data",
+        lambda a: a.sort_batch_by_documents and a.mock_data,
+        "leave it out: mock data have no documents",
+    ),
+    Unsupported(
+        "--sort-batch-by-documents with --dataloader-type cyclic",
+        lambda a: a.sort_batch_by_documents and a.dataloader_type == "cyclic",
+        "take single: cyclic deals out samples in an order of its own",
+    ),
+    Unsupported(
+        "--sort-batch-by-documents with --step-batch-size-schedule",
+        lambda a: a.sort_batch_by_documents and a.step_batch_size_schedule is not None,
+        "leave one out: batches are sorted by one size",
+    ),
+    Unsupported(
+        "--sort-batch-by-documents with --dataloader-defer-npy-index-mmap",
+        lambda a: a.sort_batch_by_documents and a.dataloader_defer_npy_index_mmap,
+        "leave one out: the lengths of documents are in those indices",
+    ),
+    Unsupported(
         "--optimizer-cpu-offload without a GPU",
         lambda a: a.optimizer_cpu_offload and cpu.needed(),
         "leave it out: the optimizer is on the CPU",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.trainings import PATTERN, losses
 from tests.world import ROOT, megatron_globals
@@ -155,6 +155,29 @@ def test_same_logits_as_megatron(name, train, export, world, tmp_path):
             output = model(step, past_key_values=output.past_key_values)
 
 
+def test_checkpoints_are_merged(train, phd, export, tmp_path):
+    """Alone or with an exported folder: the mean of what export writes of each, and nothing beside it."""
+    checkpoint, other = train("PHD-CSWA-3-5-12+vector"), tmp_path / "other"
+    export(checkpoint, other)
+    tensors = load_file(other / "model.safetensors")
+    save_file(
+        {name: 3 * tensor for name, tensor in tensors.items()}, other / "model.safetensors", {"format": "pt"}
+    )
+    words = ["--weights", "0.5", "0.5", "--no-tokenizer", "--output"]
+    status, out, err = phd("merge", checkpoint, other, *words, tmp_path / "out" / "merged")
+    assert status == 0, err
+    assert f"{checkpoint}: PHD-CSWA-3-5-12+vector, iteration 3, " in out
+    merged = load_file(tmp_path / "out" / "merged" / "model.safetensors")
+    assert merged.keys() == tensors.keys()
+    assert all(torch.equal(merged[name], 2 * tensor) for name, tensor in tensors.items())
+    facts = json.loads((tmp_path / "out" / "merged" / "training.json").read_text())["merged_from"]
+    assert [fact["folder"] for fact in facts] == [str(checkpoint), str(other)]
+    assert [*(tmp_path / "out").iterdir()] == [tmp_path / "out" / "merged"]
+    assert phd("merge", checkpoint, checkpoint / "iter_0000003", *words, tmp_path / "same")[0] == 0
+    same = load_file(tmp_path / "same" / "model.safetensors")
+    assert all(torch.equal(same[name], tensor) for name, tensor in tensors.items())
+
+
 def test_scaled_positions_are_those_of_training(train, phd, world, tmp_path):
     """At a scale an exported model reads as many times its context, at the positions of E2-LLM's training; so
     does `phd eval` of the checkpoint, which scales what it has loaded.
@@ -260,6 +283,25 @@ def test_a_llama_becomes_a_phd_transformer(world, phd, data, tmp_path):
     assert "PHD-CSWA-2-16-32 continues from" in output
     curve = losses(tmp_path / "log")["lm loss"]
     assert curve[-1] < curve[0] - 0.2
+
+
+def test_full_heads_of_another_pattern(train, phd, tmp_path):
+    """The same weights, with layers that the training did not have."""
+    from phd.hf import PHDLlamaForCausalLM
+
+    gates, folder, plain = tmp_path / "gates.json", tmp_path / "heads", tmp_path / "plain"
+    gates.write_text(json.dumps({"gates": [[0.9, 0.1], [0.2, 0.3], [0.8, 0.7], [0.6, 0.65]]}))
+    flags = ["--attention-pattern", "sink.4.1.2", "--full-heads", gates, "--no-tokenizer"]
+    status, _, err = phd("export", train("vanilla"), folder, *flags)
+    assert status == 0, err
+    variant = "1heads.1full.1sink.4.1.2-1sink.4.1.2-1full-1heads.1sink.4.1.2.1full"
+    assert json.loads((folder / "config.json").read_text())["phd_variant"] == variant
+    assert f"Its layers keep other keys than in training: {variant}." in (folder / "README.md").read_text()
+    assert json.loads((folder / "training.json").read_text())["variant"] == "vanilla"
+    assert PHDLlamaForCausalLM.from_pretrained(folder).generate(torch.tensor([[3] * 20])).shape[1] > 20
+    status, _, err = phd("export", train("vanilla"), plain, *flags[2:])
+    assert status != 0 and "the attention pattern full has none: write what the other heads keep" in err
+    assert not plain.exists()
 
 
 def test_what_lies_beside_the_weights(train, export, tmp_path):

@@ -23,7 +23,8 @@ PATIENCE_S = 300
 
 
 def arguments(model: Path, port: int) -> Namespace:
-    return Namespace(model=model, host="127.0.0.1", port=port, device="cpu", dtype="auto")
+    settings = {"device": "cpu", "dtype": "auto", "engine": "transformers", "vllm_flags": ""}
+    return Namespace(model=model, host="127.0.0.1", port=port, **settings)
 
 
 def command(log: str, words: list[str]) -> None:

@@ -8,12 +8,13 @@ from statistics import fmean, stdev
 import pytest
 import torch
 
-from phd.evaluation import cli, layers, rank_layers
-from phd.evaluation.layers import draw_pieces, piece_losses, rank, sparse_keys
-from phd.evaluation.patterns import with_layers
+from phd.evaluation import cli, rank_layers
+from phd.evaluation.layers import rank, sparse_keys
+from phd.evaluation.pieces import draw_pieces
+from phd.pattern_flags import with_layers
 from phd.rules.keys import Blocks, Full
 from phd.rules.pattern import LayerPattern
-from tests.models import ENGLISH, VOCABULARY
+from tests.models import ENGLISH
 
 FULL, SPARSE = Full(), Blocks(4, 1, 2)
 
@@ -59,35 +60,6 @@ def test_the_layers_that_cost_most_stay_full():
     assert difference.n == 6 and difference.high < 0
     with pytest.raises(ValueError, match="a loss is not finite"):
         rank(lambda pattern, pieces: [float("nan")] * len(pieces), 7, SPARSE, pieces)
-
-
-@pytest.mark.parametrize("variant", ["vanilla", "PHD-CSWA-3-5-12+vector"])
-def test_losses_are_the_models(variant, make_model, monkeypatch):
-    monkeypatch.setattr(layers, "LOGIT_ROWS", 7)
-    pieces = torch.randint(1, VOCABULARY, (3, 40), generator=torch.Generator().manual_seed(0))
-    for pattern in ((FULL, FULL, FULL), (FULL, SPARSE, FULL)):
-        model = with_layers(make_model(variant), pattern)
-        with torch.no_grad():
-            wanted = [float(model(piece[None], labels=piece[None]).loss) for piece in pieces]
-        assert piece_losses(model, pieces.tolist(), 2) == pytest.approx(wanted, rel=1e-5)
-
-
-def test_pieces(tmp_path):
-    corpus = tmp_path / "text.jsonl"
-    corpus.write_text("".join(json.dumps({"text": "x" * size}) + "\n" for size in (9, 30, 60)))
-    numbers = iter(range(1, 1000))
-
-    def encode(text):
-        return [next(numbers) for _ in text]
-
-    pieces = draw_pieces(corpus, encode, 0, 10, 10, seed=1)
-    tokens = [token for piece in sorted(pieces, key=max) for token in piece]
-    assert tokens == [0, *range(1, 10), 0, *range(10, 40), 0, *range(40, 98)]  # each once, whole
-    assert pieces != sorted(pieces, key=max)
-    numbers = iter(range(1, 1000))
-    assert pieces == draw_pieces(corpus, encode, 0, 10, 10, seed=1)
-    with pytest.raises(ValueError, match="text.jsonl has 10 pieces of 10 tokens, --rank-layers needs 11"):
-        draw_pieces(corpus, encode, 0, 10, 11, seed=1)
 
 
 def test_rules():

@@ -12,7 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from phd.evaluation import cli, patterns
+from phd import pattern_flags
+from phd.evaluation import cli
 from phd.evaluation.haystack import Haystack, near_sentence
 from phd.evaluation.long_context import (
     DOCUMENT,
@@ -273,7 +274,7 @@ def test_a_random_model(corpus, tokenizer, tmp_path, monkeypatch):
     patterned = []
 
     def with_layers(*arguments):
-        patterned.append(patterns.with_layers(*arguments))
+        patterned.append(pattern_flags.with_layers(*arguments))
         return patterned[0]
 
     monkeypatch.setattr(cli, "with_layers", with_layers)

@@ -1,4 +1,4 @@
-"""A model's weights under layer patterns that it was not trained with."""
+"""Scores of a model under layer patterns that it was not trained with, and the flags of before."""
 
 import random
 from argparse import ArgumentParser
@@ -8,8 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from phd.evaluation.harness import CachedLM
-from phd.evaluation.patterns import add_arguments, asked_layers, with_layers
-from phd.rules.keys import Blocks, Full
+from phd.evaluation.patterns import add_arguments
+from phd.pattern_flags import with_layers
+from phd.rules.pattern import LayerPattern
 from tests.evaluation.test_harness import expected, tokenizer  # noqa: F401 (a fixture)
 from tests.models import SHAPE, VOCABULARY
 
@@ -18,21 +19,6 @@ from tests.models import SHAPE, VOCABULARY
 def llama():
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
-
-
-FULL = Full()
-
-
-def test_asked():
-    assert asked_layers("full", 3) == (FULL, FULL, FULL)
-    assert asked_layers("longgen-sink", 3) == (Blocks(), FULL, Blocks())
-    assert asked_layers("sink.8.0.4", 3) == (Blocks(8, 0, 4),) * 3
-    with pytest.raises(ValueError, match="--attention-pattern: 'swa' is no attention pattern"):
-        asked_layers("swa", 3)
-    with pytest.raises(ValueError, match="--attention-pattern: .*2 layers, the model 3"):
-        asked_layers("2*sink", 3)
-    with pytest.raises(ValueError, match="--attention-pattern: .*local must be at least 1, got 0"):
-        asked_layers("sink.64.1.0", 3)
 
 
 @pytest.mark.parametrize(
@@ -53,36 +39,9 @@ def test_older_flags_stop_with_the_new_spelling(flags, spelling, monkeypatch, ca
     assert parser.parse_args(["--attention-pattern", spelling]).attention_pattern == spelling
 
 
-def test_same_weights_other_layers(llama):
-    ids = torch.randint(1, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        full = llama(ids).logits
-        same = with_layers(llama, (FULL, FULL, FULL))
-        torch.testing.assert_close(same(ids).logits, full, rtol=1e-4, atol=3e-5)
-        window = with_layers(llama, (Blocks(4, 0, 2), FULL, Blocks(4, 0, 2)))
-        logits = window(ids).logits
-    # the first two blocks see everything, the third begins to miss the first
-    torch.testing.assert_close(logits[:, :8], full[:, :8], rtol=1e-4, atol=3e-5)
-    assert (logits[:, 8] - full[:, 8]).abs().max() > 1e-2
-    pointers = [{name: x.data_ptr() for name, x in model.state_dict().items()} for model in (window, llama)]
-    assert pointers[0] == pointers[1]  # not copied
-
-
-def test_copies_stay_and_an_own_pattern_is_replaced(make_model):
-    ids = torch.randint(1, VOCABULARY, (1, 40), generator=torch.Generator().manual_seed(0))
-    model = make_model("PHD-CSWA-3-5-12+vector")
-    sparse = with_layers(model, (Blocks(4, 1, 2), FULL, FULL))
-    assert sparse.config.phd_variant == "PHD-CSWA-3-5-12+vector+1sink.4.1.2-2full"
-    with torch.no_grad():
-        full = model(ids).logits
-        assert (sparse(ids).logits - full).abs().max() > 1e-2
-        again = with_layers(sparse, (FULL, FULL, FULL))
-        torch.testing.assert_close(again(ids).logits, full, rtol=1e-4, atol=3e-5)
-
-
-@pytest.mark.parametrize("text", ["longgen-sink.4.1.2", "1sink.4.1.2-1full-1block-sparse.4.3.1"])
+@pytest.mark.parametrize("text", ["longgen-sink.4.1.2", "1heads.1full.1sink.4.1.2-1full-1block-sparse.4.3.1"])
 def test_scores_are_those_of_whole_sequences(llama, text, tokenizer):  # noqa: F811
-    model = with_layers(llama, asked_layers(text, 3))
+    model = with_layers(llama, LayerPattern.parse(text).layers(3))
     draw = random.Random(0)
     requests = []
     for length in (37, 36, 35, 24, 23, 9):

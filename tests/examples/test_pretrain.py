@@ -496,6 +496,65 @@ def test_longlora_starts_as_the_paper_says(queue, world, tmp_path):
     assert "--s2-groups 4 --lora-rank 8" in launch and launch.rstrip().endswith("--s2-groups 0")
 
 
+def test_longrecipe_from_gaps_to_the_merged_model(queue, world, tmp_path):
+    """On this machine, each step from the one before; and queued, each behind the one before."""
+    (tmp_path / "runs").mkdir()
+    settings = {
+        "FROM": "start",
+        "REPLAY_PREFIX": str(tmp_path / "old"),
+        "BASE": "48877310",
+    }
+    settings |= {"LENGTH": "240", "TARGET": "800", "BATCH": "6"}
+    python = tmp_path / "echo"
+    python.write_text(f"""#!/bin/bash
+        case "$*" in
+          *" status "*) [ -e "$4/done" ]; exit ;;
+          *" merge "*) echo "$@" >>{tmp_path}/commands; mkdir -p "${{@: -1}}"; exit ;;
+          *phd.commands.cli* | -c*) exec {sys.executable} "$@" ;;
+        esac
+        printf "%s\\n" training "$@"
+        while [ "$1" != --run-dir ]; do shift; done
+        mkdir -p "$2" && touch "$2/done"
+    """)
+    python.chmod(0o755)
+    script = [str(ROOT / "examples/longrecipe.sh"), "300k", "vanilla"]
+    environment = queue | settings | {"PYTHON": str(python)}
+    first, again = (
+        subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in "12"
+    )
+    assert again == f"{tmp_path}/runs/longrecipe/vanilla-seed1 is there: nothing is left to do\n"
+    trainings = [part.split("pretrain_phd.py\n")[1].splitlines() for part in first.split("training\n")[1:]]
+    gaps, replay = (flags_given(flags) for flags in trainings)
+    recipe = tmp_path / "runs" / "longrecipe"
+    assert gaps["pretrained_checkpoint"] == str(Path("start").resolve())
+    assert replay["pretrained_checkpoint"] == str(recipe / "gaps/vanilla-seed1/checkpoints")
+    assert (gaps["lr"], replay["lr"]) == ("5e-5", "5e-06")
+    assert (gaps["train_iters"], replay["train_iters"]) == ("104", "30")
+    assert (gaps["position_gaps_to"], replay.get("position_gaps_to")) == ("800", None)
+    assert gaps["rotary_base"] == replay["rotary_base"] == "48877310"
+    assert (gaps["data_path"], replay["data_path"]) == (environment["DATA_PREFIX"], settings["REPLAY_PREFIX"])
+    ends = ["--position-sentence-ends", "7"]
+    assert world.run(accepted, [[*trainings[0], *ends], trainings[1]])[0] == [(4, 64, 240)] * 2
+    (merge,) = (tmp_path / "commands").read_text().splitlines()
+    whole, output = f"{recipe}/replay/vanilla-seed1/checkpoints", recipe / "vanilla-seed1"
+    assert merge.endswith(f"merge {whole} {Path('start').resolve()} --weights 0.5 0.5 --output {output}")
+
+    sweep = queue | settings | {"START": "slurm/submit.sh", "RUNS": str(tmp_path / "queued")}
+    said = subprocess.run(script, env=sweep, check=True, capture_output=True, text=True).stdout
+    jobs = (tmp_path / "queue").read_text().split("\n--parsable")
+    assert len(jobs) == 3 and "gaps 1, replay 2, then job 3 merges" in said
+    assert "--dependency" not in jobs[0]
+    assert "--dependency=afterok:1 " in jobs[1] and "--dependency=afterok:2 " in jobs[2]
+    assert f"phd.commands.cli merge {tmp_path}/queued/longrecipe/replay/" in jobs[2]
+
+
+def flags_given(words: list[str]) -> dict[str, str]:
+    """What stands last counts."""
+    pairs = zip(words, words[1:], strict=False)
+    return {flag[2:].replace("-", "_"): value for flag, value in pairs if flag.startswith("--")}
+
+
 def arguments_of(flags: list[str]) -> dict:
     """In a rank: what a start makes of the flags, of plain values."""
     from phd.training.arguments import parse_and_validate_args

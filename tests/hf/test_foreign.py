@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from argparse import Namespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from phd.hf.foreign import check_folder
 from phd.hf.load import open_folder
 from phd.hf.tokenizer import load_tokenizer
 from phd.loading import load_model
+from tests.commands.test_serve import arguments as serve_arguments
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_fields_are_refused_by_name(folder, file, field, value):
 def test_by_every_command(folder):
     """`phd import` opens the folder as the first of these, `phd eval` and `phd generate` load it."""
     change(folder, "config.json", _attn_implementation_internal="someone/kernel")
-    settings = Namespace(model=folder, host="127.0.0.1", port=8000, device="cpu", dtype="auto")
+    settings = serve_arguments(folder, 8000)
     for call in (open_folder, load_model, load_tokenizer, lambda _: serve.run(settings)):
         with pytest.raises(ValueError, match="_attn_implementation_internal"):
             call(folder)

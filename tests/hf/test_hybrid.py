@@ -2,6 +2,7 @@
 the cache holds at every length.
 """
 
+import itertools
 import json
 from copy import deepcopy
 
@@ -21,10 +22,13 @@ HYBRIDS = {
     "block-sparse": [STRIDE, None, STRIDE],
     "mixed": [None, BOTH, [1, 2, 3, 2]],
     "no full layer": [SINK, BOTH, STRIDE],
+    # of two key/value heads: full beside tokens, blocks beside blocks
+    "heads": "1heads.1full.1sink.1.2.7-1heads.1sink.4.1.2.1blocks.4.1.2.3-1heads.1sink.4.1.3.1full",
 }
 KINDS = ["vanilla", "PHD-SWA-2-5-inf", "PHD-CSWA-3-5-12"]
 CASES = [("vanilla", "mixed"), ("vanilla", "sink"), ("PHD-SWA-2-5-inf", "no full layer")]
 CASES += [("PHD-CSWA-3-5-12", "mixed"), ("PHD-CSWA-2-16-32", "block-sparse")]
+CASES += [("vanilla", "heads"), ("PHD-CSWA-3-5-12", "heads")]
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +42,12 @@ def make():
     """make("PHD-SWA-2-5-inf", layers): as ``make_model``, in fp64 for what RMSNorm leaves of it."""
     models: dict = {}
 
-    def build(variant: str, layers: list | None):
+    def build(variant: str, layers: list | str | None):
         key = variant, json.dumps(layers)
         if key not in models:
-            shape = SHAPE if layers is None else SHAPE | {"num_hidden_layers": len(layers)}
-            pattern = LayerPattern()
-            if layers is not None:
+            shape, pattern = SHAPE, LayerPattern.parse(layers if isinstance(layers, str) else "full")
+            if isinstance(layers, list):
+                shape = SHAPE | {"num_hidden_layers": len(layers)}
                 pattern = LayerPattern.of(tuple(Full() if x is None else Blocks(*x) for x in layers))
             name = str(Variant(Copies.parse(variant), pattern))
             config = PHDLlamaConfig(**shape, phd_variant=name)
@@ -98,7 +102,8 @@ def test_prompt(model, expected, ids):
             output = model(ids[:, :length], logits_to_keep=1)
             assert_close(output.logits[:, 0], expected[:, length - 1])
             for layer in output.past_key_values.layers:  # no view of the whole prompt
-                assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes
+                for store in layer.stores():
+                    assert store.keys.untyped_storage().nbytes() == store.keys.nbytes
 
 
 @pytest.mark.parametrize("step", [1, 7, 33])
@@ -133,6 +138,46 @@ def test_left_padding(model, expected, ids, padding, step):
     both = torch.cat(logits, dim=1)
     assert_close(both[0], expected[0, :40])
     assert_close(both[1, padding:], expected[1, : 40 - padding])
+
+
+@pytest.mark.parametrize("keys", ["sink.64.1.5", "sink.1.64.256"])
+def test_full_heads_beside_duo_attention_s_windows(make, keys):
+    """A sink of 64 and some 256 recent positions: a prompt and then token by token, over the borders where
+    blocks begin and where the first key is evicted.
+    """
+    model = make("vanilla", f"1heads.1full.1{keys}-1{keys}-1heads.1{keys}.1full")
+    ids = torch.randint(1, 97, (1, 386), generator=torch.Generator().manual_seed(4))
+    expected = reference_logits(model, ids)
+    with torch.no_grad():
+        for first, last in ((62, 66), (318, 323), (382, 386)):
+            cache = model(ids[:, :first], logits_to_keep=1).past_key_values
+            for position in range(first, last):
+                logits = model(ids[:, position : position + 1], past_key_values=cache).logits
+                assert_close(logits[:, 0], expected[:, position])
+                assert cache.nbytes() == cache_bytes(model.config, position + 1, element_size=8)
+
+
+def test_bytes_of_full_heads():
+    """A quarter of the heads whole at 32000 tokens: 0.2575 of full layers by tokens, and 0.2590 at most by
+    blocks; by the tensors of a cache, without memory.
+    """
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 1024}
+    for keys, length, share in (
+        ("1.64.256", 32000, 0.2575),
+        ("64.1.5", 32000, 0.2575),
+        ("64.1.5", 32063, 0.259),
+    ):
+        name = f"heads.2full.6sink.{keys}"
+        cache = PHDCache(PHDLlamaConfig(**shape, phd_variant=name))
+        full = 0
+        for layer in range(2):
+            tensors = torch.empty(2, 1, 8, length, 128, dtype=torch.bfloat16, device="meta")
+            cache.update(*tensors, layer)
+            full += tensors.nbytes
+        assert cache.nbytes() == cache_bytes(
+            PHDLlamaConfig(**shape, phd_variant=name), length, element_size=2
+        )
+        assert cache.nbytes() / full == pytest.approx(share, abs=5e-5)
 
 
 def test_size_at_128k():
@@ -195,10 +240,12 @@ def test_all_full_is_the_plain_model(make, ids, variant):
         assert torch.equal(run(model, ids, step), run(plain, ids, step))
 
 
-@pytest.mark.parametrize("variant", KINDS)
-def test_gradients(make, ids, variant):
+@pytest.mark.parametrize(
+    ("variant", "hybrid"), [*((kind, "mixed") for kind in KINDS), ("PHD-CSWA-3-5-12", "heads")]
+)
+def test_gradients(make, ids, variant, hybrid):
     """Of a prompt and of a padded batch, against the dense rule on its samples one by one."""
-    model = deepcopy(make(variant, HYBRIDS["mixed"]))
+    model = deepcopy(make(variant, HYBRIDS[hybrid]))
     parameters = list(model.parameters())
     mask = torch.ones_like(ids[:, :30])
     mask[1, :5] = 0
@@ -297,8 +344,10 @@ def test_generate(model, ids):
     assert torch.equal(model.generate(prompt, **beams), model.generate(prompt, use_cache=False, **beams))
 
 
-@pytest.mark.parametrize("variant", KINDS)
-@pytest.mark.parametrize("hybrid", ["sink", "mixed"])
+@pytest.mark.parametrize(
+    ("variant", "hybrid"),
+    [*itertools.product(KINDS, ["sink", "mixed"]), ("vanilla", "heads"), ("PHD-CSWA-3-5-12", "heads")],
+)
 def test_assisted_generation_rolls_back(make, ids, variant, hybrid):
     """Hidden copies too."""
     model = make(variant, HYBRIDS[hybrid])

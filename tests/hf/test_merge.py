@@ -101,11 +101,11 @@ def test_refusals(models, make_model, tmp_path):
         ),
         ([a, norm], [0.5, 0.5], r"config\.json: rms_norm_eps is 1e-06 in .*a and 1e-05 in .*norm: only"),
         ([a, tmp_path / "phd"], [0.5, 0.5], r"config\.json: .* in .*a and .* in .*phd: only models of one"),
-        ([a, other], [0.5, 0.5], r"a/tokenizer\.json and .*other/tokenizer\.json are different tokenizers"),
-        ([a, b], [0.5], "--weights has 1 numbers for 2 folders"),
+        ([a, other], [0.5, 0.5], r"a and .*other have different tokenizers \(tokenizer\.json\)"),
+        ([a, b], [0.5], "--weights has 1 numbers for 2 models"),
         ([a, b], [0.5, 0.6], r"--weights 0\.5 0\.6: they must be numbers that add up to 1"),
         ([a, b], [float("nan"), 1.0], "they must be numbers that add up to 1"),
-        ([a], [1.0], "name at least two folders"),
+        ([a], [1.0], "name at least two models"),
         ([a, tmp_path / "none"], [0.5, 0.5], "none/config.json is not there"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -65,8 +65,8 @@ def attention_on_this_rank(kv_heads: int, tensor_parallel: int, context_parallel
                 module.train(training)
                 rule = keys if training else keys.outside_training
                 assert (rule == AttentionRule()) is (layer == 2 and not training)
-                whole = [x.clone().requires_grad_() for x in qkv]
-                out = attend(*whole, rule, backend="reference")
+                query, key, value = whole = [x.clone().requires_grad_() for x in qkv]
+                out = attend(query, key, value, rule, backend="reference")
                 expected = [out, *torch.autograd.grad(out, whole, grad)]
                 parts = [mine(x).clone().requires_grad_() for x in qkv]
                 result = module(*parts, None).unflatten(2, (-1, SIZE))

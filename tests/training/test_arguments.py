@@ -78,6 +78,7 @@ COPIES_ONLY = {
     "--tp-comm-overlap with a pruned last layer",
     "--offload-modules core_attn with a pruned last layer",
 }
+SORTED = {"sort_batch_by_documents": True, "dataloader_inter_document_masking": True, "mock_data": False}
 CONSECUTIVE = {"phd_copies": 2, "phd_naive": True, "phd_consecutive_positions": True}
 NEVER = {
     "--attention-backend local": {"attention_backend": Namespace(name="local")},
@@ -225,6 +226,19 @@ NEVER = {
         "apply_rope_fusion": True,
     },
     "--mask-document-starts without packed documents": {"mask_document_starts": True},
+    "--sort-batch-by-documents without --dataloader-inter-document-masking": {
+        "sort_batch_by_documents": True
+    },
+    "--sort-batch-by-documents with --mock-data": {**SORTED, "mock_data": True},
+    "--sort-batch-by-documents with --dataloader-type cyclic": {**SORTED, "dataloader_type": "cyclic"},
+    "--sort-batch-by-documents with --step-batch-size-schedule": {
+        **SORTED,
+        "step_batch_size_schedule": ["0:4", "8:8"],
+    },
+    "--sort-batch-by-documents with --dataloader-defer-npy-index-mmap": {
+        **SORTED,
+        "dataloader_defer_npy_index_mmap": True,
+    },
     "--optimizer-cpu-offload without a GPU": {"optimizer_cpu_offload": True},
     "--cpu-offloading-num-layers without a GPU": {"cpu_offloading_num_layers": 1},
     "--fine-grained-activation-offloading without a GPU": {"fine_grained_activation_offloading": True},
@@ -439,6 +453,8 @@ REMEDIES: dict[str, dict] = {
     "--phd-copy-embedding table with --position-embedding-type learned_absolute": {
         "phd_copy_embedding": "vector"
     },
+    "--sort-batch-by-documents without --dataloader-inter-document-masking": SORTED,
+    "--sort-batch-by-documents with --dataloader-type cyclic": {"dataloader_type": "single"},
     "--fp8-format without --transformer-impl transformer_engine on a GPU": {"fp8": None, "bf16": True},
     "--attention-backend local": {"attention_backend": Namespace(name="auto")},
     "--lora-rank with fewer --num-query-groups than tensor-parallel ranks": {"tensor_model_parallel_size": 2},

@@ -1,5 +1,7 @@
 """Data sets before Megatron builds them. Damaged files are in test_guard.py."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +85,9 @@ def test_what_is_asked_for_does_not_rename_the_caches(world, base_flags, few):
     assert {file.name for file in cache.iterdir()} == built
 
 
-def samples_of(cases: dict[str, list[str]]) -> dict[str, list]:
-    """For each case a list of its data sets, each [(tokens, document_starts or None, loss_mask), ...] of 16
-    samples.
-    """
+@contextlib.contextmanager
+def built(flags: list[str]) -> Iterator[tuple]:
+    """In a rank: the data sets of a command line."""
     import sys
 
     import phd.megatron  # noqa: F401 (before Megatron)
@@ -98,12 +99,19 @@ def samples_of(cases: dict[str, list[str]]) -> dict[str, list]:
     from phd.training.arguments import parse_for_tool
     from phd.training.dataset import build_datasets
 
+    sys.argv = ["pretrain_phd.py", *flags]
+    with megatron_globals():
+        args = parse_for_tool()
+        yield build_datasets(args, get_tokenizer(), get_train_valid_test_num_samples(), lambda: True)
+
+
+def samples_of(cases: dict[str, list[str]]) -> dict[str, list]:
+    """For each case a list of its data sets, each [(tokens, document_starts or None, loss_mask), ...] of 16
+    samples.
+    """
     found = {}
     for name, flags in cases.items():
-        sys.argv = ["pretrain_phd.py", *flags]
-        with megatron_globals():
-            args = parse_for_tool()
-            splits = build_datasets(args, get_tokenizer(), get_train_valid_test_num_samples(), lambda: True)
+        with built(flags) as splits:
             found[name] = [
                 [
                     (

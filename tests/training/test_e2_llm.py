@@ -10,7 +10,7 @@ import pytest
 
 from phd.run.record import METRICS_FILE
 from tests.training.test_arguments import FLAGS, refused_at_start
-from tests.trainings import PATTERN
+from tests.trainings import MIXTURE_OF_EXPERTS, PATTERN
 from tests.trainings import VARIANTS as COPIES
 
 MAX_SCALE, CONTEXT = 5, 96
@@ -118,8 +118,10 @@ def test_layouts_and_resume(world, flags, tmp_path):
     """
     one = train(world, flags, tmp_path / "one", EVERYTHING)
     halves = (
-        "--context-parallel-size 2 --cp-comm-type a2a --pipeline-model-parallel-size 2 --exit-interval 2",
-        "--context-parallel-size 2 --tensor-model-parallel-size 2 --sequence-parallel "
+        "--context-parallel-size 2 --cp-comm-type a2a --pipeline-model-parallel-size 2 --exit-interval 2 "
+        "--num-layers-per-virtual-pipeline-stage 1",
+        "--context-parallel-size 2 --cp-comm-type all_gather --tensor-model-parallel-size 2 "
+        "--sequence-parallel "
         "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
     )
     for half in halves:
@@ -135,8 +137,17 @@ def test_layouts_and_resume(world, flags, tmp_path):
     assert len({scale for scale, _ in draws}) > 1 and any(shift for _, shift in draws)
 
 
-def test_at_scale_one_and_in_validation_it_is_the_plain_run(world, flags, tmp_path):
-    """Bit for bit. At a learning rate of 0, so that all runs validate the same weights."""
+def test_at_scale_one_and_in_validation_it_is_the_plain_run(world, base_flags, packed_data, tmp_path):
+    """Bit for bit, with experts. At a learning rate of 0, so that all runs validate the same weights."""
+    flags = [
+        *base_flags,
+        *packed_data,
+        *MIXTURE_OF_EXPERTS,
+        "--global-batch-size",
+        "4",
+        "--init-method-std",
+        "0.1",
+    ]
     plain, one, drawn = (
         train(world, flags, tmp_path / f"{number}", f"--lr 0 --eval-interval 4 {more}")
         for number, more in enumerate(("", "--rope-max-scale 1 --rope-context 40", E2))

@@ -14,7 +14,13 @@ OURS = {
     *("--phd-attention-backend", "--attention-pattern", "--variant", "--override-phd-variant"),
     *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens", "--data-iters"),
     *("--rope-max-scale", "--rope-context", "--rope-still-tokens"),
-    *("--position-gaps-to", "--position-sentence-ends", "--mask-document-starts"),
+    *("--train-only", "--lora-rank", "--lora-alpha", "--s2-groups", "--full-heads", "--full-heads-share"),
+    *(
+        "--position-gaps-to",
+        "--position-sentence-ends",
+        "--mask-document-starts",
+        "--sort-batch-by-documents",
+    ),
 }
 STOPPED = {
     *("--attention-pattern-block", "--attention-pattern-sink-blocks", "--attention-pattern-local-blocks"),

@@ -22,6 +22,7 @@ from phd.hf.attend import Block, Keys, attend, attend_rows
 from phd.hf.bands import additive, band_start, first_needed, rule_mask
 from phd.hf.cache import PHDCache
 from phd.hf.configuration import PHDLlamaConfig
+from phd.hf.heads import by_rule, join, select
 from phd.hf.padding import Padding
 from phd.hf.retained import gather_index, retained_for, slots_of
 from phd.hf.steps import Step
@@ -83,7 +84,7 @@ class BlocksStep(Step):
         self.fused, self.layouts = fused, {} if self.decodes else layouts
         self.originals = None
         """of full layers, a vanilla model's"""
-        if not self.decodes and not all(rule.sparse for rule in rules):
+        if not self.decodes and any(keys.full for rule in rules for _, keys in rule.keys.by_head()):
             positions = padding.positions(torch.arange(past, self.end, device=embeddings.device))
             self.originals = LlamaStep(config, embeddings, attention_mask, positions, cache)
         self._blocks: dict[tuple[AttentionRule, torch.device], list[Block]] = {}
@@ -128,7 +129,7 @@ class BlocksStep(Step):
     ) -> Tensor:
         count, rule = self.end - self.past, self.rules[layer.layer_idx]
         new, hidden = ((key[:, :, x], value[:, :, x]) for x in (slice(count), slice(count, None)))
-        originals = new
+        originals: Any = new
         if cache is not None:
             memory = cache.phd_layers[layer.layer_idx]
             if self.cached:
@@ -138,7 +139,36 @@ class BlocksStep(Step):
             originals = cache.update(*new, layer.layer_idx, first=first, padding=self.padding)
             if self.first < self.end:
                 memory.retain_hidden(*hidden, self.retained)
-        parts, rows = [], query[:, :, :count]
+        if rule.keys.heads is None:
+            return self._attend(layer, rule, query, new, originals, hidden, **kwargs)
+        groups, each = by_rule(rule.keys), query.shape[1] // rule.keys.heads
+        out = []
+        for index, (heads, keys) in enumerate(groups):
+            of_new, of_hidden = ((select(x[0], heads), select(x[1], heads)) for x in (new, hidden))
+            of_all = of_new if cache is None else (originals[0][index], originals[1][index])
+            of_heads = AttentionRule(rule.copies, keys)
+            queries = select(query, heads, each)
+            out.append(self._attend(layer, of_heads, queries, of_new, of_all, of_hidden, **kwargs))
+        return join(out, [heads for heads, _ in groups])
+
+    def _attend(
+        self,
+        layer: LlamaAttention,
+        rule: AttentionRule,
+        query: Tensor,
+        new: Keys,
+        originals: Keys,
+        hidden: Keys,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Of heads with one rule: [b, rows, a, d].
+
+        Args:
+            new: of this step's originals.
+            originals: of all that the cache gives.
+            hidden: of the cache's hidden copies and this step's.
+        """
+        parts, rows = [], query[:, :, : self.end - self.past]
         if not rule.sparse and self.originals is not None:
             parts.append(self.originals.attend(layer, rows, *originals, cache=None, **kwargs))
         elif rule.sparse and self.layouts:
