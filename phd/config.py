@@ -112,6 +112,11 @@ class PHDConfig:
         """What the flags say of the model's attention."""
         return Variant.from_arguments(vars(self))
 
+    @property
+    def training_variant(self) -> Variant:
+        """As training computes it."""
+        return self.variant
+
     def layers(self, num_layers: int, heads: int | None = None) -> tuple[AttentionRule, ...]:
         """The rule of each layer.
 
@@ -132,7 +137,9 @@ class PHDConfig:
 
 @dataclass(kw_only=True)
 class PartialTrainingConfig:
-    """Training a part of a model's parameters, as LongLoRA does (arXiv 2309.12307)."""
+    """Training a part of a model's parameters, with a part of its attention, as LongLoRA does (arXiv
+    2309.12307).
+    """
 
     train_only: str | None = None
     """Words with commas between, such as embedding,norm: parameters whose name has one of them in it train,
@@ -145,6 +152,11 @@ class PartialTrainingConfig:
 
     lora_alpha: int | None = None
     """With --lora-rank: adapters are multiplied by this over the rank; 16 by default."""
+
+    s2_groups: int = 0
+    """Train with LongLoRA's shifted sparse attention: in half of the key/value heads a token sees its own
+    group alone, one of so many in --seq-length; in the other half groups begin half a group earlier.
+    Validation and the exported model have full attention. The paper's number is 4; 0 turns it off."""
 
     def __post_init__(self) -> None:
         if self.lora_rank:

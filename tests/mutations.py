@@ -404,6 +404,20 @@ MODEL = (
         "tests/training/test_partial.py::test_a_tied_embedding_trains_the_output_layer",
     ),
     Mutation(
+        "groups-that-are-not-shifted",
+        "phd/rules/keys.py",
+        "Groups(size, size // 2)",
+        "Groups(size, 0)",
+        "tests/attention/test_shifted_groups.py",
+    ),
+    Mutation(
+        "groups-in-validation",
+        "phd/rules/keys.py",
+        "    def outside_training(self) -> Keys:\n        return Full()",
+        "    def outside_training(self) -> Keys:\n        return self",
+        "tests/training/test_shifted_groups.py::test_in_validation_layers_are_full",
+    ),
+    Mutation(
         "adapters-of-query-and-key-swapped",
         "phd/megatron/lora.py",
         "[self.query_a, self.key_a, self.value_a]",
@@ -493,8 +507,15 @@ COSTS = (
     Mutation(
         "flops-pruned-layer-in-full",
         "phd/rules/variant.py",
-        "(1 if pruned else count) * rest + products",
-        "count * rest + products",
+        "rows = 1 if pruned else count",
+        "rows = count",
+        "tests/rules/test_flops.py",
+    ),
+    Mutation(
+        "flops-of-frozen-weights-in-full",
+        "phd/rules/variant.py",
+        "(2 if name in frozen else 3) * products",
+        "3 * products",
         "tests/rules/test_flops.py",
     ),
     Mutation(

@@ -40,7 +40,7 @@ OTHERS = frozenset(
         *("--num-workers", "--check-for-spiky-loss", "--context-parallel-size", "--max-position-embeddings"),
         *("--dataloader-inter-document-masking", "--rotary-base", "--lr", "--lr-decay-iters", "--bf16"),
         *("--lr-decay-style", "--optimizer", "--attention-dropout", "--multiple-validation-sets"),
-        *("--cp-comm-type", "--reset-attention-mask"),
+        *("--cp-comm-type", "--reset-attention-mask", "--rotary-seq-len-interpolation-factor"),
         *("--hidden-size", "--num-layers", "--seq-length", "--use-checkpoint-args", "--no-load-optim"),
         *("--no-load-rng", "--no-save-optim", "--no-save-rng", "--exit-on-missing-checkpoint"),
         *("--dist-ckpt-optim-fully-reshardable", "--use-distributed-optimizer"),

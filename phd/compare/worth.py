@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from phd.compare.logs import RunLog
 from phd.rules.costs import Shape
 from phd.rules.variant import Variant
+from phd.run.record import TRAINED_IN_GROUPS
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def kv_cache_ratio(run: RunLog) -> float | None:
     try:
         ours, vanilla = (
             variant.kv_cache_bytes(shape, run.seq_length, 1)
-            for variant in (Variant.parse(run.name), Variant())
+            for variant in (Variant.parse(run.name.removesuffix(TRAINED_IN_GROUPS)), Variant())
         )
     except ValueError:
         return None

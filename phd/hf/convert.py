@@ -51,8 +51,8 @@ _NOT_LLAMA: tuple[tuple[str, Callable[[Namespace], bool]], ...] = (
     ("--rotary-percent other than 1", lambda a: a.rotary_percent != 1.0),
     ("--rotary-interleaved", lambda a: a.rotary_interleaved),
     (
-        "--rotary-seq-len-interpolation-factor",
-        lambda a: a.rotary_seq_len_interpolation_factor not in (None, 1),
+        "--rotary-seq-len-interpolation-factor with --use-rope-scaling",
+        lambda a: a.rotary_seq_len_interpolation_factor not in (None, 1) and a.use_rope_scaling,
     ),
     ("--no-rope-freq", lambda a: bool(a.no_rope_freq)),
     ("--num-experts", lambda a: a.num_experts is not None),
@@ -117,6 +117,9 @@ def _rope_parameters(args: Namespace) -> dict[str, Any]:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         }
+    factor = args.rotary_seq_len_interpolation_factor
+    if factor not in (None, 1):
+        parameters |= {"rope_type": "linear", "factor": float(factor)}
     return parameters
 
 
@@ -135,8 +138,10 @@ def megatron_flags(config: LlamaConfig) -> list[str]:
         "attention_bias": bool(config.attention_bias),
         "mlp_bias": bool(config.mlp_bias),
         "hidden_act": config.hidden_act != "silu",
-        # --rotary-base is a whole number
-        "rope_parameters": kind not in ("default", "llama3") or rope.get("rope_theta", 10000.0) % 1 != 0,
+        # --rotary-base and --rotary-seq-len-interpolation-factor are whole numbers
+        "rope_parameters": kind not in ("default", "llama3", "linear")
+        or rope.get("rope_theta", 10000.0) % 1 != 0
+        or (kind == "linear" and rope.get("factor", 1.0) % 1 != 0),
     }
     llama3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     if kind == "llama3" and any(rope.get(name) != value for name, value in llama3.items()):
@@ -156,6 +161,8 @@ def megatron_flags(config: LlamaConfig) -> list[str]:
     ]
     if kind == "llama3":
         flags += ["--use-rope-scaling", "--rope-scaling-factor", rope["factor"]]
+    if kind == "linear":
+        flags += ["--rotary-seq-len-interpolation-factor", int(rope["factor"])]
     if not config.tie_word_embeddings:
         flags.append("--untie-embeddings-and-output-weights")
     if isinstance(config, PHDLlamaConfig):

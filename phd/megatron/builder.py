@@ -50,6 +50,7 @@ def model_config_from_args(args: Namespace) -> PHDModelConfig:
     transformer.phd_documents = documents_masked(args)
     transformer.phd_rotary_positions = positions_given(args)
     transformer.phd_seed = args.seed
+    transformer.phd_group_size = args.seq_length // args.s2_groups if args.s2_groups else 0
     config = gpt_config_from_args(args, config=transformer, model_config_cls=PHDModelConfig)
     config.transformer_layer_spec = phd_layer_spec
     return config

@@ -1,11 +1,13 @@
 """Megatron's TransformerConfig with the PHD fields."""
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron.core.transformer import TransformerConfig
 
 from phd.config import PartialTrainingConfig, PHDConfig
+from phd.rules.keys import shifted_groups
+from phd.rules.pattern import LayerPattern
 from phd.rules.rule import AttentionRule
 from phd.rules.variant import Variant
 
@@ -22,6 +24,9 @@ class PHDTransformerConfig(PHDConfig, PartialTrainingConfig, TransformerConfig):
     phd_rotary_positions: bool = False
     """Rotary positions come with the batch. No flag: set by the builder."""
 
+    phd_group_size: int = 0
+    """Positions in a group of --s2-groups; 0 without. No flag: set by the builder."""
+
     phd_seed: int = 0
     """From which adapters draw their first values. No flag: --seed, set by the builder."""
 
@@ -29,6 +34,20 @@ class PHDTransformerConfig(PHDConfig, PartialTrainingConfig, TransformerConfig):
         PHDConfig.__post_init__(self)
         PartialTrainingConfig.__post_init__(self)
         TransformerConfig.__post_init__(self)
+
+    @property
+    def training_variant(self) -> Variant:
+        """As training computes it: with --s2-groups not the variant that is exported."""
+        keys = (rule.keys for rule in self.layers(self.num_layers))
+        return replace(self.variant, pattern=LayerPattern.of(tuple(keys)))
+
+    def layers(self, num_layers: int, heads: int | None = None) -> tuple[AttentionRule, ...]:
+        """The rule of each layer in training; see PHDConfig."""
+        layers = super().layers(num_layers, heads)
+        if not self.phd_group_size:
+            return layers
+        keys = shifted_groups(self.num_query_groups, self.phd_group_size)
+        return tuple(replace(rule, keys=keys) for rule in layers)
 
     def layers_on_rank(self, rank: int) -> tuple[AttentionRule, ...]:
         """The rule of each layer for the key/value heads of a tensor-parallel rank; a pattern counts those of
@@ -43,7 +62,7 @@ class PHDTransformerConfig(PHDConfig, PartialTrainingConfig, TransformerConfig):
     @property
     def phd_attention(self) -> bool:
         """Whether our core attention runs, rather than Megatron's (which then is the vanilla model's)."""
-        return needs_phd_attention(
+        return self.phd_group_size > 0 or needs_phd_attention(
             self.variant, self.phd_documents, self.context_parallel_size, self.transformer_impl
         )
 

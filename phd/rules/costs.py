@@ -28,6 +28,8 @@ class Shape:
     """Multiply-adds of one row in the MLP of each layer: ``dense_products`` or ``expert_products``."""
     attention_output_gate: bool = False
     """The first projection makes a gate for each element of the heads too."""
+    lora_rank: int = 0
+    """Of adapters beside the projections to query, key and value, and from the heads; 0 for none."""
 
     @property
     def num_layers(self) -> int:
@@ -42,7 +44,20 @@ class Shape:
     def projection(self) -> int:
         """Multiply-adds of one row on its way to query, key and value."""
         gate = self.query_size if self.attention_output_gate else 0
-        return self.hidden_size * (self.query_size + gate + 2 * self.num_query_groups * self.kv_channels)
+        return self.hidden_size * (self.query_size + gate + 2 * self.key_size)
+
+    @property
+    def key_size(self) -> int:
+        """Elements of a row's keys."""
+        return self.num_query_groups * self.kv_channels
+
+    @property
+    def adapters(self) -> tuple[int, int]:
+        """Multiply-adds of one row in the adapters of a layer, before its attention and behind it: as many as
+        they have parameters.
+        """
+        before = 3 * self.hidden_size + self.query_size + 2 * self.key_size
+        return self.lora_rank * before, self.lora_rank * (self.query_size + self.hidden_size)
 
 
 def dense_products(hidden_size: int, ffn_hidden_size: int, gated_linear_unit: bool) -> int:

@@ -355,6 +355,18 @@ class ByHead(Keys):
         return ".".join(["heads", *(f"{count}{keys}" for count, keys in self.slices)])
 
 
+def shifted_groups(heads: int, size: int) -> Keys:
+    """LongLoRA's attention in training: half of the key/value heads in groups of ``size`` positions, the
+    other half in groups that begin half a group earlier.
+
+    Raises:
+        ValueError: there is no such half.
+    """
+    if heads % 2 or size % 2:
+        raise ValueError(f"shifted groups need an even number of heads and positions, got {heads} and {size}")
+    return ByHead(((heads // 2, Groups(size)), (heads // 2, Groups(size, size // 2))))
+
+
 DEFAULTS = {"full": Full(), "sink": Blocks(), "block-sparse": Blocks(64, 0, 1, 64)}
 """What a kind means without numbers."""
 

@@ -7,7 +7,7 @@ It fits folders, SLURM and W&B ([A-Za-z0-9.+-]+), tells apart what differs, and 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,9 @@ ARGUMENTS = (
     *("attention_pattern_stride", "attention_pattern_stride_local_blocks"),
 )
 """The arguments of a run that determine its variant, by Megatron's names."""
+
+LINEAR_LAYERS = ("linear_qkv", "linear_proj", "mlp", "output_layer")
+"""The parts of a model whose weights multiply every row, by Megatron's names."""
 
 COPY_EMBEDDINGS = ("none", "vector", "table")
 """The input of the first layer for a hidden copy: its token's embedding; the same plus a learned vector of
@@ -151,29 +154,48 @@ class Variant:
         layers = (rule.outside_training.keys for rule in self.layers(num_layers))
         return replace(self, pattern=LayerPattern.of(tuple(layers)))
 
-    def flops_per_token(self, shape: Shape, seq_length: int, *, prune_last_layer: bool = False) -> float:
+    def flops_per_token(
+        self,
+        shape: Shape,
+        seq_length: int,
+        *,
+        prune_last_layer: bool = False,
+        frozen: Collection[str] = (),
+    ) -> float:
         """Training FLOPs (forward and backward) per original token, in samples of one document.
 
         Args:
             prune_last_layer: in the last layer the copies but the last have queries, keys and values alone.
+            frozen: of LINEAR_LAYERS those whose weights do not train: backward then computes one product of
+                them in place of two.
 
         Raises:
             ValueError: ``seq_length`` is below 1, or the pattern is one of another depth, or of other heads.
         """
         count = self.copies.count
 
+        def times(name: str, products: float) -> float:
+            """Multiply-adds forward and backward."""
+            return (2 if name in frozen else 3) * products
+
         def layer(rule: AttentionRule, mlp: int, pruned: bool) -> float:
             # the kernel of naive repetition has all copies in one sequence: it computes what is then dropped
             pairs = rule.visible_pairs(seq_length, last_copy_only=pruned and not self.copies.cached)
             # one dot product and one weighted sum of length kv_channels for each pair and head
             products = 2 * shape.query_size * pairs / seq_length
-            rest = shape.hidden_size * shape.query_size + mlp
-            return count * shape.projection + (1 if pruned else count) * rest + products
+            before, behind = shape.adapters
+            rest = times("linear_proj", shape.hidden_size * shape.query_size) + times("mlp", mlp)
+            rows = 1 if pruned else count
+            return (
+                count * (times("linear_qkv", shape.projection) + 3 * before)
+                + rows * (rest + 3 * behind)
+                + 3 * products
+            )
 
         rules = self.layers(shape.num_layers, shape.num_query_groups)
         *others, last = zip(rules, shape.mlp_products, strict=True)
         layers = sum(layer(*each, False) for each in others) + layer(*last, prune_last_layer)
-        return 3 * 2 * (layers + shape.hidden_size * shape.vocab_size)
+        return 2 * (layers + times("output_layer", shape.hidden_size * shape.vocab_size))
 
     def kv_cache_bytes(self, shape: Shape, seq_length: int, bytes_per_element: int) -> int:
         """Bytes of keys and values that one sequence keeps once ``seq_length`` positions have been decoded.

@@ -29,6 +29,9 @@ ROPE_SCALE, ROPE_SHIFT = "phd/rope-scale", "phd/rope-shift"  # what E2-LLM drew 
 DATA_SHARE = "phd/data-share"  # of the samples so far, from the data set web: phd/data-share-web
 COPY_EMBEDDING_NORM = "phd/copy-embedding-norm"  # of copy 1: phd/copy-embedding-norm-1
 
+TRAINED_IN_GROUPS = "+s2"
+"""The end of a run's name, behind the variant's."""
+
 type Line = dict[str, Any]
 """A line of metrics.jsonl: FIELDS and ``time``; numbers by their names, None where one was not finite; after
 validations with --sample-prompts ``samples``, which are rows of ``prompt`` and ``text``.
@@ -63,6 +66,18 @@ class RunInfo:
     """Of a branch: the last one of its trunk."""
     first_tokens: int = 0
     """Of a branch: tokens that its trunk had seen."""
+
+
+def run_name(arguments: Mapping[str, Any]) -> str:
+    """What a run with these arguments is called: its variant, and how it trains."""
+    return str(Variant.from_arguments(arguments)) + training_suffix(arguments)
+
+
+def training_suffix(arguments: Mapping[str, Any]) -> str:
+    """The end of a run's name where its layers see less in training than in validation, and than the exported
+    model's.
+    """
+    return TRAINED_IN_GROUPS if arguments.get("s2_groups") else ""
 
 
 def write_run_info(folder: Path, about: Mapping[str, Any], iteration: int) -> None:
@@ -123,7 +138,7 @@ def _variant_name(name: Any, arguments: Arguments | None) -> str:
     """By the arguments where they say it: an older run's name may be silent on the size of its blocks."""
     if arguments is None or "phd_copies" not in arguments:
         return str(name)
-    return str(Variant.from_arguments(arguments))
+    return run_name(arguments)
 
 
 def line_text(line: Line) -> str:

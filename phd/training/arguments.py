@@ -23,6 +23,7 @@ from phd.config import PartialTrainingConfig, PHDConfig
 from phd.megatron import compat, cpu
 from phd.megatron.transformer_config import PHDTransformerConfig, key_value_heads
 from phd.run.config import RunConfig
+from phd.run.record import training_suffix
 from phd.run.wandb import name_run
 from phd.training.dataset import SamplesConfig, refuse_order
 from phd.training.e2_llm import E2Config, refuse_e2
@@ -79,7 +80,9 @@ def add_phd_arguments(parser: ArgumentParser) -> ArgumentParser:
     """
     ArgumentGroupFactory(PHDConfig).build_group(parser, title="PHD-Transformer and LongGen")
     add_variant_flags(parser)
-    ArgumentGroupFactory(PartialTrainingConfig).build_group(parser, title="training a part of the model")
+    ArgumentGroupFactory(PartialTrainingConfig).build_group(
+        parser, title="training a part of the model (LongLoRA)"
+    )
     ArgumentGroupFactory(PHDCheckpointConfig).build_group(parser, title="PHD checkpoints")
     ArgumentGroupFactory(RunConfig).build_group(parser, title="run folder")
     ArgumentGroupFactory(SamplesConfig).build_group(parser, title="training samples")
@@ -183,7 +186,7 @@ def parse_and_validate_args(to_train: bool = True) -> Start:
     config.layers(args.num_layers, key_value_heads(args))  # fits the model, or ends here
     if args.async_save:  # else Megatron saves synchronously after a warning
         args.use_persistent_ckpt_worker = True
-    args.wandb_exp_name = args.wandb_exp_name or config.variant.label
+    args.wandb_exp_name = args.wandb_exp_name or config.variant.label + training_suffix(vars(args))
     if args.data_cache_path is None:
         # Megatron would keep its index caches beside the data and unpickle whatever lies there.
         args.data_cache_path = str(Path(args.run_dir or args.save or _user_cache(), "index-cache"))

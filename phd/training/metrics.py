@@ -14,19 +14,21 @@ from megatron.core import optimizer, parallel_state
 from megatron.core.num_microbatches_calculator import get_current_running_global_batch_size
 from megatron.core.optimizer import clip_grads
 
-from phd.config import PHDConfig
+from phd.config import PartialTrainingConfig, PHDConfig
 from phd.megatron.documents import documents_masked
+from phd.megatron.trainable import EMBEDDING
 from phd.megatron.transformer_config import key_value_heads
 from phd.rules.costs import Shape, dense_products, expert_products
 from phd.rules.pattern import LayerPattern
+from phd.rules.variant import LINEAR_LAYERS
 from phd.run.arguments import flag
-from phd.run.record import MFU, TFLOPS, THROUGHPUT
+from phd.run.record import MFU, TFLOPS, THROUGHPUT, run_name
 from phd.training.mfu import mfu, peak_flops
 
 
 def describe(args: Namespace, config: PHDConfig) -> str:
     """One line on what starts: the variant, its cost, the machine and the settings chosen for it."""
-    text = str(config.variant) + (" on packed documents" if documents_masked(args) else "")
+    text = run_name(vars(args)) + (" on packed documents" if documents_masked(args) else "")
     if args.rope_max_scale:
         text += f" at rotary positions scaled by 1 to {args.rope_max_scale} (E2-LLM)"
     if args.position_gaps_to is not None:
@@ -66,9 +68,21 @@ def _served_by(args: Namespace) -> dict[str, str]:
 
 def training_flops(args: Namespace, config: PHDConfig) -> float:
     """FLOPs per original token under ``config``; ``args`` are Megatron's, the padded vocabulary known."""
-    return config.variant.flops_per_token(
-        shape_of(args), args.seq_length, prune_last_layer=config.phd_prune_last_layer
+    return config.training_variant.flops_per_token(
+        shape_of(args),
+        args.seq_length,
+        prune_last_layer=config.phd_prune_last_layer,
+        frozen=_frozen_layers(args),
     )
+
+
+def _frozen_layers(args: Namespace) -> list[str]:
+    """Of LINEAR_LAYERS those that --train-only leaves as they are."""
+    output = "output_layer.weight" if args.untie_embeddings_and_output_weights else EMBEDDING
+    attention = [f"self_attention.{name}.weight" for name in LINEAR_LAYERS[:2]]
+    names = dict(zip(LINEAR_LAYERS, (*attention, "mlp.linear_fc1.weight", output), strict=True))
+    partial = PartialTrainingConfig(train_only=args.train_only)
+    return [layer for layer, name in names.items() if not partial.trains(name)]
 
 
 def shape_of(args: Namespace) -> Shape:
@@ -81,6 +95,7 @@ def shape_of(args: Namespace) -> Shape:
         vocab_size=args.padded_vocab_size,
         mlp_products=_mlp_products(args),
         attention_output_gate=args.attention_output_gate,
+        lora_rank=args.lora_rank,
     )
 
 
@@ -174,7 +189,7 @@ def _holders(parameter: torch.nn.Parameter) -> int:
 def about_run(args: Namespace, config: PHDConfig, metrics: RunMetrics, parameters: int) -> dict[str, Any]:
     """What phd_run.json says: the variant, its costs, and every argument."""
     return {
-        "name": str(config.variant),
+        "name": run_name(vars(args)),
         "copies": config.phd_copies,
         "window": config.phd_window,
         "chunk": config.phd_chunk,

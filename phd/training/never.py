@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from phd.megatron import cpu
 from phd.megatron.documents import documents_masked
 from phd.megatron.transformer_config import key_value_heads
+from phd.rules.pattern import LayerPattern
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,26 @@ NEVER = (
         "--lora-rank with fewer --num-query-groups than tensor-parallel ranks",
         lambda a: a.lora_rank > 0 and key_value_heads(a) < a.tensor_model_parallel_size,
         "use fewer ranks: the adapters of query, key and value are split by groups",
+    ),
+    Unsupported(
+        "--s2-groups with --attention-pattern other than full",
+        lambda a: a.s2_groups > 0 and LayerPattern.parse(a.attention_pattern).sparse,
+        "leave one out: both say which keys a layer sees in training",
+    ),
+    Unsupported(
+        "--s2-groups with --phd-naive",
+        lambda a: a.s2_groups > 0 and a.phd_naive,
+        "leave one out: naive repetition has full layers alone",
+    ),
+    Unsupported(
+        "--s2-groups with an odd number of key/value heads",
+        lambda a: a.s2_groups > 0 and key_value_heads(a) % 2 > 0,
+        "leave it out: half of the heads are shifted",
+    ),
+    Unsupported(
+        "--s2-groups with --seq-length that is no multiple of twice as many",
+        lambda a: a.s2_groups > 0 and a.seq_length % (2 * a.s2_groups) > 0,
+        "take another number: groups are shifted by half of their positions",
     ),
     Unsupported(
         "--lora-rank with --attention-output-gate",

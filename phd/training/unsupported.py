@@ -126,6 +126,8 @@ def refuse_unsupported(args: Namespace, to_train: bool = True) -> None:
     if runs_phd_attention(args):
         if args.phd_copies > 1:
             what = f"--phd-copies {args.phd_copies}"
+        elif args.s2_groups:
+            what = f"--s2-groups {args.s2_groups}"
         elif Variant.from_arguments(vars(args)).pattern.sparse:
             what = f"--attention-pattern {args.attention_pattern}"
         else:
@@ -155,7 +157,7 @@ def refuse_empty_last_stage(args: Namespace, config: PHDTransformerConfig) -> No
 
 def runs_phd_attention(args: Namespace) -> bool:
     """``PHDTransformerConfig.phd_attention``, before there is one."""
-    return needs_phd_attention(
+    return args.s2_groups > 0 or needs_phd_attention(
         Variant.from_arguments(vars(args)),
         documents_masked(args),
         args.context_parallel_size,

@@ -35,7 +35,7 @@ AT_LEAST: dict[str, int] = dict.fromkeys(
         *("error_injection_rate", "num_experts", "eval_iters", "exit_duration_in_mins", "num_workers"),
         *("lr", "min_lr", "lr_warmup_init", "lr_warmup_iters", "lr_warmup_samples", "weight_decay"),
         *("start_weight_decay", "end_weight_decay", "clip_grad", "adam_eps", "wgrad_deferral_limit"),
-        *("rope_max_scale", "rope_still_tokens", "lora_rank"),
+        *("rope_max_scale", "rope_still_tokens", "lora_rank", "s2_groups"),
     ),
     0,
 )

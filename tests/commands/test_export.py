@@ -23,7 +23,14 @@ RUNS = {
     "PHD-CSWA-3-5-12+vector": (["--variant", "PHD-CSWA-3-5-12+vector"], False),
     "PHD-SWA-2-5-inf+table": (["--variant", "PHD-SWA-2-5-inf+table"], True),
     "naive-2": (["--variant", "naive-2"], False),
-    "PHD-SWA-2-5-inf, adapters": ([*SWA, "--lora-rank", "4", "--train-only", "lora,embedding"], False),
+    "PHD-SWA-2-5-inf, LongLoRA": (
+        [
+            *SWA,
+            *("--lora-rank", "4", "--train-only", "lora,embedding", "--s2-groups", "4"),
+            *("--rotary-seq-len-interpolation-factor", "3"),
+        ],
+        False,
+    ),
     "naive-2-consecutive+table": (["--variant", "naive-2-consecutive+table"], False),
 }
 
@@ -229,7 +236,7 @@ def test_same_files_from_any_layout(name, train, export, world, base_flags, tmp_
 @pytest.mark.parametrize(
     "name",
     [
-        *("vanilla, tied", "PHD-CSWA-3-5-12", "longgen"),
+        *("vanilla, tied", "PHD-CSWA-3-5-12", "longgen", "PHD-SWA-2-5-inf, LongLoRA"),
         *("PHD-CSWA-3-5-12+vector", "PHD-SWA-2-5-inf+table", "naive-2-consecutive+table"),
     ],
 )

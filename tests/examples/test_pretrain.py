@@ -458,12 +458,13 @@ def test_e2_llm_starts_as_the_paper_says(queue, world, tmp_path):
     command = torchrun(
         "300k", "vanilla", queue | settings | {"LENGTH": "256"}, tmp_path / "runs", script="e2_llm.sh"
     )
-    (args,) = world.run(e2_arguments, command[command.index(str(ROOT / "pretrain_phd.py")) + 1 :])
-    assert args == {
+    (args,) = world.run(arguments_of, command[command.index(str(ROOT / "pretrain_phd.py")) + 1 :])
+    expected = {
         **{"rope_max_scale": 20, "rope_context": 128, "seq_length": 256, "lr": 1e-5, "train_iters": 30000},
         **{"global_batch_size": 16, "pretrained_checkpoint": str(tmp_path / "start")},
         **{"run_dir": str(run_folder(tmp_path / "runs/e2-llm", "vanilla"))},
     }
+    assert {name: args[name] for name in expected} == expected
     sweep = queue | settings | {"START": "slurm/sweep.sh", "MAX_SCALE": "8"}
     script = str(ROOT / "examples/e2_llm.sh")
     subprocess.run([script, "300k", "vanilla", "PHD-2"], env=sweep, check=True, capture_output=True)
@@ -472,6 +473,27 @@ def test_e2_llm_starts_as_the_paper_says(queue, world, tmp_path):
         launch = (run / "launch.sh").read_text()
         assert f"--pretrained-checkpoint {tmp_path}/start --override-phd-variant --rope-max-scale 8" in launch
     assert f"compare {runs[0]} {runs[1]} " in (tmp_path / "queue").read_text().splitlines()[-1]
+
+
+def test_longlora_starts_as_the_paper_says(queue, world, tmp_path):
+    """On this machine; and as a run that is queued."""
+    (tmp_path / "runs").mkdir()
+    settings = {"FROM": str(tmp_path / "start"), "CONTEXT": "96", "LENGTH": "256"}
+    command = torchrun("300k", "vanilla", queue | settings, tmp_path / "runs", script="longlora.sh")
+    (args,) = world.run(arguments_of, command[command.index(str(ROOT / "pretrain_phd.py")) + 1 :])
+    expected = {
+        **{"rotary_seq_len_interpolation_factor": 3, "seq_length": 256, "max_position_embeddings": 256},
+        **{"s2_groups": 4, "lora_rank": 8, "lora_alpha": 16, "train_only": "lora,embedding,norm"},
+        **{"lr": 2e-5, "lr_warmup_iters": 20, "lr_decay_style": "constant", "weight_decay": 0.0},
+        **{"train_iters": 1000, "global_batch_size": 64, "adam_beta2": 0.95},
+        **{"run_dir": str(run_folder(tmp_path / "runs/longlora", "vanilla"))},
+    }
+    assert {name: args[name] for name in expected} == expected
+    queued = queue | settings | {"START": "slurm/submit.sh"}
+    script = [str(ROOT / "examples/longlora.sh"), "300k", "vanilla", "--s2-groups", "0"]
+    subprocess.run(script, env=queued, check=True, capture_output=True)
+    launch = (run_folder(tmp_path / "runs/longlora", "vanilla") / "launch.sh").read_text()
+    assert "--s2-groups 4 --lora-rank 8" in launch and launch.rstrip().endswith("--s2-groups 0")
 
 
 def test_longrecipe_from_gaps_to_the_merged_model(queue, world, tmp_path):
@@ -533,14 +555,13 @@ def flags_given(words: list[str]) -> dict[str, str]:
     return {flag[2:].replace("-", "_"): value for flag, value in pairs if flag.startswith("--")}
 
 
-def e2_arguments(flags: list[str]) -> dict:
-    """In a rank: what a start makes of the flags."""
+def arguments_of(flags: list[str]) -> dict:
+    """In a rank: what a start makes of the flags, of plain values."""
     from phd.training.arguments import parse_and_validate_args
+    from phd.training.metrics import plain_arguments
 
     sys.argv = ["pretrain_phd.py", *flags]
-    args = vars(parse_and_validate_args().args)
-    names = "rope_max_scale rope_context seq_length lr train_iters global_batch_size run_dir"
-    return {name: args[name] for name in [*names.split(), "pretrained_checkpoint"]}
+    return plain_arguments(parse_and_validate_args().args)
 
 
 def test_a_run_keeps_its_snapshot(queue, tmp_path):

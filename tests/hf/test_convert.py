@@ -202,7 +202,7 @@ def test_patterns_there_and_back(copies, pattern):
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act = gelu"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.5}}, "rope_theta': 10000.5"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 1e4}}, "rope_parameters"),
     ],
 )
 def test_what_megatron_has_not(changes, key):

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from phd.attention.reference import dense_mask
 from phd.rules.costs import Shape, dense_products
-from phd.rules.variant import Variant
+from phd.rules.variant import LINEAR_LAYERS, Variant
 from tests.attention.calls import attend
 
 NAMES = [
@@ -93,3 +93,44 @@ def test_flops_equal_counted_operations(name, pruned, gated):
     assert math.isclose(
         formula * seq_length * batch, counter.get_total_flops() - batch * uncounted, rel_tol=1e-12
     )
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer with LoRA beside it, of a pair of linears for each part of its output."""
+
+    def __init__(self, base: nn.Linear, rank: int, parts: tuple[int, ...]):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.low = nn.Linear(base.in_features, rank * len(parts), bias=False)
+        self.high = nn.ModuleList(nn.Linear(rank, size, bias=False) for size in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.low(x).chunk(len(self.high), dim=-1)
+        return self.base(x) + torch.cat([up(each) for up, each in zip(self.high, low, strict=True)], dim=-1)
+
+
+def test_flops_of_adapters_on_frozen_weights():
+    """Backward computes one product of a frozen weight, that of its input's gradient."""
+    variant, rank = Variant.parse("PHD-CSWA-3-4-8"), 3
+    seq_length, batch, vocab_size, hidden, ffn, heads, groups, channels = 19, 2, 50, 24, 40, 4, 2, 8
+    (rule,) = variant.layers(1)
+    layer = Layer(hidden, ffn, heads, groups, channels, True).requires_grad_(False)
+    layer.qkv = Adapted(layer.qkv, rank, (heads * channels, groups * channels, groups * channels))
+    layer.proj = Adapted(layer.proj, rank, (hidden,))
+    head = torch.randn(vocab_size, hidden)
+    x = torch.randn(seq_length, batch * 3, hidden, requires_grad=True)
+
+    def attention(*qkv, last):
+        return attend(*qkv, rule, last_copy_only=last, backend="reference")
+
+    with FlopCounterMode(display=False) as counter:
+        linear(layer(x, attention, 3), head).square().sum().backward()
+    shape = Shape(
+        hidden_size=hidden, num_attention_heads=heads, num_query_groups=groups, kv_channels=channels,
+        vocab_size=vocab_size, mlp_products=[dense_products(hidden, ffn, True)], lora_rank=rank,
+    )  # fmt: skip
+    formula = variant.flops_per_token(shape, seq_length, prune_last_layer=True, frozen=LINEAR_LAYERS)
+    uncounted = 12 * heads * channels * int((~dense_mask(rule, seq_length)[:, :, -1]).sum())
+    assert formula * seq_length * batch == counter.get_total_flops() - batch * uncounted
+    adapters = [p for p in layer.parameters() if p.requires_grad]
+    assert sum(shape.adapters) == sum(p.numel() for p in adapters)

@@ -201,6 +201,10 @@ NEVER = {
         "lora_rank": 8,
         "tensor_model_parallel_size": 4,
     },
+    "--s2-groups with --attention-pattern other than full": {"s2_groups": 4, "attention_pattern": "sink"},
+    "--s2-groups with --phd-naive": {"s2_groups": 4, "phd_copies": 2, "phd_naive": True},
+    "--s2-groups with an odd number of key/value heads": {"s2_groups": 4, "num_query_groups": 1},
+    "--s2-groups with --seq-length that is no multiple of twice as many": {"s2_groups": 3},
     "--lora-rank with --attention-output-gate": {"lora_rank": 8, "attention_output_gate": True},
     "--lora-rank with --experimental-attention-variant": {
         "lora_rank": 8,
@@ -453,6 +457,8 @@ REMEDIES: dict[str, dict] = {
     "--sort-batch-by-documents with --dataloader-type cyclic": {"dataloader_type": "single"},
     "--fp8-format without --transformer-impl transformer_engine on a GPU": {"fp8": None, "bf16": True},
     "--attention-backend local": {"attention_backend": Namespace(name="auto")},
+    "--lora-rank with fewer --num-query-groups than tensor-parallel ranks": {"tensor_model_parallel_size": 2},
+    "--s2-groups with --seq-length that is no multiple of twice as many": {"s2_groups": 4},
 }
 
 

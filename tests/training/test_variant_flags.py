@@ -13,7 +13,8 @@ OURS = {
     "--phd-copy-embedding-warmup-iters",
     *("--phd-attention-backend", "--attention-pattern", "--variant", "--override-phd-variant"),
     *("--run-dir", "--keep-last-checkpoints", "--sample-prompts", "--sample-tokens", "--data-iters"),
-    *("--rope-max-scale", "--rope-context", "--rope-still-tokens", "--train-only"),
+    *("--rope-max-scale", "--rope-context", "--rope-still-tokens"),
+    *("--train-only", "--lora-rank", "--lora-alpha", "--s2-groups", "--full-heads", "--full-heads-share"),
     *(
         "--position-gaps-to",
         "--position-sentence-ends",
