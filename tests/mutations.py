@@ -1068,8 +1068,8 @@ EVALUATION = (
     Mutation(
         "eval-prompt-one-token-too-long",
         "phd/evaluation/harness.py",
-        "len(continuation)) - 1 > self.max_length",
-        "len(continuation)) - 1 > self.max_length + 1",
+        "if tokens - 1 > self.max_length:",
+        "if tokens - 1 > self.max_length + 1:",
         "tests/evaluation/test_harness.py::test_a_prompt_is_never_cut",
     ),
     Mutation(
