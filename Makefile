@@ -77,7 +77,7 @@ probes: $(READY)
 	$(PY) benchmarks/probes.py
 
 results: $(READY)
-	$(PY) -m benchmarks.tables
+	$(PY) -m tools.tables
 	$(PY) -m benchmarks.evidence.report
 
 test: $(READY)

@@ -80,7 +80,7 @@ def dense_losses(config, weights: dict, tokens, labels, positions=None):
 
     copies, groups, size = config.phd_copies, config.num_query_groups, config.kv_channels
     heads = config.num_attention_heads
-    rules = config.layers(config.num_layers)
+    rules = config.layers(config.num_layers, groups)
 
     def norm(hidden, name: str):
         return torch.nn.functional.rms_norm(
@@ -114,8 +114,9 @@ def dense_losses(config, weights: dict, tokens, labels, positions=None):
         )
         query, key, value = fused.split([heads // groups, 1, 1], dim=-2)
         query, key, value = rotate(query.flatten(3, 4)), rotate(key.squeeze(-2)), value.squeeze(-2)
-        mask = dense_mask(rule, len(hidden))
-        context = masked_attention(query, key, value, mask.unsqueeze(1), size**-0.5).flatten(-2)
+        # [b, g, s, K, s, K]
+        mask = torch.stack([dense_mask(rule, len(hidden), head=head) for head in range(groups)], dim=1)
+        context = masked_attention(query, key, value, mask, size**-0.5).flatten(-2)
         hidden = hidden + context @ weights[f"{layer}.self_attention.linear_proj.weight"].T
         normed = norm(hidden, f"{layer}.pre_mlp_layernorm.weight")
         gate, up = (normed @ weights[f"{layer}.mlp.linear_fc1.weight"].T).chunk(2, dim=-1)
@@ -279,7 +280,7 @@ def test_run_says_what_embeds_copies(serial):
         run: json.loads(Path(serial(run)[1]["folder"], RUN_FILE).read_text()) for run in ("vector", "table")
     }
     for run, about in abouts.items():
-        assert about["name"].startswith(f"PHD-CSWA-3-5-12+{run}+1sink.4.1.2-2full-")
+        assert about["name"].startswith(f"PHD-CSWA-3-5-12+{run}+1sink.4.1.2-1full-1heads.")
         assert (about["copy_embedding"], about["consecutive_positions"]) == (run, False)
     vector, table = (about["parameters"] for about in abouts.values())
     assert table - vector == 2 * 64 * (256 - 1)

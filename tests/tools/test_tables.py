@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.tables import PAGES, TABLES, filled, table
+from tools.tables import PAGES, TABLES, filled, table
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,6 +1,6 @@
-"""`make results`: the tables of README and docs/results.md, from the JSON files beside this file.
+"""`make results`: the tables of README and docs/results.md, from the JSON files in benchmarks/.
 
-    python -m benchmarks.tables
+    python -m tools.tables
 
 A table stands between <!-- table: NAME --> and <!-- /table -->; what stands there is replaced. Tables hold
 numbers of files and formulas alone, so that none of them can go stale: a test makes them again.
