@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -141,6 +142,14 @@ def test_of_a_kept_record_every_tenth_iteration_stays(tmp_path):
         *(("train", iteration) for iteration in (10, 20, 24)),
         ("validation", 24),
     ]
+
+
+def test_kept_records_name_no_path_of_a_machine():
+    """Also where a branch went on in another checkout than it began in."""
+    absolute = re.compile(r"[\"\s=](/[\w.+-]+){2,}")
+    for file in [*KEPT.rglob("*.json"), *KEPT.rglob("*.jsonl")]:
+        found = absolute.search(file.read_text(encoding="utf-8"))
+        assert found is None, (file, found and found[0])
 
 
 def test_report_changes_its_part_of_the_page_alone(tmp_path, monkeypatch):
