@@ -206,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--logs", type=Path, default=Path("."), help="where the servers' output goes")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
+    args.logs.mkdir(parents=True, exist_ok=True)
     report = run(args, args.logs)
     print(json.dumps(report, indent=1))
     if args.output:
