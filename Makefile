@@ -37,7 +37,7 @@ help:
 	@echo '                   as benchmarks/gpu_check.json; see docs/operations.md'
 	@echo 'make slurm-test    the tests on a SLURM cluster of this machine (root; installs Debian packages of SLURM)'
 	@echo 'make serve-vllm    MODEL=FOLDER, an exported one, by vLLM, in an environment of its own (.venv-vllm, made in'
-	@echo '                   4 to 16 minutes: 1.9 GB to download, 5.8 GB on disk); FLAGS="..." for vLLM'
+	@echo '                   1 to 5 minutes: 1.9 GB to download, 5.8 GB on disk); FLAGS="..." for vLLM'
 	@echo 'make vllm-test     the tests of that, after making the environment'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make site          the documentation as a site: build/site/index.html'
