@@ -34,9 +34,9 @@ from transformers.utils import logging
 
 from benchmarks.timing import in_turns, steady
 from phd.hf import PHDCache, PHDLlamaConfig, PHDLlamaForCausalLM
+from phd.hf.convert import attention_shape
 from phd.loading import chosen_device
 from phd.rules.copies import Copies
-from phd.rules.costs import Shape
 from phd.rules.variant import Variant
 
 Model = Any
@@ -289,14 +289,7 @@ def step_floor(base: Model, line: Line, context: int, report: dict[str, Any]) ->
     in which PHD-CSWA's hidden keys grow from none to a window and drop to none.
     """
     config = base.config
-    shape = Shape(
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        num_query_groups=config.num_key_value_heads,
-        kv_channels=config.head_dim,
-        vocab_size=config.vocab_size,
-        mlp_products=[0] * config.num_hidden_layers,
-    )
+    shape = attention_shape(config)
     weights = sum(x.nbytes for x in base.parameters())
     return fmean(
         max(

@@ -32,9 +32,9 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
+from phd.hf.convert import attention_shape
 from phd.hf.load import open_folder
 from phd.rules.copies import Copies
-from phd.rules.costs import Shape
 from phd.rules.variant import Variant
 from phd.run.files import write_json
 from tools.ports import held_ports
@@ -119,23 +119,15 @@ def _answers(url: str) -> bool:
 
 def cache_bytes(folder: Path, length: int) -> dict[str, Any]:
     """Keys and values of one request of ``length`` positions, and naive repetition's of as many copies."""
-    opened = open_folder(folder)
-    config: Any = opened[0]  # whose fields may be None in its annotations alone
+    config, _, dtype = open_folder(folder)
     variant = Variant.parse(getattr(config, "phd_variant", "vanilla"))
-    shape = Shape(
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        num_query_groups=config.num_key_value_heads,
-        kv_channels=config.head_dim,
-        vocab_size=config.vocab_size,
-        mlp_products=[0] * config.num_hidden_layers,
-    )
+    shape = attention_shape(config)
     count = variant.copies.count
     naive = variant if count == 1 else Variant(Copies(count, cached=True))
     return {
         "variant": str(variant),
-        "kv_bytes": variant.kv_cache_bytes(shape, length, opened[2].itemsize),
-        "naive_kv_bytes": naive.kv_cache_bytes(shape, length, opened[2].itemsize),
+        "kv_bytes": variant.kv_cache_bytes(shape, length, dtype.itemsize),
+        "naive_kv_bytes": naive.kv_cache_bytes(shape, length, dtype.itemsize),
     }
 
 

@@ -53,6 +53,15 @@ finished() { # RUN -> whether it is; says how it stands
   (cd "$ROOT" && "$PYTHON" -m phd.commands.cli status "$1")
 }
 
+start_extension() { # SIZE VARIANT FLAG ... -> the script START, with FLAGS before these; slurm/sweep.sh: SIZE VARIANT ...
+  local start=$ROOT/examples/${START:-pretrain.sh}
+  if [ "${START:-}" = slurm/sweep.sh ]; then
+    export TRAIN_FLAGS="${FLAGS[*]} ${TRAIN_FLAGS:-}"
+    exec "$start" "$@"
+  fi
+  exec "$start" "$1" "$2" "${FLAGS[@]}" "${@:3}"
+}
+
 snapshot() { # FOLDER -> a copy of the code there, which a job runs, also when it is queued again
   local copy
   copy=$(mktemp -d "$(dirname "$1")/.code.XXXXXX")

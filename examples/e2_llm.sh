@@ -16,7 +16,9 @@
 #   START       (pretrain.sh) which of the scripts here trains
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 SIZE VARIANT [FLAG ...]" >&2; exit 2; }
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+find_python
 : "${FROM:?the checkpoints of the model to extend}"
 CONTEXT=${CONTEXT:-4096} SIZE=$1
 LENGTH=${LENGTH:-$CONTEXT}
@@ -28,12 +30,5 @@ FLAGS=(
   --micro-batch-size 1 --global-batch-size "${BATCH:-16}" --train-iters "${ITERATIONS:-30000}"
   --lr 1e-5 --min-lr 1e-5 --lr-decay-style constant --lr-warmup-iters 0
 )
-export RUNS="${RUNS:-$HERE/../runs/$SIZE}/e2-llm"
-START=${START:-pretrain.sh}
-if [ "$START" = slurm/sweep.sh ]; then
-  export TRAIN_FLAGS="${FLAGS[*]} ${TRAIN_FLAGS:-}"
-  exec "$HERE/$START" "$@"
-fi
-VARIANT=$2
-shift 2
-exec "$HERE/$START" "$SIZE" "$VARIANT" "${FLAGS[@]}" "$@"
+export RUNS="${RUNS:-$ROOT/runs/$SIZE}/e2-llm"
+start_extension "$@"

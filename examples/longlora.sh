@@ -15,7 +15,9 @@
 #   START       (pretrain.sh) which of the scripts here trains
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 SIZE VARIANT [FLAG ...]" >&2; exit 2; }
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+find_python
 : "${FROM:?the checkpoints of the model to extend}"
 CONTEXT=${CONTEXT:-4096} LENGTH=${LENGTH:-32768} SIZE=$1
 FLAGS=(
@@ -26,12 +28,5 @@ FLAGS=(
   --micro-batch-size 1 --global-batch-size "${BATCH:-64}" --train-iters "${ITERATIONS:-1000}"
   --lr 2e-5 --min-lr 2e-5 --lr-decay-style constant --lr-warmup-iters 20 --weight-decay 0
 )
-export RUNS="${RUNS:-$HERE/../runs/$SIZE}/longlora"
-START=${START:-pretrain.sh}
-if [ "$START" = slurm/sweep.sh ]; then
-  export TRAIN_FLAGS="${FLAGS[*]} ${TRAIN_FLAGS:-}"
-  exec "$HERE/$START" "$@"
-fi
-VARIANT=$2
-shift 2
-exec "$HERE/$START" "$SIZE" "$VARIANT" "${FLAGS[@]}" "$@"
+export RUNS="${RUNS:-$ROOT/runs/$SIZE}/longlora"
+start_extension "$@"

@@ -125,17 +125,9 @@ def reference_logits(model, ids: torch.Tensor) -> torch.Tensor:
 
 def cache_bytes(config, length: int, samples: int = 1, element_size: int = 4) -> int:
     """The formula's, of a cache of ``length`` positions of each sample."""
-    from phd.rules.costs import Shape
+    from phd.hf.convert import attention_shape
 
-    shape = Shape(
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        num_query_groups=config.num_key_value_heads,
-        kv_channels=config.head_dim,
-        vocab_size=config.vocab_size,
-        mlp_products=[0] * config.num_hidden_layers,
-    )
-    return samples * config.variant.kv_cache_bytes(shape, length, element_size)
+    return samples * config.variant.kv_cache_bytes(attention_shape(config), length, element_size)
 
 
 def left_padded(ids: torch.Tensor, padding: int) -> tuple[torch.Tensor, torch.Tensor]:

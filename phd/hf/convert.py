@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from phd.hf.configuration import PHDLlamaConfig
+from phd.rules.costs import Shape
 from phd.rules.variant import Variant, copy_parameter
 
 Read = Callable[[str, int | None], Tensor]
@@ -104,6 +105,18 @@ def hf_config(args: Namespace, vocab_size: int, dtype: torch.dtype, variant: Var
         **settings,
         architectures=["PHDLlamaForCausalLM"],
         phd_variant=str(variant),
+    )
+
+
+def attention_shape(config: Any) -> Shape:
+    """Of a LlamaConfig, for the costs of its attention and the bytes of its cache: MLPs count nothing."""
+    return Shape(
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_key_value_heads,
+        kv_channels=config.head_dim,
+        vocab_size=config.vocab_size,
+        mlp_products=[0] * config.num_hidden_layers,
     )
 
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from benchmarks import serving
+from tests.http_server import answered_by
 from tests.models import ENGLISH, cache_bytes
 
 
@@ -36,13 +36,8 @@ class Streams(BaseHTTPRequestHandler):
 @pytest.fixture
 def url(monkeypatch):
     monkeypatch.setattr(Streams, "prompts", [])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Streams)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answered_by(Streams) as url:
+        yield url
 
 
 def test_rates_of_a_server(url):

@@ -2,9 +2,8 @@
 
 import json
 import random
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from lm_eval.api.instance import Instance
 from phd.commands.cli import main
 from phd.evaluation.served import ServedLM, Server
 from tests.evaluation.test_harness import expected, tokenizer  # noqa: F401 (a fixture)
+from tests.http_server import answered_by
 from tests.models import VOCABULARY
 
 VARIANT = "PHD-CSWA-3-5-12+vector"
@@ -63,13 +63,8 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def url(make_model, monkeypatch) -> Iterator[str]:
     monkeypatch.setattr(Answers, "model", make_model(VARIANT))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answered_by(Answers) as url:
+        yield url
 
 
 @pytest.fixture

@@ -51,7 +51,6 @@ def test_the_full_story_as_planned(world, tmp_path, monkeypatch):
         monkeypatch.setattr(longcontext, name, lambda *arguments, **flags: None)
     monkeypatch.setattr(longcontext, "train", train)
     monkeypatch.setattr(longcontext, "phd", phd)
-    (tmp_path / "condensed.json").write_text(json.dumps({"sentence_ends": [7]}))
     assert longcontext.main() == 0
 
     starts = dict.fromkeys(("trained-on", "e2-llm", "longrecipe-gaps", "prolong-first"), "start")
